@@ -1,0 +1,185 @@
+r"""Rectified flow over token embeddings, and the two fields it is read from.
+
+Data is at time t = 0, noise at t = 1, and a token on its way is
+
+.. math:: q^t = (1 - t)\, q + t\, \varepsilon, \qquad \varepsilon \sim N(0, I).
+
+An autoregressive teacher is an *exact* conditional flow (DD2, arXiv 2510.21003, eq. 1). Where it gives
+probabilities :math:`p_j` to codebook vectors :math:`c_j`, the noised token has the density
+:math:`p_t(x) = \sum_j p_j N(x; (1-t) c_j, t^2 I)`, whose posterior mean, velocity and score are closed forms:
+
+.. math::
+
+    \hat x_0 = \sum_j w_j c_j, \quad
+    w = \mathrm{softmax}_j\Big(\log p_j - \frac{\|x - (1-t) c_j\|^2}{2 t^2}\Big), \quad
+    v = \frac{x - \hat x_0}{t}, \quad
+    s = \frac{(1-t)\hat x_0 - x}{t^2}.
+
+Everything is computed from :math:`\hat x_0` and v, which are regular for every t in (0, 1]; the way back
+from a score divides by 1 - t. Shapes: B sequences, n tokens, m noise draws a token, C channels, V codes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+T_FLOOR = 1e-3
+"""Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
+
+
+class Flow(Protocol):
+    """The conditional flow of every token of a batch of sequences, given what came before it."""
+
+    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[ε - q | x_t], (B, n, m, C), for noised tokens ``x_t`` (B, n, m, C) at times ``t`` (B, n, m)."""
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[q | x_t], (B, n, m, C): the posterior mean of the clean token."""
+
+
+class Noised(NamedTuple):
+    """Clean tokens and m noised versions of each.
+
+    Attributes:
+        q: clean tokens, (B, n, C).
+        t: times, (B, n, m).
+        eps: noise, (B, n, m, C).
+        x_t: noised tokens q^t, (B, n, m, C).
+    """
+
+    q: Tensor
+    t: Tensor
+    eps: Tensor
+    x_t: Tensor
+
+
+def add_noise(q: Tensor, t: Tensor, eps: Tensor) -> Noised:
+    """q^t = (1-t) q + t ε for q (B, n, C), t (B, n, m), ε (B, n, m, C)."""
+    time = t[..., None]
+    return Noised(q, t, eps, (1 - time) * q[..., None, :] + time * eps)
+
+
+def velocity_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """V = (x_t - x̂0) / t, with t floored."""
+    return (x_t - x0) / t.clamp(min=T_FLOOR)[..., None]
+
+
+def denoised_from_velocity(v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """x̂0 = x_t - t v."""
+    return x_t - t[..., None] * v
+
+
+def score_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """S = ((1-t) x̂0 - x_t) / t², with t floored."""
+    time = t.clamp(min=T_FLOOR)[..., None]
+    return ((1 - time) * x0 - x_t) / time**2
+
+
+def eps_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """ε̂ = -t s = (x_t - (1-t) x̂0) / t, with t floored."""
+    time = t.clamp(min=T_FLOOR)[..., None]
+    return (x_t - (1 - time) * x0) / time
+
+
+def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
+    r"""x̂0 of the closed-form teacher (DD2 eq. 1) as one fused attention.
+
+    Up to terms that do not depend on j the softmax logits are
+
+    .. math:: \log p_j + \tfrac{1-t}{t^2}\langle x, c_j\rangle - \tfrac{(1-t)^2}{2t^2}\|c_j\|^2 ,
+
+    so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2})`, the key :math:`(c_j, \|c_j\|^2)`, the
+    value :math:`c_j`, and the attention mask log p alone. The mask does not depend on t, so the m draws of a
+    token share it as m queries of one head, and nothing of size (B, n, m, V) is ever stored. Values carry the
+    extra channel too (as zeros): with unequal widths the CPU kernel falls back to a path that does store it.
+
+    Args:
+        x_t: noised tokens, (B, n, m, C).
+        t: times, (B, n, m); values below ``T_FLOOR`` count as ``T_FLOOR``.
+        codebook: (V, C).
+        log_p: log probabilities, (B, n, V), normalised or not; -inf gives exactly zero weight.
+
+    Returns:
+        Posterior means, (B, n, m, C), in float32 or wider.
+    """
+    dtype = torch.promote_types(x_t.dtype, torch.float32)
+    (B, n, m, C), V = x_t.shape, codebook.shape[0]
+    width = C + 1 if x_t.device.type == "cpu" else math.ceil((C + 1) / 8) * 8
+    pad = width - C - 1
+    with torch.autocast(x_t.device.type, enabled=False):
+        x, c, time = x_t.to(dtype), codebook.to(dtype), t.to(dtype).clamp(min=T_FLOOR)[..., None]
+        gain = (1 - time) / time**2
+        query = F.pad(torch.cat([gain * x, -gain * (1 - time) / 2], -1), (0, pad))
+        key = F.pad(torch.cat([c, c.square().sum(-1, keepdim=True)], -1), (0, pad))
+        x0 = F.scaled_dot_product_attention(
+            query.reshape(B * n, 1, m, width),
+            key.expand(B * n, 1, V, width),
+            F.pad(c, (0, pad + 1)).expand(B * n, 1, V, width),
+            attn_mask=log_p.to(dtype).reshape(B * n, 1, 1, V).expand(-1, -1, m, -1),
+            scale=1.0,
+        )
+    return x0[..., :C].reshape(B, n, m, C)
+
+
+@dataclass
+class CodebookFlow:
+    """The exact flow of a categorical over a codebook: what an autoregressive teacher is.
+
+    Attributes:
+        codebook: (V, C).
+        log_p: log probabilities after guidance and truncation, (B, n, V); -inf for tokens that were cut.
+    """
+
+    codebook: Tensor
+    log_p: Tensor
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂0, (B, n, m, C)."""
+        return codebook_posterior_mean(x_t, t, self.codebook, self.log_p)
+
+    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """V = (x_t - x̂0) / t, (B, n, m, C)."""
+        return velocity_from_denoised(self.denoise(x_t, t), x_t, t)
+
+
+@dataclass
+class HeadFlow:
+    """A learned flow: a velocity head that reads the noised token, the time and a feature of the prefix.
+
+    Attributes:
+        head: ``head(x_t, t, features) -> v``, (B, n, m, C).
+        features: (B, n, d); feature i has seen earlier positions only. All m draws share it.
+    """
+
+    head: Callable[[Tensor, Tensor, Tensor], Tensor]
+    features: Tensor
+
+    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """v, (B, n, m, C), in float32 or wider."""
+        return self.head(x_t, t, self.features).to(torch.promote_types(x_t.dtype, torch.float32))
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂0 = x_t - t v, (B, n, m, C)."""
+        return denoised_from_velocity(self.velocity(x_t, t), x_t, t)
+
+
+def integrate(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
+    """Euler's method from noise to data: x <- x + (t' - t) v(x, t) along decreasing ``times``.
+
+    Args:
+        flow: the flow of the tokens.
+        eps: starting points, (B, n, C).
+        times: (steps + 1,), from 1 down to 0.
+
+    Returns:
+        End points, (B, n, C).
+    """
+    x = eps[:, :, None]
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        x = x + (after - now) * flow.velocity(x, now.expand(x.shape[:-1]))
+    return x[:, :, 0]

@@ -1,0 +1,1 @@
+"""Teachers, students and the families they come in."""

@@ -1,0 +1,48 @@
+"""What a causal backbone is, whatever its family."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.layers import Cache
+
+
+class Backbone(nn.Module, ABC):
+    """A causal network from tokens and a class to one feature per token.
+
+    Attributes:
+        layout: the order of the tokens.
+        token_dim: C.
+        width: d, the width of its features.
+        num_classes: classes; label ``num_classes`` is the null label of classifier-free guidance.
+    """
+
+    layout: Layout
+    token_dim: int
+    width: int
+    num_classes: int
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
+        """Features of the next tokens; feature i depends on tokens of earlier positions only.
+
+        The backbone shifts or accumulates its input itself.
+
+        Args:
+            tokens: all whole positions so far, (B, k, C), or (B, n, C) for a whole sequence.
+            labels: (B,).
+            cache: empty or left by a call with fewer positions; only what is new is then computed.
+
+        Returns:
+            Without a cache (B, n', d): features of every position up to the one that follows ``tokens`` (of all
+            n tokens for a whole sequence). With a cache, of those among them that are new.
+        """
+
+    def new_positions(self, tokens: Tensor, cache: Cache | None) -> tuple[int, int]:
+        """The half-open range of positions whose features a call has to compute; advances the cache."""
+        known = self.layout.positions_in(tokens.shape[1])
+        start, stop = cache.positions if cache else 0, min(known + 1, self.layout.num_positions)
+        if cache:
+            cache.positions = stop
+        return start, stop

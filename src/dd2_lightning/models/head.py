@@ -1,0 +1,82 @@
+"""The velocity head: a light MLP in the place of the teacher's classification head (fig. 7 of the paper)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd2_lightning.models.layers import adaptive, layer_norm
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of 1000 t through a two-layer MLP: (...,) -> (..., width)."""
+
+    def __init__(self, width: int, frequencies: int = 256):
+        super().__init__()
+        half = frequencies // 2
+        self.register_buffer("omega", torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times in [0, 1]; the sinusoids are computed in float32."""
+        angle = 1000 * t.float()[..., None] * self.omega
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], -1).to(self.mlp[0].weight.dtype))
+
+
+class ResidualBlock(nn.Module):
+    """x + gate · MLP(LN(x)·(1+scale) + shift), modulated by time and feature."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.ada_lin = adaptive(3 * width, width)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """(..., width), (..., width) -> (..., width)."""
+        shift, scale, gate = self.ada_lin(cond).chunk(3, -1)
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class VelocityHead(nn.Module):
+    """MAR-style head ``(x_t, t, features) -> v``: residual MLP blocks under adaptive layer norm.
+
+    It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper.
+
+    Args:
+        token_dim: C.
+        feature_dim: width of the backbone's features.
+        width: width of the head.
+        depth: number of residual blocks.
+    """
+
+    def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4):
+        super().__init__()
+        self.input = nn.Linear(token_dim, width)
+        self.time = TimeEmbedding(width)
+        self.cond = nn.Linear(feature_dim, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.ada_lin = adaptive(2 * width, width)
+        self.output = nn.Linear(width, token_dim)
+        for linear in (*(block.ada_lin[1] for block in self.blocks), self.ada_lin[1], self.output):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
+        """Velocity of every noise draw.
+
+        Args:
+            x_t: (B, n, m, C).
+            t: (B, n, m).
+            features: (B, n, d), shared by the m draws.
+
+        Returns:
+            (B, n, m, C).
+        """
+        cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
+        x = self.input(x_t)
+        for block in self.blocks:
+            x = block(x, cond)
+        shift, scale = self.ada_lin(cond).chunk(2, -1)
+        return self.output(layer_norm(x) * (1 + scale) + shift)

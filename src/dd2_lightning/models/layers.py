@@ -1,0 +1,158 @@
+"""Transformer parts with the names and arithmetic of the public VAR release (arXiv 2404.02905)."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd2_lightning.layout import Layout
+
+
+@dataclass
+class LayerCache:
+    """Keys and values that one attention layer has seen, (B, heads, tokens, d) each."""
+
+    k: Tensor | None = None
+    v: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens; returns those of all tokens so far."""
+        self.k = k if self.k is None else torch.cat([self.k, k], 2)
+        self.v = v if self.v is None else torch.cat([self.v, v], 2)
+        return self.k, self.v
+
+
+@dataclass
+class Cache:
+    """What a backbone remembers along a walk.
+
+    Attributes:
+        positions: how many positions' features have been computed.
+        layers: one key-value cache per block.
+        state: whatever else the family accumulates (VAR: its map of the scales so far).
+    """
+
+    positions: int = 0
+    layers: list[LayerCache] = field(default_factory=list)
+    state: Tensor | None = None
+
+    def layer(self, i: int) -> LayerCache:
+        """The cache of block i, made at its first use."""
+        while len(self.layers) <= i:
+            self.layers.append(LayerCache())
+        return self.layers[i]
+
+
+def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
+    """Which tokens the tokens ``new`` may look at: all of their own position and of earlier ones.
+
+    Returns:
+        Boolean (len(new), new.stop), or None where everything is visible.
+    """
+    position = layout.position_of_token(device)[: new.stop]
+    mask = position[new, None] >= position[None, :]
+    return None if layout.positions_in(new.stop) - layout.positions_in(new.start) == 1 else mask
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with unit queries and keys and a learned temperature a head.
+
+    Args:
+        dim: width.
+        heads: number of heads.
+        l2_norm: normalise queries and keys. Off, the softmax scale is VAR's 0.25/√d.
+    """
+
+    MAX_LOG_TEMPERATURE = math.log(100)
+
+    def __init__(self, dim: int, heads: int, l2_norm: bool = True):
+        super().__init__()
+        self.heads = heads
+        self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("zero_k_bias", torch.zeros(dim))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if l2_norm else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """Attend from ``x`` (B, L, dim) to itself and to what ``cache`` holds."""
+        B, L, dim = x.shape
+        bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
+        qkv = F.linear(x, self.mat_qkv.weight, bias).view(B, L, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if self.scale_mul_1H11 is None:
+            scale = 0.25 / math.sqrt(q.shape[-1])
+        else:
+            # temperatures reach 100, so unit vectors are made in float32 whatever the precision
+            temperature = self.scale_mul_1H11.float().clamp(max=self.MAX_LOG_TEMPERATURE).exp()
+            q = (F.normalize(q.float(), dim=-1) * temperature).to(v.dtype)
+            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            scale = 1.0
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return self.proj(out.transpose(1, 2).reshape(B, L, dim))
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm without weights, eps 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def adaptive(out_dim: int, cond_dim: int) -> nn.Sequential:
+    """The map from a condition to modulation vectors: SiLU, Linear."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, out_dim))
+
+
+class AdaLNBlock(nn.Module):
+    """Attention and feed-forward, each gated, scaled and shifted by a condition.
+
+    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward).
+
+    Args:
+        dim: width.
+        heads: attention heads.
+        mlp_ratio: hidden width of the feed-forward over ``dim``.
+        l2_norm: see :class:`SelfAttention`.
+        shared: the six vectors are computed once for all blocks; this block only adds an offset (VAR-d36).
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4, l2_norm: bool = True, shared: bool = False):
+        super().__init__()
+        self.attn = SelfAttention(dim, heads, l2_norm)
+        self.ffn = FeedForward(dim, round(dim * mlp_ratio))
+        if shared:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, dim) / dim**0.5)
+        else:
+            self.ada_lin = adaptive(6 * dim, dim)
+        self.shared = shared
+
+    def forward(self, x: Tensor, cond: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """One block.
+
+        Args:
+            x: (B, L, dim).
+            cond: (B, dim); if shared, the common modulation (B, 1, 6, dim).
+            mask: boolean visibility, broadcastable to (B, heads, L, keys).
+            cache: keys and values of earlier tokens.
+        """
+        six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
+        gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
+        x = x + gate1 * self.attn(layer_norm(x) * (1 + scale1) + shift1, mask, cache)
+        return x + gate2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)

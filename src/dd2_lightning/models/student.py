@@ -1,0 +1,66 @@
+"""The student: a causal backbone and a velocity head.
+
+AR-diffusion model, guidance network and one-step generator are this one class used in three ways: its flow at
+teacher tokens, its flow at generator tokens, and its flow at noise.
+"""
+
+from torch import Tensor, nn
+
+from dd2_lightning.flow import HeadFlow
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.head import VelocityHead
+from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.teacher import check_labels
+from dd2_lightning.models.walk import Walk
+
+
+class Student(nn.Module):
+    """A learned conditional flow.
+
+    Args:
+        backbone: reads token embeddings; guidance is not known to it, nor a null label.
+        head: ``(x_t, t, features) -> v``.
+    """
+
+    def __init__(self, backbone: Backbone, head: VelocityHead):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    @property
+    def layout(self) -> Layout:
+        """Tokens per position."""
+        return self.backbone.layout
+
+    def flow(self, tokens: Tensor, labels: Tensor) -> HeadFlow:
+        """The flow of every token given the embeddings (B, n, C) before its position."""
+        return HeadFlow(self.head, self.backbone(tokens, labels))
+
+    def walk(self, labels: Tensor, prefix: Tensor | None = None) -> Walk:
+        """Go through the positions with a key-value cache; tokens are embeddings."""
+        check_labels(labels, self.backbone.num_classes)
+        if prefix is None:
+            weight = self.head.output.weight
+            prefix = weight.new_zeros(len(labels), 0, self.backbone.token_dim)
+        cache = Cache()
+        return Walk(
+            self.layout,
+            lambda tokens: HeadFlow(self.head, self.backbone(tokens, labels, cache)),
+            lambda tokens: tokens,
+            prefix,
+        )
+
+    def generate(self, noise: Tensor, labels: Tensor, head_time: float = 1.0) -> Tensor:
+        """One-step generation: q = ε - t_g v(ε, t_g, f), f from the shifted noise, one backbone pass.
+
+        Args:
+            noise: ε, (B, n, C).
+            labels: (B,).
+            head_time: t_g, the time handed to the head. At 1 (the paper's) an AR-diffusion head returns conditional
+                means; a smaller value starts from distinct tokens.
+
+        Returns:
+            Tokens q, (B, n, C).
+        """
+        t = noise.new_full((*noise.shape[:2], 1), head_time)
+        return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]

@@ -1,0 +1,142 @@
+"""The table teacher: a joint distribution written out in full, the oracle of the tests.
+
+Every conditional of it is exact, and so is the total variation between it and whatever a generator draws.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility
+from dd2_lightning.models.teacher import CodebookTeacher, Tokenizer
+
+
+def normalise(joint: Tensor) -> Tensor:
+    """Make each class's table (classes, V, ..., V) sum to one."""
+    return joint / joint.flatten(1).sum(1).view(-1, *[1] * (joint.ndim - 1))
+
+
+class TableBackbone(Backbone):
+    """Looks up log p(q_i | q_<i, class); its features *are* the logits. Embeddings are snapped.
+
+    Args:
+        joint: probabilities, (classes, V, ..., V) with one axis for each of the n tokens.
+        codebook: (V, C).
+    """
+
+    def __init__(self, joint: Tensor, codebook: Tensor):
+        super().__init__()
+        classes, V, *rest = joint.shape
+        self.layout = Layout((1,) * (len(rest) + 1))
+        self.num_classes, self.token_dim, self.width = classes, codebook.shape[1], V
+        joint = normalise(joint)
+        joint = torch.cat([joint, joint.mean(0, keepdim=True)])  # the null label: the mixture of classes
+        self.register_buffer("codebook", codebook)
+        for i in range(self.layout.length):
+            p = joint.reshape(classes + 1, V**i, V, -1).sum(-1)
+            mass = p.sum(-1, keepdim=True)
+            p = torch.where(mass > 0, p / mass, 1 / V)  # what follows an impossible prefix is anybody's guess
+            self.register_buffer(f"log_p{i}", p.log())
+
+    def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
+        """See :meth:`Backbone.forward`."""
+        start, stop = self.new_positions(tokens, cache)
+        indices = torch.cdist(tokens.float(), self.codebook.float()).argmin(-1)
+        prefix = torch.zeros_like(labels)
+        rows = []
+        for i in range(stop):
+            if i >= start:
+                rows.append(self.get_buffer(f"log_p{i}")[labels, prefix])
+            if i < stop - 1:
+                prefix = prefix * self.width + indices[:, i]
+        return torch.stack(rows, 1)
+
+
+class LogitFeatures(nn.Module):
+    """A classifier for features that are logits already."""
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """(B, n, V) -> (B, n, V)."""
+        return features
+
+
+class CodebookOnly(Tokenizer):
+    """A codebook without pictures."""
+
+    def __init__(self, codebook: Tensor, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.register_buffer("_codebook", codebook)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, C)."""
+        return self._codebook
+
+    def encode(self, images: Tensor) -> Tensor:
+        """A table has no pictures."""
+        raise TypeError("this teacher has a codebook but no pictures to encode")
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """A table has no pictures."""
+        raise TypeError("this teacher has a codebook but no pictures to decode")
+
+
+class CausalBackbone(Backbone):
+    """A small causal transformer over embeddings: the student of a table.
+
+    Slot i reads token i-1, slot 0 the class; the class also modulates every block.
+    """
+
+    def __init__(
+        self, layout: Layout, token_dim: int, num_classes: int, width: int = 64, depth: int = 2, heads: int = 4
+    ):
+        super().__init__()
+        self.layout, self.token_dim, self.width, self.num_classes = layout, token_dim, width, num_classes
+        self.input = nn.Linear(token_dim, width)
+        self.classes = nn.Embedding(num_classes + 1, width)
+        self.place = nn.Parameter(torch.randn(layout.length, width) * 0.02)
+        self.blocks = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(depth))
+
+    def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
+        """See :meth:`Backbone.forward`."""
+        start, stop = self.new_positions(tokens, cache)
+        c = self.classes(labels)
+        shifted = torch.cat([c[:, None], self.input(tokens[:, : self.layout.length - 1])], 1)
+        new = slice(self.layout.offsets[start], self.layout.offsets[stop])
+        x = shifted[:, new] + self.place[new]
+        mask = visibility(self.layout, new, tokens.device)
+        for i, block in enumerate(self.blocks):
+            x = block(x, c, mask, cache.layer(i) if cache else None)
+        return x
+
+
+class TableTeacher(CodebookTeacher):
+    """An exact joint distribution over token sequences.
+
+    Args:
+        joint: probabilities (need not be normalised), (classes, V, ..., V).
+        codebook: (V, C).
+        student: width, depth and heads of the student's :class:`CausalBackbone`.
+    """
+
+    def __init__(self, joint: Tensor, codebook: Tensor, student: dict | None = None):
+        backbone = TableBackbone(joint, codebook)
+        super().__init__(backbone, LogitFeatures(), CodebookOnly(codebook, backbone.layout))
+        self.student = student or {}
+        self.register_buffer("joint", normalise(joint))
+
+    def student_backbone(self) -> CausalBackbone:
+        """A freshly initialised causal transformer."""
+        return CausalBackbone(self.layout, self.token_dim, self.num_classes, **self.student)
+
+    def total_variation(self, indices: Tensor, label: int = 0) -> tuple[float, float]:
+        """Distance of drawn sequences (samples, n) from the joint, and their mass on impossible ones."""
+        V = self.codebook.shape[0]
+        joint = self.joint[label].flatten()
+        index = torch.zeros_like(indices[:, 0])
+        for column in indices.unbind(1):
+            index = index * V + column
+        drawn = torch.bincount(index, minlength=len(joint)) / len(indices)
+        return (drawn - joint).abs().sum().item() / 2, drawn[joint == 0].sum().item()

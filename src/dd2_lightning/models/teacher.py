@@ -1,0 +1,224 @@
+"""The teacher: an autoregressive model read as an exact conditional flow."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.flow import CodebookFlow
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.walk import Walk
+from dd2_lightning.sampling import Sampling, draw, keep_top_k
+
+
+class Tokenizer(nn.Module, ABC):
+    """Pictures to tokens and back. It owns grid sides and pixels; a :class:`Layout` holds counts only.
+
+    Attributes:
+        layout: the order of the tokens.
+    """
+
+    layout: Layout
+
+    @property
+    @abstractmethod
+    def codebook(self) -> Tensor:
+        """Codebook vectors as they are used, (V, C)."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that no class has.
+
+    Raises:
+        ValueError: naming the first bad label and the valid range.
+    """
+    bad = labels[(labels < 0) | (labels >= num_classes)]
+    if len(bad):
+        raise ValueError(f"label {bad[0].item()} is out of range: the model has classes 0..{num_classes - 1}")
+
+
+class CodebookTeacher(nn.Module):
+    """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
+
+    Families override :meth:`guide`, :meth:`truncate` and :meth:`student_backbone`.
+
+    Args:
+        backbone: features from tokens.
+        classifier: ``(features (B, n, d), labels) -> logits (B, n, V)``.
+        tokenizer: owner of the codebook.
+    """
+
+    def __init__(self, backbone: Backbone, classifier: nn.Module, tokenizer: Tokenizer):
+        super().__init__()
+        self.backbone, self.classifier, self.tokenizer = backbone, classifier, tokenizer
+
+    @property
+    def layout(self) -> Layout:
+        """Tokens per position."""
+        return self.backbone.layout
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the null label is not counted."""
+        return self.backbone.num_classes
+
+    @property
+    def token_dim(self) -> int:
+        """C."""
+        return self.backbone.token_dim
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, C)."""
+        return self.tokenizer.codebook
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """Codebook vectors of indices: (B, n) -> (B, n, C)."""
+        return self.codebook[indices]
+
+    def snap(self, tokens: Tensor) -> Tensor:
+        """Nearest code of every token: (B, n, C) -> indices (B, n)."""
+        c = self.codebook
+        return (tokens.to(c.dtype) @ c.T - c.square().sum(-1) / 2).argmax(-1)
+
+    def prepare(self, tokens: Tensor) -> Tensor:
+        """What the backbone reads, from indices (B, n) or embeddings (B, n, C).
+
+        Raises:
+            TypeError: for anything else.
+        """
+        if tokens.ndim == 2 and not tokens.is_floating_point():
+            return self.embed(tokens)
+        if tokens.ndim == 3 and tokens.is_floating_point() and tokens.shape[-1] == self.token_dim:
+            return tokens
+        raise TypeError(
+            f"tokens are integer indices (B, n) or floating embeddings (B, n, {self.token_dim}), "
+            f"got {tokens.dtype} {tuple(tokens.shape)}"
+        )
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float, positions: Tensor) -> Tensor:
+        """Classifier-free guidance: uncond + scale (cond - uncond).
+
+        Args:
+            cond: logits with the label, (B, n', V).
+            uncond: logits with the null label, (B, n', V).
+            scale: guidance scale in the family's convention.
+            positions: position number of each of the n' tokens, (n',).
+        """
+        return uncond + scale * (cond - uncond)
+
+    def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
+        """Temperature, top-k and top-p on guided logits (B, n', V); tokens that are cut become -inf."""
+        logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
+        if sampling.top_p < 1:
+            ordered, order = logits.sort(-1, descending=True)
+            mass = ordered.softmax(-1).cumsum(-1)
+            # the token that carries the sum across top_p stays: a token goes if the ones before it suffice
+            gone = (mass > sampling.top_p).roll(1, -1)
+            gone[..., 0] = False
+            logits = logits.masked_fill(gone.gather(-1, order.argsort(-1)), -torch.inf)
+        return logits
+
+    def student_backbone(self) -> Backbone:
+        """A trainable backbone for a student, initialised as far as the family can."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its student reads with")
+
+    def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
+        """Next-token logits before truncation, in float32.
+
+        Args:
+            tokens: indices (B, n) or embeddings (B, n, C); whole positions.
+            labels: (B,).
+            guidance_scale: None for the conditional logits themselves.
+
+        Returns:
+            (B, n, V).
+
+        Raises:
+            ValueError: for a label that no class has.
+            TypeError: see :meth:`prepare`.
+        """
+        check_labels(labels, self.num_classes)
+        return self._logits(self.prepare(tokens), labels, guidance_scale)
+
+    def _logits(
+        self, tokens: Tensor, labels: Tensor, guidance_scale: float | None, cache: Cache | None = None
+    ) -> Tensor:
+        first = self.layout.offsets[cache.positions if cache else 0]
+        if guidance_scale is None:
+            return self.classifier(self.backbone(tokens, labels, cache), labels).float()
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        features = self.backbone(torch.cat([tokens, tokens]), both, cache)
+        cond, uncond = self.classifier(features, both).float().chunk(2)
+        positions = self.layout.position_of_token(tokens.device)[first : first + cond.shape[1]]
+        return self.guide(cond, uncond, guidance_scale, positions)
+
+    def _flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None) -> CodebookFlow:
+        sampling = sampling or Sampling()
+        logits = self._logits(tokens, labels, sampling.guidance_scale, cache)
+        return CodebookFlow(self.codebook, self.truncate(logits, sampling).log_softmax(-1))
+
+    def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> CodebookFlow:
+        """The exact conditional flow of every token given the tokens before its position.
+
+        Args:
+            tokens: indices (B, n) or embeddings (B, n, C).
+            labels: (B,).
+            sampling: guidance and truncation; None for the raw conditional model.
+        """
+        return self._flow(self.prepare(tokens), labels, sampling, None)
+
+    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
+        """Go through the positions with a key-value cache.
+
+        Args:
+            labels: (B,).
+            sampling: guidance and truncation.
+            prefix: tokens of the first positions, indices or embeddings.
+        """
+        check_labels(labels, self.num_classes)
+        if prefix is None:
+            prefix = self.codebook.new_zeros(len(labels), 0, self.token_dim)
+        cache = Cache()
+        return Walk(
+            self.layout,
+            lambda tokens: self._flow(tokens, labels, sampling, cache),
+            self.prepare,
+            self.prepare(prefix),
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Draw sequences: indices (B, n). A ``prefix`` is kept, snapped to its nearest codes."""
+        walk = self.walk(labels, sampling, prefix)
+        indices = []
+        if walk.position:
+            indices.append(prefix if prefix.ndim == 2 else self.snap(prefix))
+        for flow in walk:
+            indices.append(draw(flow, generator))
+            walk.append(indices[-1])
+        return torch.cat(indices, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
+        return self.tokenizer.encode(images)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Indices (B, n) or embeddings (B, n, C) -> pictures (B, channels, H, W) in [0, 1]."""
+        return self.tokenizer.decode(self.prepare(tokens))

@@ -1,0 +1,70 @@
+"""Going through a model position by position.
+
+::
+
+    walk = model.walk(labels)
+    for flow in walk:                 # the flow of one position, given everything before it
+        walk.append(choose(flow))     # its tokens: indices (B, n_i) or embeddings (B, n_i, C)
+
+A walk keeps the key-value cache of its model, so each position costs one pass over its own tokens.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dd2_lightning.flow import Flow
+from dd2_lightning.layout import Layout
+
+
+class Walk:
+    """One pass through the positions of a batch of sequences.
+
+    Args:
+        layout: the order.
+        advance: from the tokens so far to the flow of the next position; it owns the cache.
+        prepare: turns indices or embeddings into what the model's backbone reads.
+        tokens: the tokens to start from, as the backbone reads them: whole positions, possibly none.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        advance: Callable[[Tensor], Flow],
+        prepare: Callable[[Tensor], Tensor],
+        tokens: Tensor,
+    ):
+        self.layout = layout
+        self.tokens = tokens
+        self.position = layout.positions_in(tokens.shape[1])
+        self._advance = advance
+        self._prepare = prepare
+
+    @property
+    def span(self) -> slice:
+        """The tokens of the current position."""
+        return self.layout.span(self.position)
+
+    def __iter__(self) -> Iterator[Flow]:
+        while self.position < self.layout.num_positions:
+            current = self.position
+            yield self._advance(self.tokens)
+            if self.position == current:
+                raise RuntimeError(f"position {current}: append() its tokens before going on")
+
+    def append(self, tokens: Tensor) -> None:
+        """Fix the tokens of the current position.
+
+        Args:
+            tokens: indices (B, n_i) or embeddings (B, n_i, C).
+
+        Raises:
+            ValueError: if their number is not that of the position.
+        """
+        if tokens.shape[1] != self.layout.counts[self.position]:
+            raise ValueError(
+                f"position {self.position} has {self.layout.counts[self.position]} tokens, got {tokens.shape[1]}"
+            )
+        self.tokens = torch.cat([self.tokens, self._prepare(tokens)], 1)
+        self.position += 1
