@@ -1,0 +1,25 @@
+"""The 1,797 handwritten digits that scikit-learn brings along: real pictures without a download."""
+
+import torch
+from torch import Tensor
+
+from dd2_lightning.errors import DD2Error
+
+
+def load_digits_images() -> tuple[Tensor, Tensor]:
+    """All digits, in scikit-learn's order.
+
+    Returns:
+        Images (1797, 1, 8, 8), float in [0, 1], and labels (1797,), long.
+
+    Raises:
+        DD2Error: if scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DD2Error(
+            "the digits come with scikit-learn, which is missing: pip install dd2-lightning[demo]"
+        ) from error
+    digits = load_digits()
+    return torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target).long()

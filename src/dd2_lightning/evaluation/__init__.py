@@ -1,0 +1,1 @@
+"""How good a one-step generator is: metrics, contenders, the table, the pictures."""
