@@ -21,5 +21,6 @@ def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> to
         device: where the numbers will be drawn. Different devices give different numbers.
     """
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in key]
-    state = np.random.SeedSequence([int(seed), *words]).generate_state(1, np.uint64)
+    # the length too: a seed sequence is padded with zeros, so (..., 0) would be the same stream as (...)
+    state = np.random.SeedSequence([int(seed), len(words), *words]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]) & (2**63 - 1))
