@@ -19,6 +19,7 @@ Everything is computed from :math:`\hat x_0` and v, which are regular for every 
 from a score divides by 1 - t. Shapes: B sequences, n tokens, m noise draws a token, C channels, V codes.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,6 +181,6 @@ def integrate(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
         End points, (B, n, C).
     """
     x = eps[:, :, None]
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in itertools.pairwise(times):
         x = x + (after - now) * flow.velocity(x, now.expand(x.shape[:-1]))
     return x[:, :, 0]

@@ -43,7 +43,7 @@ def fcs_loss(guidance: Flow, noised: Noised) -> Tensor:
 
 
 class CSDLoss(NamedTuple):
-    """Conditional Score Distillation, per token.
+    r"""Conditional Score Distillation, per token.
 
     Attributes:
         loss: what to differentiate, (B, n), weighted. Its *value* means nothing: at the optimal guidance

@@ -54,10 +54,22 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < kth, -torch.inf)
 
 
-def draw(flow: CodebookFlow, generator: torch.Generator | None = None) -> Tensor:
-    """One token from each categorical of ``flow``: indices (B, n)."""
-    p = flow.log_p.softmax(-1)
-    return torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+def draw(flow: CodebookFlow, chance: Tensor) -> Tensor:
+    """One token from each categorical of ``flow`` by the inverse of its distribution function.
+
+    Which token a uniform number falls on does not depend on its neighbours in the batch, so a sequence is a
+    pure function of its own numbers.
+
+    Args:
+        flow: log probabilities (B, n, V).
+        chance: uniform on [0, 1), (B, n).
+
+    Returns:
+        Indices (B, n); never a token of probability zero.
+    """
+    cdf = flow.log_p.double().softmax(-1).cumsum(-1)
+    height = chance.double()[..., None] * cdf[..., -1:]
+    return torch.searchsorted(cdf, height, right=True)[..., 0]
 
 
 def euler_times(steps: int, device: torch.device | None = None) -> Tensor:
@@ -92,6 +104,7 @@ def refine(
     steps: int,
     sampling: Sampling | None = None,
     generator: torch.Generator | None = None,
+    chance: Tensor | None = None,
 ) -> Tensor:
     """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
 
@@ -102,6 +115,7 @@ def refine(
         steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
         sampling: guidance and truncation of the teacher.
         generator: random source.
+        chance: the uniform numbers themselves, (B, n), instead of a generator.
 
     Returns:
         Tokens, (B, n, C).
@@ -115,5 +129,5 @@ def refine(
     if steps == 1:
         return tokens
     kept = teacher.layout.offsets[N + 1 - steps]
-    indices = teacher.sample(labels, sampling, generator, prefix=tokens[:, :kept])
+    indices = teacher.sample(labels, sampling, generator, tokens[:, :kept], chance)
     return torch.cat([tokens[:, :kept], teacher.embed(indices[:, kept:])], 1)

@@ -11,7 +11,7 @@ from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.head import VelocityHead
 from dd2_lightning.models.layers import Cache
-from dd2_lightning.models.teacher import check_labels
+from dd2_lightning.models.teacher import CodebookTeacher, check_labels
 from dd2_lightning.models.walk import Walk
 
 
@@ -64,3 +64,12 @@ class Student(nn.Module):
         """
         t = noise.new_full((*noise.shape[:2], 1), head_time)
         return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]
+
+
+def build_student(teacher: CodebookTeacher, width: int, depth: int) -> Student:
+    """A student of a teacher: its backbone, and a fresh velocity head of this width and depth.
+
+    The backbone carries over what the family can (VAR: the teacher's own weights).
+    """
+    backbone = teacher.student_backbone()
+    return Student(backbone, VelocityHead(backbone.token_dim, backbone.width, width, depth))

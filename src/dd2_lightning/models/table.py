@@ -3,6 +3,8 @@
 Every conditional of it is exact, and so is the total variation between it and whatever a generator draws.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class TableBackbone(Backbone):
         self.num_classes, self.token_dim, self.width = classes, codebook.shape[1], V
         joint = normalise(joint)
         joint = torch.cat([joint, joint.mean(0, keepdim=True)])  # the null label: the mixture of classes
-        self.register_buffer("codebook", codebook)
+        self.register_buffer("codebook", codebook.clone())
         for i in range(self.layout.length):
             p = joint.reshape(classes + 1, V**i, V, -1).sum(-1)
             mass = p.sum(-1, keepdim=True)
@@ -63,6 +65,8 @@ class LogitFeatures(nn.Module):
 
 class CodebookOnly(Tokenizer):
     """A codebook without pictures."""
+
+    has_pictures = False
 
     def __init__(self, codebook: Tensor, layout: Layout):
         super().__init__()
@@ -126,6 +130,24 @@ class TableTeacher(CodebookTeacher):
         super().__init__(backbone, LogitFeatures(), CodebookOnly(codebook, backbone.layout))
         self.student = student or {}
         self.register_buffer("joint", normalise(joint))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain sizes that :meth:`from_config` builds the same shapes from."""
+        classes, V = self.joint.shape[:2]
+        return {
+            "classes": classes,
+            "codes": V,
+            "tokens": self.layout.length,
+            "token_dim": self.token_dim,
+            "student": self.student,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TableTeacher":
+        """A table of these sizes: uniform, to be filled from a state dict."""
+        joint = torch.ones(config["classes"], *[config["codes"]] * config["tokens"])
+        return cls(joint, torch.zeros(config["codes"], config["token_dim"]), config["student"])
 
     def student_backbone(self) -> CausalBackbone:
         """A freshly initialised causal transformer."""

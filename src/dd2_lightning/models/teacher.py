@@ -18,9 +18,11 @@ class Tokenizer(nn.Module, ABC):
 
     Attributes:
         layout: the order of the tokens.
+        has_pictures: whether it can encode and decode; False for a bare codebook.
     """
 
     layout: Layout
+    has_pictures: bool = True
 
     @property
     @abstractmethod
@@ -204,14 +206,28 @@ class CodebookTeacher(nn.Module):
         sampling: Sampling | None = None,
         generator: torch.Generator | None = None,
         prefix: Tensor | None = None,
+        chance: Tensor | None = None,
     ) -> Tensor:
-        """Draw sequences: indices (B, n). A ``prefix`` is kept, snapped to its nearest codes."""
+        """Draw sequences.
+
+        Args:
+            labels: (B,).
+            sampling: guidance and truncation.
+            generator: random source, on the labels' device.
+            prefix: tokens of the first positions; they are kept, snapped to their nearest codes.
+            chance: the uniform numbers themselves, (B, n), instead of a generator.
+
+        Returns:
+            Indices (B, n).
+        """
         walk = self.walk(labels, sampling, prefix)
+        if chance is None:
+            chance = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
         indices = []
         if walk.position:
             indices.append(prefix if prefix.ndim == 2 else self.snap(prefix))
         for flow in walk:
-            indices.append(draw(flow, generator))
+            indices.append(draw(flow, chance[:, walk.span]))
             walk.append(indices[-1])
         return torch.cat(indices, 1)
 

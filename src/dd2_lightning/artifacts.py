@@ -1,0 +1,256 @@
+"""What a stage leaves behind: a directory of safetensors and one ``config.json``.
+
+========== ============================================================================ ==================
+stage      files                                                                        read by
+========== ============================================================================ ==================
+teacher    ``teacher.safetensors``                                                      every later stage
+init       ``student.safetensors``                                                      csd
+csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, users
+========== ============================================================================ ==================
+
+``config.json`` holds plain settings and provenance and is written last, so a directory that has one is
+complete. A student's directory names its teacher by relative path and hash.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.models.families import family_of, teacher_from_config
+from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.models.student import Student, build_student
+from dd2_lightning.models.teacher import CodebookTeacher
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        ArtifactError: naming the path, if the directory is read-only or the disk is full.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        try:
+            part.unlink(missing_ok=True)
+        except OSError:
+            pass  # the directory itself cannot be reached: the first error says so
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class Artifact:
+    """A stage's directory, opened.
+
+    Attributes:
+        directory: where it lies.
+        config: the contents of its ``config.json``.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: str | Path, stages: tuple[str, ...], purpose: str) -> "Artifact":
+        """Read ``config.json`` and check what stage it comes from.
+
+        Args:
+            directory: the directory of a finished stage.
+            stages: the stages that will do.
+            purpose: the setting that names the directory, for messages: ``init_from``, ``--model``.
+
+        Raises:
+            ArtifactError: if it is missing, unreadable, or from another stage.
+        """
+        directory = Path(directory)
+        path = directory / "config.json"
+        if not path.is_file():
+            state = (
+                "is not finished or no stage's directory: it has no config.json"
+                if directory.is_dir()
+                else "does not exist"
+            )
+            raise ArtifactError(
+                f"{purpose}: {directory} {state}. It must be the directory of a finished {' or '.join(stages)} stage"
+                f" (dd2 fit --config configs/{stages[0]}_….yaml makes one)."
+            )
+        try:
+            config = json.loads(path.read_text())
+            stage, version = config["stage"], config["format"]
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{purpose}: {path} is damaged ({error}); run its stage again") from error
+        if version != FORMAT:
+            raise ArtifactError(f"{purpose}: {path} has format {version}, this version reads format {FORMAT}")
+        if stage not in stages:
+            raise ArtifactError(f"{purpose}: {directory} comes from stage '{stage}', needed: {' or '.join(stages)}")
+        return cls(directory, config)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of ``NAME.safetensors``.
+
+        Raises:
+            ArtifactError: if the file is missing or truncated.
+        """
+        path = self.directory / f"{name}.safetensors"
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; run stage '{self.config['stage']}' again")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{path} is truncated or damaged ({error}); run its stage again") from error
+
+    def load_into(self, module: nn.Module, name: str) -> None:
+        """Fill a module from ``NAME.safetensors``, every key accounted for."""
+        load_strictly(module, self.tensors(name), str(self.directory / f"{name}.safetensors"))
+
+    def teacher_path(self) -> Path:
+        """Directory of the teacher that this student was distilled from.
+
+        Raises:
+            ArtifactError: if its weights are no longer the ones that were distilled.
+        """
+        reference = self.config["teacher"]
+        directory = Path(os.path.normpath(self.directory / reference["path"]))
+        teacher = Artifact.open(directory, ("teacher",), f"teacher of {self.directory}")
+        check_hash(teacher, reference["sha256"], str(self.directory))
+        return directory
+
+
+def check_hash(teacher: Artifact, expected: str, reader: str) -> None:
+    """Refuse a teacher that changed since ``reader`` was made from it."""
+    path = teacher.directory / "teacher.safetensors"
+    if not path.is_file() or sha256(path) != expected:
+        raise ArtifactError(f"{path} is not the teacher that {reader} was made from; run the stages after it again")
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load a state dict and report every key that does not fit.
+
+    Raises:
+        ArtifactError: listing missing, unexpected and mismatched keys.
+    """
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own.keys() - tensors.keys()]
+    problems += [f"unexpected {key}" for key in tensors.keys() - own.keys()]
+    problems += [
+        f"{key} is {tuple(tensors[key].shape)}, the model has {tuple(own[key].shape)}"
+        for key in own.keys() & tensors.keys()
+        if own[key].shape != tensors[key].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8])
+        raise ArtifactError(f"{source} does not fit the model, {len(problems)} keys differ: {shown}")
+    module.load_state_dict(tensors)
+
+
+def write_artifact(directory: str | Path, stage: str, config: dict[str, Any], modules: dict[str, nn.Module]) -> None:
+    """Write a stage's directory: all tensors first, ``config.json`` last.
+
+    Args:
+        directory: made if missing.
+        stage: its name, checked by whoever reads the directory.
+        config: plain settings and provenance.
+        modules: file name (without ending) to the module whose state it holds.
+
+    Raises:
+        ArtifactError: if something cannot be written; no ``config.json`` is left then.
+    """
+    directory = Path(directory)
+    text = json.dumps({"format": FORMAT, "stage": stage, **config}, indent=2, ensure_ascii=False)
+    if (directory / "config.json").exists():
+        (directory / "config.json").unlink()
+    for name, module in modules.items():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        write_atomically(directory / f"{name}.safetensors", save(tensors))
+    write_atomically(directory / "config.json", text.encode())
+
+
+def teacher_reference(teacher: Artifact, directory: str | Path) -> dict[str, str]:
+    """How a student's directory names its teacher: relative path and hash."""
+    return {
+        "path": os.path.relpath(teacher.directory, directory),
+        "sha256": sha256(teacher.directory / "teacher.safetensors"),
+    }
+
+
+def write_teacher(directory: str | Path, teacher: CodebookTeacher, **provenance: Any) -> None:
+    """Write a teacher's directory."""
+    config = {"family": family_of(teacher), "architecture": teacher.config, **provenance}
+    write_artifact(directory, "teacher", config, {"teacher": teacher})
+
+
+def load_teacher(directory: str | Path) -> CodebookTeacher:
+    """Open a teacher: frozen, in evaluation mode, on the CPU.
+
+    Raises:
+        ArtifactError: if the directory is not a finished teacher's.
+    """
+    artifact = Artifact.open(directory, ("teacher",), "teacher")
+    teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
+    artifact.load_into(teacher, "teacher")
+    return teacher.requires_grad_(False).eval()
+
+
+def load_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "student") -> Student:
+    """Build the student that an artifact holds and fill it from one of its files.
+
+    Raises:
+        ArtifactError: if it was distilled from a teacher of another family, or its tensors do not fit.
+    """
+    if artifact.config["family"] != family_of(teacher):
+        raise ArtifactError(
+            f"{artifact.directory} holds a student of family '{artifact.config['family']}', "
+            f"the teacher is of family '{family_of(teacher)}'"
+        )
+    student = build_student(teacher, **artifact.config["head"])
+    artifact.load_into(student, name)
+    return student
+
+
+def load_init(directory: str | Path, teacher: CodebookTeacher | None = None) -> Student:
+    """Open the AR-diffusion model of stage 1."""
+    artifact = Artifact.open(directory, ("init",), "AR-diffusion model")
+    teacher = teacher or load_teacher(artifact.teacher_path())
+    return load_student(artifact, teacher).requires_grad_(False).eval()
+
+
+def load_generator(
+    directory: str | Path, weights: str = "ema", teacher: CodebookTeacher | None = None
+) -> OneStepGenerator:
+    """Open a one-step generator: frozen, in evaluation mode, on the CPU.
+
+    Args:
+        directory: of a finished csd or align stage.
+        weights: ``ema`` (what is evaluated and shipped) or ``raw``.
+        teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
+
+    Raises:
+        ArtifactError: if the directory or its teacher's is not in order.
+    """
+    artifact = Artifact.open(directory, ("csd", "align"), "generator")
+    teacher = teacher or load_teacher(artifact.teacher_path())
+    student = load_student(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])
+    generator = OneStepGenerator(student, teacher.tokenizer, artifact.config["head_time"])
+    return generator.requires_grad_(False).eval()

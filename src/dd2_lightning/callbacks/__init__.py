@@ -1,0 +1,8 @@
+"""What watches a run: the directory it leaves, losses per position, sample grids, checkpoints."""
+
+from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO
+from dd2_lightning.callbacks.export import ExportArtifact
+from dd2_lightning.callbacks.grid import SampleGrid
+from dd2_lightning.callbacks.positions import PerPositionMonitor
+
+__all__ = ["AtomicCheckpointIO", "ExportArtifact", "PerPositionMonitor", "SampleGrid"]

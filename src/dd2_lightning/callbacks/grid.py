@@ -1,0 +1,33 @@
+"""Samples at fixed noise, as they change over a run."""
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dd2_lightning.data.batch import Batch
+
+
+class SampleGrid(pl.Callback):
+    """Log a grid of samples at every validation: one column a class, the noise always the same.
+
+    Args:
+        rows: samples of each class.
+        max_classes: classes shown.
+    """
+
+    def __init__(self, rows: int = 4, max_classes: int = 10):
+        self.rows, self.max_classes = rows, max_classes
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw and log."""
+        if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        if not hasattr(pl_module, "pictures"):
+            return
+        classes = min(pl_module.num_classes, self.max_classes)
+        labels = torch.arange(classes, device=pl_module.device).repeat(self.rows)
+        images = pl_module.pictures(Batch(labels, 0, 0, 0, len(labels)))
+        if images is not None:
+            grid = images.unflatten(0, (self.rows, classes)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+            trainer.logger.experiment.add_image("samples", grid.clamp(0, 1), trainer.global_step)

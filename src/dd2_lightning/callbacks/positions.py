@@ -1,0 +1,64 @@
+"""Losses per position: where along the sequence the scores still differ."""
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+MAX_SCALARS = 16
+"""More positions than this are averaged into as many bins."""
+
+
+class PerPositionMonitor(pl.Callback):
+    """Log what a stage puts into ``per_position``: a scalar per position and a heat map per token over time.
+
+    Args:
+        every_n_iterations: how often a row is added to the heat maps and the scalars are logged.
+        heat_map_rows: rows (points in time) a heat map keeps; older ones are thinned out.
+    """
+
+    def __init__(self, every_n_iterations: int = 50, heat_map_rows: int = 128):
+        if every_n_iterations < 1:
+            raise ValueError(f"every_n_iterations must be at least 1, got {every_n_iterations}")
+        self.every_n_iterations, self.heat_map_rows = every_n_iterations, heat_map_rows
+        self.history: dict[str, list[Tensor]] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        """Log the training quantities."""
+        if trainer.global_step % self.every_n_iterations == 0:
+            self._log(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the validation quantities."""
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
+        values = {name: value.float().cpu() for name, value in stage.per_position.items()}
+        stage.per_position.clear()
+        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        board, step = trainer.logger.experiment, trainer.global_step
+        for name, per_token in values.items():
+            means = stage.layout.mean_per_position(per_token)
+            for first, last, value in bins(means):
+                label = f"{first:03d}" if first == last else f"{first:03d}-{last:03d}"
+                board.add_scalar(f"{name}_at_position/{label}", value, step)
+            rows = self.history.setdefault(name, [])
+            rows.append(per_token)
+            if len(rows) > self.heat_map_rows:
+                del rows[1::2]
+            board.add_image(f"{name}_per_token", heat_map(torch.stack(rows)), step)
+
+
+def bins(means: Tensor) -> list[tuple[int, int, float]]:
+    """At most ``MAX_SCALARS`` runs of positions: first, last, mean."""
+    parts = torch.arange(len(means)).tensor_split(min(len(means), MAX_SCALARS))
+    return [(int(part[0]), int(part[-1]), means[part].mean().item()) for part in parts]
+
+
+def heat_map(rows: Tensor, zoom: int = 8) -> Tensor:
+    """Logarithms of (time, n) as a grey picture (1, time·zoom, n·zoom): white is the largest, time runs down."""
+    logs = rows.clamp(min=1e-12).log()
+    scaled = (logs - logs.min()) / (logs.max() - logs.min()).clamp(min=1e-6)
+    return scaled.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)[None]

@@ -1,0 +1,91 @@
+"""The commands that do not train: ``dd2 sample`` and ``dd2 evaluate``."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd2_lightning.artifacts import load_generator, load_teacher, write_atomically
+from dd2_lightning.errors import DD2Error
+from dd2_lightning.models.teacher import check_labels
+from dd2_lightning.noise import stream
+from dd2_lightning.sampling import Sampling, refine
+
+
+@torch.no_grad()
+def sample(
+    model: str,
+    output: str,
+    labels: list[int] | None = None,
+    num: int | None = None,
+    steps: int = 1,
+    teacher: str | None = None,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    batch_size: int = 500,
+    device: str = "cpu",
+) -> None:
+    """Draw pictures with a one-step generator.
+
+    Args:
+        model: directory of a finished csd or align stage.
+        output: a ``.png`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``, and ``labels``), or a directory
+            for one PNG a picture.
+        labels: classes, repeated in turn until there are ``num``; all classes by default.
+        num: number of pictures; by default one a label.
+        steps: 1, or k to let the teacher re-sample the last k - 1 positions.
+        teacher: directory of the teacher, for ``steps`` above 1.
+        sampling: guidance and truncation of that teacher.
+        seed: of the noise; picture i depends on the seed and i only.
+        batch_size: pictures at a time.
+        device: where to compute.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("num", 1 if num is None else num)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if steps > 1 and teacher is None:
+        raise ValueError("--steps above 1 needs --teacher: the directory of the teacher that refines")
+    generator = load_generator(model).to(device)
+    classes = torch.arange(generator.num_classes) if not labels else torch.tensor(labels)
+    check_labels(classes, generator.num_classes)
+    num = num or len(classes)
+    classes = classes.repeat(-(-num // len(classes)))[:num].to(device)
+    refiner = load_teacher(teacher).to(device) if steps > 1 else None
+    n, C = generator.layout.length, generator.student.backbone.token_dim
+    noise = torch.randn(num, n, C, generator=stream(seed, "sample", device=device), device=device)
+    chance = torch.rand(num, n, generator=stream(seed, "refine", device=device), device=device)
+    pictures = []
+    for part in torch.arange(num, device=device).split(batch_size):
+        tokens = generator.sample(classes[part], noise[part])
+        if refiner is not None:
+            tokens = refine(refiner, tokens, classes[part], steps, sampling, chance=chance[part])
+        pictures.append(generator.decode(tokens).cpu())
+    write_pictures(torch.cat(pictures), classes.cpu(), Path(output))
+    print(f"{num} pictures -> {output}")
+
+
+def write_pictures(images: Tensor, labels: Tensor, output: Path) -> None:
+    """Write pictures (B, channels, H, W) in [0, 1] as a grid, an npz file or a directory of PNG files.
+
+    Raises:
+        ArtifactError: naming the path, if it cannot be written.
+        DD2Error: if the ``demo`` extra is needed and missing.
+    """
+    if output.suffix == ".npz":
+        pixels = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        buffer = io.BytesIO()
+        np.savez(buffer, arr_0=pixels.numpy(), labels=labels.numpy())
+        write_atomically(output, buffer.getvalue())
+        return
+    try:
+        from dd2_lightning.evaluation.pictures import save_grid
+    except ModuleNotFoundError as error:
+        raise DD2Error(f"PNG output needs {error.name}: pip install 'dd2-lightning[demo]'") from error
+    if output.suffix == ".png":
+        save_grid(images, output, columns=min(len(images), 10))
+        return
+    width = len(str(len(images) - 1))
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        save_grid(image[None], output / f"{i:0{width}d}_class{int(label)}.png", columns=1)

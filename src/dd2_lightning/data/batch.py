@@ -1,0 +1,113 @@
+"""One iteration's share of work, and the random numbers that belong to it.
+
+Labels, data order and noise are pure functions of (seed, iteration, update, global sample index). A process
+draws for the global batch and keeps its own slice, so neither the number of processes nor gradient
+accumulation nor a resumed run changes a number.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dd2_lightning.noise import stream
+
+
+@dataclass
+class Batch:
+    """A slice of the global batch of one iteration.
+
+    Attributes:
+        labels: (b,).
+        iteration: its number, from 0.
+        seed: of the run.
+        start: global index of the first sample of the slice.
+        size: samples of the global batch.
+        tokens: teacher sequences as indices (b, n), if the stage wants them.
+        images: pictures (b, channels, H, W), where the data are pictures.
+    """
+
+    labels: Tensor
+    iteration: int
+    seed: int
+    start: int
+    size: int
+    tokens: Tensor | None = None
+    images: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """Move the tensors; Lightning calls this."""
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name in ("labels", "tokens", "images")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+    def part(self, index: int, parts: int) -> "Batch":
+        """One of ``parts`` equal consecutive pieces, for gradient accumulation."""
+        step = len(self) // parts
+        own = slice(index * step, (index + 1) * step)
+        pieces = {
+            name: value[own] for name in ("labels", "tokens", "images") if (value := getattr(self, name)) is not None
+        }
+        return replace(self, start=self.start + own.start, **pieces)
+
+    def stream(self, *key: int | str) -> torch.Generator:
+        """The random source of this iteration for one purpose, on the labels' device."""
+        return stream(self.seed, *key, self.iteration, device=self.labels.device)
+
+    def own(self, globally_drawn: Tensor) -> Tensor:
+        """The rows of a (size, ...) tensor that belong to this slice."""
+        return globally_drawn[self.start : self.start + len(self)]
+
+    def randn(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal (b, *shape)."""
+        return self.own(torch.randn((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
+
+    def rand(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform on [0, 1), (b, *shape)."""
+        return self.own(torch.rand((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
+
+
+class IterationSampler(Sampler[int]):
+    """Counts iterations from ``start`` to ``total``; as long as ``total``, for progress bars and resume."""
+
+    def __init__(self, start: int, total: int):
+        self.start, self.total = start, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+
+def iteration_loader(dataset: Dataset, trainer) -> DataLoader:
+    """A loader whose i-th item is the batch of iteration i, starting where the trainer stands.
+
+    Raises:
+        ValueError: without ``trainer.max_steps``.
+    """
+    if trainer.max_steps < 1:
+        raise ValueError("set trainer.max_steps: the number of iterations of this stage")
+    sampler = IterationSampler(trainer.global_step, trainer.max_steps)
+    return DataLoader(dataset, batch_size=None, sampler=sampler)
+
+
+def share(size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First sample and number of samples of one process.
+
+    Raises:
+        ValueError: if the processes cannot share equally.
+    """
+    if size % world_size:
+        raise ValueError(
+            f"data.batch_size {size} (of all processes together) is not divisible by {world_size} processes"
+        )
+    return rank * (size // world_size), size // world_size

@@ -1,0 +1,111 @@
+"""The DataModule that the distillation stages share: labels, and sequences sampled from the teacher."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dd2_lightning.data.batch import Batch, iteration_loader, share
+from dd2_lightning.data.cache import build_cache, cache_is_ready, describe, open_cache
+from dd2_lightning.noise import stream
+from dd2_lightning.sampling import Sampling
+
+
+class LabelBatches(Dataset):
+    """Batch i of labels drawn uniformly, as a pure function of (seed, i)."""
+
+    def __init__(self, num_classes: int, batch_size: int, seed: int, rank: int, world_size: int):
+        self.num_classes, self.size, self.seed = num_classes, batch_size, seed
+        self.start, self.local = share(batch_size, rank, world_size)
+
+    def __getitem__(self, iteration: int) -> Batch:
+        drawn = torch.randint(self.num_classes, (self.size,), generator=stream(self.seed, "labels", iteration))
+        return Batch(drawn[self.start : self.start + self.local], iteration, self.seed, self.start, self.size)
+
+
+class CachedBatches(Dataset):
+    """Batch i of cached teacher sequences with their labels, drawn as a pure function of (seed, i)."""
+
+    def __init__(self, tokens: np.ndarray, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int):
+        self.tokens, self.labels, self.size, self.seed = tokens, labels, batch_size, seed
+        self.start, self.local = share(batch_size, rank, world_size)
+
+    def __getitem__(self, iteration: int) -> Batch:
+        drawn = torch.randint(len(self.labels), (self.size,), generator=stream(self.seed, "rows", iteration))
+        rows = drawn[self.start : self.start + self.local]
+        tokens = torch.from_numpy(self.tokens[rows.numpy()].astype(np.int64))
+        return Batch(self.labels[rows], iteration, self.seed, self.start, self.size, tokens=tokens)
+
+
+class PrefixData(LightningDataModule):
+    """Labels for every stage, and teacher-sampled sequences for those that read them.
+
+    Args:
+        batch_size: samples an iteration, of all processes together.
+        sequences: where teacher sequences come from. ``cached``: sampled once into ``cache_dir``; ``online``:
+            sampled anew for every batch, on the device; ``none``: labels only.
+        sampling: guidance and truncation of the teacher that is *sampled* (the loss has its own,
+            ``model.teacher_sampling``).
+        cache_dir: directory of the cache.
+        cache_size: sequences in the cache.
+        validation_size: held-out teacher sequences for validation; they are always sampled online, once.
+        seed: of labels, order and noise; follows ``seed_everything``.
+
+    Raises:
+        ValueError: for sizes below 1, or ``cached`` without ``cache_dir``.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        sequences: Literal["cached", "online", "none"] = "none",
+        sampling: Sampling | None = None,
+        cache_dir: str | None = None,
+        cache_size: int = 20_000,
+        validation_size: int = 500,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if min(batch_size, cache_size, validation_size) < 1:
+            raise ValueError("data.batch_size, data.cache_size and data.validation_size must be at least 1")
+        if sequences == "cached" and not cache_dir:
+            raise ValueError("data.sequences is 'cached': name a directory in data.cache_dir")
+        self.batch_size, self.sequences, self.sampling = batch_size, sequences, sampling or Sampling()
+        self.cache_dir, self.cache_size = cache_dir, cache_size
+        self.validation_size, self.seed = validation_size, seed
+        self._held_out: Tensor | None = None
+
+    def train_dataloader(self) -> DataLoader:
+        """One item an iteration. Samples the cache first, if it is wanted and missing."""
+        trainer = self.trainer
+        where = (self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+        if self.sequences == "cached":
+            self._ensure_cache(trainer.lightning_module)
+            return iteration_loader(CachedBatches(*open_cache(self.cache_dir), *where), trainer)
+        return iteration_loader(LabelBatches(trainer.lightning_module.teacher.num_classes, *where), trainer)
+
+    def _ensure_cache(self, module) -> None:
+        description = describe(module.settings.teacher, self.sampling, self.cache_size, self.seed)
+        if self.trainer.is_global_zero and not cache_is_ready(self.cache_dir, description):
+            build_cache(self.cache_dir, module.teacher, description)
+        self.trainer.strategy.barrier("cache")
+
+    def val_dataloader(self) -> DataLoader:
+        """One batch of held-out teacher sequences with labels that go round the classes."""
+        labels = torch.arange(self.validation_size) % self.trainer.lightning_module.teacher.num_classes
+        return DataLoader([Batch(labels, 0, self.seed, 0, len(labels))], batch_size=None)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Sample the teacher where its sequences are not there yet, on the device."""
+        teacher = self.trainer.lightning_module.teacher
+        if not self.trainer.training:
+            if self._held_out is None:
+                self._held_out = teacher.sample(batch.labels, self.sampling, batch.stream("held out"))
+            batch.tokens = self._held_out
+        elif self.sequences == "online":
+            chance = batch.rand("online", shape=(teacher.layout.length,))
+            batch.tokens = teacher.sample(batch.labels, self.sampling, chance=chance)
+        return batch

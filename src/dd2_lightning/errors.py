@@ -1,0 +1,13 @@
+"""Errors a user can mend. The command line prints them without a traceback."""
+
+
+class DD2Error(Exception):
+    """Something outside the program is not as it must be; the message says what, where and what to do."""
+
+
+class ArtifactError(DD2Error):
+    """A directory that a stage or a user reads is missing, damaged or of another kind."""
+
+
+class NonFiniteLossError(DD2Error):
+    """A loss became NaN or infinite. Raised before the weights are touched."""

@@ -1,0 +1,151 @@
+"""A small classifier of the digits: the network whose features the digits are measured in.
+
+It is trained on the real digits by the command that needs it, in seconds, always with the same seed, so that
+reports of different runs share one feature space. Inception takes its place for larger pictures; whatever
+follows :class:`FeatureNetwork` can.
+"""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dd2_lightning.artifacts import write_atomically
+from dd2_lightning.data.digits import load_digits_images
+from dd2_lightning.noise import stream
+
+VERSION = 1
+"""Raise it when architecture or training changes: kept classifiers of another version are trained again."""
+
+
+class FeatureNetwork(Protocol):
+    """From pictures to the features that Fréchet distance and diversity are measured in.
+
+    Attributes:
+        width: d.
+        held_out_accuracy: accuracy on real pictures it was not trained on; None if it does not classify.
+    """
+
+    width: int
+    held_out_accuracy: float | None
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures (B, channels, H, W) in [0, 1] -> features (B, d)."""
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Class logits (B, classes) from features; None if it does not classify."""
+
+
+class DigitClassifier(nn.Module):
+    """Two convolutions, 32 tanh features, one linear layer."""
+
+    width = 32
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 16, self.width),
+            nn.Tanh(),
+        )
+        self.classify = nn.Linear(self.width, 10)
+        self.register_buffer("held_out", torch.zeros(()))
+
+    @property
+    def held_out_accuracy(self) -> float:
+        """Accuracy on the digits that it was not trained on."""
+        return self.held_out.item()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Grey 8x8 pictures in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1).
+
+        Raises:
+            ValueError: for pictures of another size.
+        """
+        if images.shape[1:] != (1, 8, 8):
+            raise ValueError(f"the digit classifier reads pictures (B, 1, 8, 8), got {tuple(images.shape)}")
+        return self.body(2 * images - 1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, 32) -> (B, 10)."""
+        return self.classify(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits of pictures, (B, 10)."""
+        return self.logits(self.features(images))
+
+
+def train_classifier(seed: int = 0, epochs: int = 25, batch_size: int = 64, held_out: int = 297) -> DigitClassifier:
+    """Train on the real digits, deterministically.
+
+    Args:
+        seed: of initial weights, split and order.
+        epochs: passes over the training digits.
+        batch_size: pictures a step.
+        held_out: digits kept to measure its accuracy.
+
+    Returns:
+        The classifier, frozen, in evaluation mode.
+
+    Raises:
+        DD2Error: if scikit-learn is not installed.
+    """
+    images, labels = load_digits_images()
+    order = torch.randperm(len(images), generator=stream(seed, "classifier", "split"))
+    test, train = order[:held_out], order[held_out:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DigitClassifier()
+    steps = epochs * (len(train) // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    with torch.enable_grad():
+        for epoch in range(epochs):
+            shuffled = train[torch.randperm(len(train), generator=stream(seed, "classifier", epoch))]
+            for rows in shuffled[: steps // epochs * batch_size].split(batch_size):
+                loss = F.cross_entropy(model(images[rows]), labels[rows], label_smoothing=0.05)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    model.requires_grad_(False).eval()
+    model.held_out.fill_((model(images[test]).argmax(1) == labels[test]).float().mean())
+    return model
+
+
+def load_classifier(directory: str | Path, seed: int = 0) -> DigitClassifier:
+    """The classifier kept in ``DIRECTORY/classifier.safetensors``, trained and kept if it is not there or damaged.
+
+    Raises:
+        ArtifactError: if it cannot be written.
+        DD2Error: if scikit-learn is not installed.
+    """
+    path = Path(directory) / "classifier.safetensors"
+    identity = {"version": str(VERSION), "seed": str(seed)}
+    model = _read(path, identity)
+    if model is None:
+        model = train_classifier(seed)
+        write_atomically(path, save(model.state_dict(), {"identity": json.dumps(identity)}))
+    return model
+
+
+def _read(path: Path, identity: dict[str, str]) -> DigitClassifier | None:
+    try:
+        with safe_open(path, "pt") as file:
+            if json.loads((file.metadata() or {}).get("identity", "{}")) != identity:
+                return None
+            model = DigitClassifier()
+            model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, ValueError):
+        return None
+    return model.requires_grad_(False).eval()

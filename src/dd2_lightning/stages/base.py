@@ -1,0 +1,261 @@
+"""What all stages share: one iteration is one tick, updates by hand, no silent NaN, a directory at the end."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
+from torch import Tensor, nn
+
+from dd2_lightning import __version__
+from dd2_lightning.artifacts import Artifact, load_teacher, sha256, teacher_reference, write_artifact
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.errors import ArtifactError, NonFiniteLossError
+from dd2_lightning.flow import CodebookFlow, Noised, add_noise
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.families import family_of
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.stages.schedule import OptimizerSettings
+
+FROZEN = "teacher."
+
+
+class Stage(pl.LightningModule):
+    """A training stage.
+
+    One ``training_step`` is one **iteration**: one batch, one tick of ``trainer.global_step``, whatever number of
+    optimizer steps it takes. Checkpoints, logging and resume count iterations.
+
+    Attributes:
+        name: the stage's name in artifacts and checkpoints.
+        settings: the arguments of the constructor.
+        per_position: the last per-token values of each monitored quantity, (n,), for callbacks.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings = SimpleNamespace()
+        self.per_position: dict[str, Tensor] = {}
+
+    def keep_settings(self, arguments: dict[str, Any]) -> None:
+        """Keep what the constructor was given as ``settings``, and as plain hyperparameters for logs and checkpoints.
+
+        Checkpoints are read with ``weights_only=True``, so no object of ours may be in them.
+        """
+        arguments = {k: v for k, v in arguments.items() if k not in ("self", "__class__", "kwargs")}
+        self.settings = SimpleNamespace(**arguments)
+        self.save_hyperparameters(plain(arguments))
+
+    def check_at_least_one(self, **settings: int) -> None:
+        """Refuse counts below 1, naming the setting."""
+        for key, value in settings.items():
+            if value < 1:
+                raise ValueError(f"model.{key} must be at least 1, got {value}")
+
+    # --- updates -------------------------------------------------------------------------------------------------
+
+    def tick_only(self, ticking: LightningOptimizer) -> None:
+        """Let ``global_step`` count the coming steps of no optimizer but this one.
+
+        Lightning counts each ``optimizer.step``; it binds its counters anew before every ``training_step``.
+        """
+        for optimizer in self.trainer.strategy._lightning_optimizers:
+            if optimizer is not ticking:
+                optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+
+    def update(
+        self,
+        optimizer: LightningOptimizer,
+        settings: OptimizerSettings,
+        lr: float,
+        batch: Batch,
+        loss: Callable[[Batch], Tensor],
+        name: str,
+        ticks: bool = True,
+    ) -> Tensor:
+        """One optimizer step on the mean of per-token losses, accumulated over micro-batches.
+
+        Args:
+            optimizer: its parameters get gradients, those of the other optimizers do not.
+            settings: gradient clipping.
+            lr: learning rate of this step.
+            batch: this process's share.
+            loss: from a micro-batch to losses (b, n).
+            name: of the loss, for logs and errors.
+            ticks: whether the step counts in ``global_step``.
+
+        Returns:
+            Losses averaged over the batch, (n,).
+
+        Raises:
+            NonFiniteLossError: before anything is changed by the step.
+        """
+        parts = self.settings.accumulate
+        if len(batch) % parts:
+            raise ValueError(f"model.accumulate {parts} does not divide the batch of {len(batch)} a process")
+        if not ticks:
+            counters = optimizer._on_before_step, optimizer._on_after_step
+            optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        total = 0.0
+        for i in range(parts):
+            with optimizer.toggle_model(sync_grad=i == parts - 1):
+                losses = loss(batch.part(i, parts))
+                self._check_finite(losses, name, batch.iteration)
+                self.manual_backward(losses.mean() / parts)
+            total = total + losses.detach().mean(0) / parts
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(f"the gradient of {name} is {norm.item()} at iteration {batch.iteration}")
+        optimizer.step()
+        optimizer.zero_grad()
+        # under autocast, weights cast for this step must not serve the next one
+        torch.clear_autocast_cache()
+        if not ticks:
+            optimizer._on_before_step, optimizer._on_after_step = counters
+        self.record(batch, {f"gradient_norm/{name}": norm, f"lr/{name}": lr})
+        self.record(batch, {f"loss/{name}": total.mean()}, prog_bar=True)
+        return total
+
+    def record(self, batch: Batch, values: dict[str, Any], prog_bar: bool = False) -> None:
+        """Log training values in the iterations that are written out; a call costs a millisecond on any other."""
+        if (batch.iteration + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.fast_dev_run:
+            self.log_dict(values, prog_bar=prog_bar)
+
+    def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
+        bad = ~losses.detach().isfinite()
+        if bad.any():
+            token = int(bad.any(0).nonzero()[0])
+            position = int(self.layout.position_of_token()[token])
+            raise NonFiniteLossError(
+                f"{name} is {losses[bad][0].item()} at iteration {iteration}, position {position} (token {token}). "
+                f"The last good checkpoint is kept; a smaller learning rate or a larger t_min may help."
+            )
+
+    # --- artifacts and checkpoints -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+        """Settings and networks that the stage leaves behind."""
+
+    def write_artifact(self, directory: str) -> None:
+        """Write what the stage leaves behind into ``directory``."""
+        config, modules = self.artifact()
+        provenance = {
+            "iterations": self.trainer.global_step,
+            "settings": dict(self.hparams),
+            "version": __version__,
+        }
+        write_artifact(directory, self.name, {**config, **provenance}, modules)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen teacher out; name the stage."""
+        checkpoint["stage"] = self.name
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(FROZEN)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another stage; put the frozen teacher back so that loading stays strict.
+
+        Raises:
+            ArtifactError: naming both stages.
+        """
+        found = checkpoint.get("stage")
+        if found != self.name:
+            raise ArtifactError(
+                f"the checkpoint comes from stage {found!r}, this is stage '{self.name}'. "
+                f"--ckpt_path resumes a run of the same stage; stages are chained by model.init_from"
+            )
+        own = {k: v for k, v in self.state_dict().items() if k.startswith(FROZEN)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON can hold them: dataclasses become dictionaries, tuples lists."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+class DistillationStage(Stage):
+    """A stage with a frozen teacher.
+
+    Attributes:
+        teacher: loaded in ``configure_model`` from ``settings.teacher``.
+    """
+
+    teacher: CodebookTeacher
+
+    @property
+    def layout(self) -> Layout:
+        """Tokens per position."""
+        return self.teacher.layout
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the teacher."""
+        return self.teacher.num_classes
+
+    def configure_model(self) -> None:
+        """Open the teacher and what the stage starts from; called before the optimizers are made."""
+        if not hasattr(self, "teacher"):
+            self.teacher = load_teacher(self.settings.teacher)
+            self.configure_students()
+
+    @abstractmethod
+    def configure_students(self) -> None:
+        """Build the trainable networks."""
+
+    def on_train_start(self) -> None:
+        """The teacher never leaves evaluation mode."""
+        self.teacher.eval()
+
+    def open_init(self, *stages: str) -> Artifact:
+        """The artifact that ``init_from`` names, made from this very teacher.
+
+        Raises:
+            ArtifactError: if it is missing, from another stage, family or teacher.
+        """
+        artifact = Artifact.open(self.settings.init_from, stages, "model.init_from")
+        if artifact.config["family"] != family_of(self.teacher):
+            raise ArtifactError(
+                f"model.init_from: {artifact.directory} was made from a teacher of family "
+                f"'{artifact.config['family']}', model.teacher {self.settings.teacher} is of family "
+                f"'{family_of(self.teacher)}'"
+            )
+        teacher = Artifact.open(self.settings.teacher, ("teacher",), "model.teacher")
+        if artifact.config["teacher"]["sha256"] != sha256(teacher.directory / "teacher.safetensors"):
+            raise ArtifactError(
+                f"model.init_from: {artifact.directory} was made from another teacher than {teacher.directory}; "
+                f"run the stages after the teacher again"
+            )
+        return artifact
+
+    def distilled(self, head: dict[str, int]) -> dict[str, Any]:
+        """What every student's ``config.json`` says of its origin."""
+        teacher = Artifact.open(self.settings.teacher, ("teacher",), "model.teacher")
+        return {
+            "family": family_of(self.teacher),
+            "teacher": teacher_reference(teacher, self.trainer.default_root_dir),
+            "head": head,
+        }
+
+    def teacher_flow(self, q: Tensor, labels: Tensor) -> CodebookFlow:
+        """The teacher's flow as the loss sees it; a constant."""
+        with torch.no_grad():
+            return self.teacher.flow(q, labels, self.settings.teacher_sampling)
+
+    def noised(self, batch: Batch, q: Tensor, t_min: float, *key: int | str) -> Noised:
+        """``draws`` noised versions of every token, with times uniform on [t_min, 1]."""
+        m, (n, C) = self.settings.draws, q.shape[1:]
+        t = t_min + (1 - t_min) * batch.rand(*key, "t", shape=(n, m))
+        return add_noise(q, t, batch.randn(*key, "eps", shape=(n, m, C)))

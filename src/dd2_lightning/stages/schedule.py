@@ -1,0 +1,71 @@
+"""Learning rates and EMA rates as pure functions of a count: nothing to restore after a resume."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Adam and its learning rate.
+
+    Attributes:
+        lr: rate after the warm-up.
+        warmup: updates over which the rate rises linearly from ``lr_start``. In stages 2 and 3 they are counted
+            in *guidance updates* for both networks.
+        lr_start: rate at the first update.
+        decay_from: fraction of the run from which the rate falls linearly; 1 is never.
+        lr_end: fraction of ``lr`` that is left at the end of the decay.
+        betas: Adam's.
+        weight_decay: decoupled weight decay.
+        clip: largest gradient norm; 0 is no clipping.
+
+    Raises:
+        ValueError: for values that no run can have; the message names the key.
+    """
+
+    lr: float = 2e-4
+    warmup: int = 0
+    lr_start: float = 1e-6
+    decay_from: float = 1.0
+    lr_end: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be 0 or more updates, got {self.warmup}")
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError(f"decay_from is a fraction of the run, got {self.decay_from}")
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Adam over the parameters of ``module`` that can be trained."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
+
+    def rate(self, update: int, total: int) -> float:
+        """Learning rate of update number ``update`` (from 0) of ``total``."""
+        if update < self.warmup:
+            return self.lr_start + (self.lr - self.lr_start) * update / self.warmup
+        start = self.decay_from * total
+        if update <= start:
+            return self.lr
+        progress = (update - start) / max(total - start, 1)
+        return self.lr * (1 - (1 - self.lr_end) * min(progress, 1))
+
+
+def ema_rate(count: int, limit: float = 0.9999) -> float:
+    """The paper's progressive rate min(limit, (it + 1) / (it + 10)) after ``count`` updates."""
+    return min(limit, (count + 1) / (count + 10))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, module: nn.Module, rate: float) -> None:
+    """Ema <- rate · ema + (1 - rate) · module for parameters; buffers are copied."""
+    torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - rate)
+    for mine, theirs in zip(ema.buffers(), module.buffers(), strict=True):
+        mine.copy_(theirs)

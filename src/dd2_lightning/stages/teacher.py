@@ -1,0 +1,147 @@
+"""Training a small teacher from pictures: tokenizer first, then the autoregressive transformer."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.families import teacher_from_config
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.base import Stage
+from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
+
+
+class TeacherTraining(Stage):
+    """Train a teacher of any family on labelled pictures.
+
+    Args:
+        family: name of the family.
+        architecture: its sizes, see the family's config class.
+        tokenizer_iterations: iterations of the tokenizer; the transformer takes the rest of the run.
+        codebook_rms: root mean square of the codebook's entries, set (without changing a picture) when the tokenizer
+            is done. Noise has 1.
+        label_dropout: share of samples that learn the null label of classifier-free guidance.
+        input_noise: standard deviation of noise on the embeddings that the transformer reads; a student will hand
+            it tokens that are not quite codes.
+        tokenizer_optimizer: Adam of the tokenizer.
+        transformer_optimizer: Adam of the transformer.
+        ema_limit: largest rate of the transformer's EMA, which is what is kept.
+        sampling: for the sample grid.
+        accumulate: micro-batches an update is split into.
+
+    Raises:
+        ValueError: for an unknown family or sizes that it refuses.
+    """
+
+    name = "teacher"
+
+    def __init__(
+        self,
+        family: str,
+        architecture: dict[str, Any],
+        tokenizer_iterations: int = 1000,
+        codebook_rms: float = 1.0,
+        label_dropout: float = 0.1,
+        input_noise: float = 0.0,
+        tokenizer_optimizer: OptimizerSettings = OptimizerSettings(),
+        transformer_optimizer: OptimizerSettings = OptimizerSettings(),
+        ema_limit: float = 0.99,
+        sampling: Sampling = Sampling(),
+        accumulate: int = 1,
+    ):
+        super().__init__()
+        self.keep_settings(locals())
+        self.check_at_least_one(accumulate=accumulate)
+        self.model = teacher_from_config(family, architecture)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+
+    @property
+    def layout(self) -> Layout:
+        """Tokens per position."""
+        return self.model.layout
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the pictures."""
+        return self.model.num_classes
+
+    def configure_optimizers(self):
+        """Adam of the tokenizer, Adam of the transformer."""
+        transformer = nn.ModuleList([self.model.backbone, self.model.classifier])
+        return [
+            self.settings.tokenizer_optimizer.build(self.model.tokenizer),
+            self.settings.transformer_optimizer.build(transformer),
+        ]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One iteration of the tokenizer or, after its last, of the transformer."""
+        tokenizer, transformer = self.optimizers()
+        boundary = self.settings.tokenizer_iterations
+        if batch.iteration < boundary:
+            self.tick_only(tokenizer)
+            settings = self.settings.tokenizer_optimizer
+            lr = settings.rate(batch.iteration, boundary)
+            self.update(tokenizer, settings, lr, batch, self.tokenizer_loss, "tokenizer")
+            return
+        if batch.iteration == boundary:
+            self.finish_tokenizer()
+        self.tick_only(transformer)
+        settings, iteration = self.settings.transformer_optimizer, batch.iteration - boundary
+        lr = settings.rate(iteration, self.trainer.max_steps - boundary)
+        losses = self.update(transformer, settings, lr, batch, self.transformer_loss, "cross_entropy")
+        self.per_position["cross_entropy"] = losses
+        update_ema(self.ema, self.model, ema_rate(iteration, self.settings.ema_limit))
+
+    def tokenizer_loss(self, batch: Batch) -> Tensor:
+        """Reconstruction and commitment, (1, 1)."""
+        losses = self.model.tokenizer.training_losses(batch.images, batch.stream("codes"))
+        self.record(batch, {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}, prog_bar=True)
+        return losses.loss.view(1, 1)
+
+    def finish_tokenizer(self) -> None:
+        """Bring the codebook to the scale of noise and hand the tokenizer to the transformer."""
+        self.model.tokenizer.rescale_codebook(self.settings.codebook_rms)
+        self.model.adopt_tokenizer()
+        self.ema.load_state_dict(self.model.state_dict())
+
+    def transformer_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy per token, (b, n), with some labels dropped."""
+        with torch.no_grad():
+            indices = self.model.encode(batch.images)
+        dropped = batch.rand("label dropout", shape=()) < self.settings.label_dropout
+        labels = torch.where(dropped, self.model.num_classes, batch.labels)
+        q = self.model.embed(indices)
+        q = q + self.settings.input_noise * batch.randn("input noise", shape=q.shape[1:])
+        return self.cross_entropy(self.model, q, labels, indices)
+
+    @staticmethod
+    def cross_entropy(model: CodebookTeacher, q: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """Per token, (b, n)."""
+        logits = model.classifier(model.backbone(q, labels), labels).float()
+        return F.cross_entropy(logits.transpose(1, 2), indices, reduction="none")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Reconstruction error and cross-entropy on held-out pictures."""
+        indices = self.model.encode(batch.images)
+        q = self.model.embed(indices)
+        error = F.mse_loss(self.model.decode(q), batch.images)
+        self.log("val/reconstruction", error, batch_size=len(batch), sync_dist=True)
+        if self.trainer.global_step > self.settings.tokenizer_iterations:
+            losses = self.cross_entropy(self.ema, q, batch.labels, indices)
+            self.log("val/cross_entropy", losses.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+    def pictures(self, batch: Batch) -> Tensor | None:
+        """Teacher samples at the random numbers of this batch, for grids; None while there is no transformer."""
+        if self.trainer.global_step <= self.settings.tokenizer_iterations:
+            return None
+        chance = batch.rand("pictures", shape=(self.layout.length,))
+        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, chance=chance))
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+        """The teacher with the transformer's EMA weights."""
+        return {"family": self.settings.family, "architecture": self.ema.config}, {"teacher": self.ema}

@@ -1,0 +1,80 @@
+"""``dd2 fit|validate|test|predict``: LightningCLI with the defaults of this project."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import dd2_lightning.data
+import dd2_lightning.stages  # noqa: F401  (makes the stages known by their bare names)
+from dd2_lightning.callbacks import AtomicCheckpointIO, ExportArtifact, PerPositionMonitor, SampleGrid
+from dd2_lightning.stages import Stage
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,  # runs are counted in iterations: trainer.max_steps
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # the data modules share the work themselves
+    "enable_model_summary": False,
+}
+
+
+class TrainingCLI(LightningCLI):
+    """Every stage is a ``--model``, every data module a ``--data``; what a run leaves lies in ``default_root_dir``."""
+
+    @classmethod
+    def run(cls) -> "TrainingCLI":
+        """Parse the command line and run."""
+        return cls(
+            Stage,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "dd2", "description": "Train, validate and run the stages."},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for networks, data and noise; checkpoints by iterations."""
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Resume takes weights and counters from a checkpoint, never settings: those are what was given here."""
+
+    def instantiate_classes(self) -> None:
+        """Build stage, data and trainer; what their constructors refuse is a usage error."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            self.parser.error(str(error))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Logs, checkpoints and artifact go where ``default_root_dir`` says, unless the config says otherwise."""
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir or ".")
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
+        callbacks = list(self._get(self.config_init, "trainer.callbacks") or [])
+        wanted = [ExportArtifact(), PerPositionMonitor(), SampleGrid()]
+        if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
+            wanted.append(
+                ModelCheckpoint(
+                    root / "checkpoints",
+                    filename="{step}",
+                    every_n_train_steps=config.checkpoint_every,
+                    save_last=True,
+                    enable_version_counter=False,
+                )
+            )
+        given = {type(callback) for callback in callbacks}
+        kwargs["callbacks"] = callbacks + [callback for callback in wanted if type(callback) not in given]
+        kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
