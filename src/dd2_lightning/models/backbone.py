@@ -39,6 +39,11 @@ class Backbone(nn.Module, ABC):
             n tokens for a whole sequence). With a cache, of those among them that are new.
         """
 
+    def next_position(self, tokens: Tensor, labels: Tensor, cache: Cache) -> Tensor:
+        """Features of the position that follows ``tokens`` alone, (B, n_i, d), whatever else was new to the cache."""
+        features = self(tokens, labels, cache)
+        return features[:, -self.layout.counts[cache.positions - 1] :]
+
     def new_positions(self, tokens: Tensor, cache: Cache | None) -> tuple[int, int]:
         """The half-open range of positions whose features a call has to compute; advances the cache."""
         known = self.layout.positions_in(tokens.shape[1])

@@ -45,7 +45,7 @@ class Student(nn.Module):
         cache = Cache()
         return Walk(
             self.layout,
-            lambda tokens: HeadFlow(self.head, self.backbone(tokens, labels, cache)),
+            lambda tokens: HeadFlow(self.head, self.backbone.next_position(tokens, labels, cache)),
             lambda tokens: tokens,
             prefix,
         )

@@ -86,7 +86,7 @@ class CodebookTeacher(nn.Module):
 
     def embed(self, indices: Tensor) -> Tensor:
         """Codebook vectors of indices: (B, n) -> (B, n, C)."""
-        return self.codebook[indices]
+        return self.codebook[indices.long()]  # a byte would be taken for a mask
 
     def snap(self, tokens: Tensor) -> Tensor:
         """Nearest code of every token: (B, n, C) -> indices (B, n)."""
@@ -99,7 +99,8 @@ class CodebookTeacher(nn.Module):
         Raises:
             TypeError: for anything else.
         """
-        if tokens.ndim == 2 and not tokens.is_floating_point():
+        integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+        if tokens.ndim == 2 and integer:
             return self.embed(tokens)
         if tokens.ndim == 3 and tokens.is_floating_point() and tokens.shape[-1] == self.token_dim:
             return tokens
@@ -156,14 +157,17 @@ class CodebookTeacher(nn.Module):
     def _logits(
         self, tokens: Tensor, labels: Tensor, guidance_scale: float | None, cache: Cache | None = None
     ) -> Tensor:
-        first = self.layout.offsets[cache.positions if cache else 0]
         if guidance_scale is None:
-            return self.classifier(self.backbone(tokens, labels, cache), labels).float()
+            return self.classifier(self._features(tokens, labels, cache), labels).float()
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        features = self.backbone(torch.cat([tokens, tokens]), both, cache)
+        features = self._features(torch.cat([tokens, tokens]), both, cache)
         cond, uncond = self.classifier(features, both).float().chunk(2)
-        positions = self.layout.position_of_token(tokens.device)[first : first + cond.shape[1]]
+        span = self.layout.span(cache.positions - 1) if cache else slice(cond.shape[1])
+        positions = self.layout.position_of_token(tokens.device)[span]
         return self.guide(cond, uncond, guidance_scale, positions)
+
+    def _features(self, tokens: Tensor, labels: Tensor, cache: Cache | None) -> Tensor:
+        return self.backbone.next_position(tokens, labels, cache) if cache else self.backbone(tokens, labels)
 
     def _flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None) -> CodebookFlow:
         sampling = sampling or Sampling()
