@@ -15,6 +15,7 @@ complete. A student's directory names its teacher by relative path and hash.
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        try:
+        with suppress(OSError):  # where the directory itself cannot be reached, the first error says so
             part.unlink(missing_ok=True)
-        except OSError:
-            pass  # the directory itself cannot be reached: the first error says so
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
+from einops import rearrange
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dd2_lightning.data.batch import Batch
@@ -29,5 +30,5 @@ class SampleGrid(pl.Callback):
         labels = torch.arange(classes, device=pl_module.device).repeat(self.rows)
         images = pl_module.pictures(Batch(labels, 0, 0, 0, len(labels)))
         if images is not None:
-            grid = images.unflatten(0, (self.rows, classes)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+            grid = rearrange(images, "(row class) c h w -> c (row h) (class w)", row=self.rows)
             trainer.logger.experiment.add_image("samples", grid.clamp(0, 1), trainer.global_step)

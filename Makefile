@@ -1,0 +1,69 @@
+# Everything on a fresh machine with Python: `make demo` and `make test`.
+#
+#   make demo                     teacher, stages 1-3, table and picture, from nothing
+#   make teacher|init|csd|align   one stage, and whatever it needs that is missing
+#   make evaluate                 the comparison table of the last stage
+#   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
+#   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
+#   make test | lint
+
+FAMILY ?= var
+PYTHON ?= python3
+SEED   ?= 0
+RUNS   ?= runs/$(FAMILY)
+
+VENV := .venv
+BIN  := $(VENV)/bin
+DD2  := $(BIN)/dd2
+FIT   = $(DD2) fit --seed_everything $(SEED)
+
+# an unfinished run (checkpoints, but no config.json yet) is resumed
+resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/last.ckpt),--ckpt_path last))
+
+.PHONY: demo test lint teacher init csd align evaluate benchmark tables install clean
+.DELETE_ON_ERROR:
+
+demo: evaluate
+
+teacher:  $(RUNS)/teacher/config.json
+init:     $(RUNS)/init/config.json
+csd:      $(RUNS)/csd/config.json
+align:    $(RUNS)/align/config.json
+evaluate: $(RUNS)/report/results.json
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(RUNS)/teacher/config.json: | install
+	$(FIT) --config configs/teacher_$(FAMILY).yaml --trainer.default_root_dir $(@D) $(call resume,$(@D))
+
+$(RUNS)/init/config.json: $(RUNS)/teacher/config.json | install
+	$(FIT) --config configs/init_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(RUNS)/teacher --data.cache_dir $(RUNS)/cache $(call resume,$(@D))
+
+$(RUNS)/csd/config.json: $(RUNS)/init/config.json | install
+	$(FIT) --config configs/csd_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(RUNS)/teacher --model.init_from $(RUNS)/init $(call resume,$(@D))
+
+$(RUNS)/align/config.json: $(RUNS)/csd/config.json | install
+	$(FIT) --config configs/align_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(RUNS)/teacher --model.init_from $(RUNS)/csd $(call resume,$(@D))
+
+$(RUNS)/report/results.json: $(RUNS)/align/config.json | install
+	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml --teacher $(RUNS)/teacher --init $(RUNS)/init \
+		--generator $(RUNS)/align --seed $(SEED) --output $@
+
+test: | install
+	$(BIN)/python -m pytest -n 2
+
+lint: | install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf runs

@@ -1,0 +1,44 @@
+"""What every VQ tokenizer does with its codebook: look up, count, revive."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = 256
+"""A code that is never chosen is re-seeded after about this many tokens per code have been seen."""
+
+
+def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest codebook vector by Euclidean distance: (..., C), (V, C) -> (...,)."""
+    return (z.to(codebook.dtype) @ codebook.T - codebook.square().sum(-1) / 2).argmax(-1)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Exponential of the entropy of code usage, between 1 and V: counts (V,) -> ()."""
+    share = counts / counts.sum()
+    return (-torch.xlogy(share, share).sum()).exp()
+
+
+@torch.no_grad()
+def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, generator: torch.Generator) -> None:
+    """Replace codes that nothing chose by random vectors of the batch, in place.
+
+    There is no memory of earlier batches, so that a resumed run sees what an uninterrupted one sees: a code
+    without a token in this batch is replaced with the probability ``tokens / (PATIENCE · V)``. Under
+    ``torch.distributed`` all processes count together and copy the vectors of the first, so they stay equal.
+
+    Args:
+        codebook: (V, C), changed in place.
+        counts: how often each code was chosen in this batch, (V,).
+        vectors: what the codes should have been near to, (tokens, C).
+        generator: random source, the same in every process.
+    """
+    V = len(codebook)
+    chance = torch.rand(V, generator=generator, device=generator.device).to(codebook.device)
+    rows = torch.randint(len(vectors), (V,), generator=generator, device=generator.device).to(codebook.device)
+    fresh, counts = vectors[rows].to(codebook.dtype), counts.clone()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+        dist.broadcast(fresh, 0)
+    dead = (counts == 0) & (chance < counts.sum() / (PATIENCE * V))
+    codebook.copy_(torch.where(dead[:, None], fresh, codebook))

@@ -1,0 +1,190 @@
+"""Convolutional networks between pictures and latent maps.
+
+The layers are those of the VQGAN line of autoencoders as VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525)
+use them; the public releases differ in how they name and group them. :class:`Encoder` and :class:`Decoder` carry
+VAR's names.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, eps 1e-6.
+
+    Raises:
+        ValueError: if 32 does not divide ``channels``.
+    """
+    if channels % GROUPS:
+        raise ValueError(f"ch: the group norms need a multiple of {GROUPS} channels, got {channels}")
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size of the map."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class ConvBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with x projected by a 1x1 convolution where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, h, w) -> (B, out, h, w)."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(F.silu(self.norm2(y)))
+        return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class ConvAttention(nn.Module):
+    """Single-head self-attention over the cells of a map, with a residual.
+
+    Args:
+        channels: width.
+        fused: one 1x1 convolution ``qkv`` (VAR) or three, ``q``, ``k`` and ``v`` (LlamaGen).
+    """
+
+    def __init__(self, channels: int, fused: bool = True):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.fused = fused
+        if fused:
+            self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        else:
+            self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, channels, h, w)."""
+        y = self.norm(x)
+        parts = self.qkv(y).chunk(3, 1) if self.fused else (self.q(y), self.k(y), self.v(y))
+        q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)
+        y = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve the side: a 3x3 convolution of stride 2, padded on the right and at the bottom only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, channels, h/2, w/2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the side: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, channels, 2h, 2w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention if ``attention``."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool):
+        super().__init__()
+        self.block = nn.ModuleList(ConvBlock(out_channels if i else in_channels, out_channels) for i in range(blocks))
+        self.attn = nn.ModuleList(ConvAttention(out_channels) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, h, w) -> (B, out, h, w), at half or twice the side where the level ends in resampling."""
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x = resample(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = ConvBlock(channels, channels)
+        self.attn_1 = ConvAttention(channels)
+        self.block_2 = ConvBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, channels, h, w)."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Pictures to latent maps, at a side 2^(levels-1) times smaller.
+
+    Args:
+        image_channels: colours.
+        ch: base width.
+        ch_mult: width of each resolution over ``ch``, the finest first.
+        num_res_blocks: blocks a resolution.
+        z_channels: channels of the latent map.
+    """
+
+    def __init__(self, image_channels: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
+        super().__init__()
+        widths = [ch * mult for mult in ch_mult]
+        last = len(widths) - 1
+        self.conv_in = conv3x3(image_channels, ch)
+        self.down = nn.ModuleList()
+        for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
+            self.down.append(Level(before, width, num_res_blocks, attention=level == last))
+            if level < last:
+                self.down[level].downsample = Downsample(width)
+        self.mid = Middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = conv3x3(widths[-1], z_channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, image_channels, H, W) -> (B, z_channels, h, w)."""
+        x = self.conv_in(images)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """The mirror image of :class:`Encoder`, with one more block a resolution; level 0 is the finest."""
+
+    def __init__(self, image_channels: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
+        super().__init__()
+        widths = [ch * mult for mult in ch_mult]
+        last = len(widths) - 1
+        self.conv_in = conv3x3(z_channels, widths[-1])
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList()
+        for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
+            self.up.append(Level(before, width, num_res_blocks + 1, attention=level == last))
+            if level > 0:
+                self.up[level].upsample = Upsample(width)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = conv3x3(widths[0], image_channels)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, z_channels, h, w) -> (B, image_channels, H, W), not clamped."""
+        x = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

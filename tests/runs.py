@@ -1,0 +1,98 @@
+"""Tiny runs of the stages on a table teacher, through the command line's own entry."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dd2_lightning.artifacts import write_teacher
+from dd2_lightning.cli import main
+from dd2_lightning.models.table import TableTeacher
+
+ADAM = {"lr": 1e-3, "betas": [0.0, 0.95]}
+
+
+def two_sequences(width: int = 16, gap: float = 1.0) -> TableTeacher:
+    """Half of the mass on (0, 0), half on (1, 1)."""
+    joint = torch.zeros(2, 2, 2)
+    joint[:, 0, 0] = joint[:, 1, 1] = 0.5
+    codebook = torch.tensor([[-gap, 0.0], [gap, 0.0]])
+    return TableTeacher(joint, codebook, {"width": width, "depth": 1, "heads": 2})
+
+
+def make_teacher(root: Path, **kwargs) -> Path:
+    """A teacher's directory."""
+    write_teacher(root / "teacher", two_sequences(**kwargs))
+    return root / "teacher"
+
+
+def stage_config(root: Path, stage: str, **model) -> dict:
+    """Configuration of a tiny run of one stage; ``model`` overrides its settings."""
+    settings = {
+        "init": {"head_width": 16, "head_depth": 1, "draws": 2, "optimizer": ADAM},
+        "csd": {
+            "init_from": str(root / "init"),
+            "guidance_updates": 2,
+            "draws": 2,
+            "head_time": 0.4,
+            "guidance_optimizer": ADAM,
+            "generator_optimizer": ADAM,
+        },
+    }
+    settings["align"] = {**settings["csd"], "init_from": str(root / "csd"), "align_guidance_updates": 6}
+    names = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign"}
+    return {
+        "model": {
+            "class_path": names[stage],
+            "init_args": {"teacher": str(root / "teacher"), **settings[stage], **model},
+        },
+        "data": {
+            "class_path": "PrefixData",
+            "init_args": {"batch_size": 8, "sequences": "online" if stage == "init" else "none", "validation_size": 8},
+        },
+        "trainer": {
+            "default_root_dir": str(root / stage),
+            "max_steps": 6,
+            "val_check_interval": 3,
+            "log_every_n_steps": 1,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+        },
+        "checkpoint_every": 2,
+    }
+
+
+def fit(config: dict, root: Path, *args: str) -> None:
+    """``dd2 fit --config … args``."""
+    path = root / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(path), *args])
+
+
+def run_chain(root: Path, *stages: str) -> None:
+    """A teacher and the given stages, in order."""
+    make_teacher(root)
+    for stage in stages:
+        fit(stage_config(root, stage), root)
+
+
+def fails(capsys: pytest.CaptureFixture, status: int, *words: str):
+    """Context: the command ends with this status and names these words on stderr."""
+    return _Fails(capsys, status, words)
+
+
+class _Fails:
+    def __init__(self, capsys, status, words):
+        self.capsys, self.status, self.words = capsys, status, words
+
+    def __enter__(self):
+        self.capsys.readouterr()
+
+    def __exit__(self, kind, error, trace):
+        assert kind is SystemExit, f"expected an exit with status {self.status}, got {error!r}"
+        message = " ".join(self.capsys.readouterr().err.split())
+        assert error.code == self.status, (error.code, message)
+        for word in self.words:
+            assert word in message, message
+        return True
