@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
-from dd2_lightning.models.teacher import CodebookTeacher, Tokenizer
+from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling, integrate_walk
 
@@ -149,7 +149,9 @@ class OneStepContender(Contender):
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Embeddings (B, n, C), or indices (B, n) if snapped."""
-        tokens = self.generator.sample(labels, noise.randn("one-step", self.teacher.layout.length, self.teacher.token_dim))
+        tokens = self.generator.sample(
+            labels, noise.randn("one-step", self.teacher.layout.length, self.teacher.token_dim)
+        )
         return self.teacher.snap(tokens) if self.snapped else tokens
 
 
@@ -241,8 +243,3 @@ class RealData(Contender):
         """Every real picture once, whatever the number of samples."""
         for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
             yield Drawn(labels, images, self.teacher.encode(images))
-
-
-def has_pictures(tokenizer: Tokenizer) -> bool:
-    """Whether its tokens can be drawn."""
-    return getattr(tokenizer, "has_pictures", True)

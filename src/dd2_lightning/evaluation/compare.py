@@ -1,0 +1,252 @@
+"""Measuring contenders against a large teacher sample, and against each other's clock."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from dd2_lightning.evaluation.classifier import FeatureNetwork
+from dd2_lightning.evaluation.contenders import Contender, SampleNoise, TeacherContender
+from dd2_lightning.evaluation.metrics import (
+    FeatureGaussian,
+    FrechetDistance,
+    Gaussian,
+    WithinClassVariance,
+    agree,
+    sequence_nll,
+)
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.sampling import Sampling
+
+
+@dataclass
+class Score:
+    """A row of the table; None where a number is not defined or not to be trusted.
+
+    Attributes:
+        frechet: Fréchet distance to the reference sample.
+        nll: mean negative log likelihood under the teacher, nats a sequence.
+        accuracy: share of samples that the classifier sees as their class.
+        diversity: within-class variance, divided by the teacher's.
+        steps: sequential passes through a backbone.
+        seconds_per_image: pictures included.
+    """
+
+    frechet: float | None = None
+    nll: float | None = None
+    accuracy: float | None = None
+    diversity: float | None = None
+    steps: int | None = None
+    seconds_per_image: float | None = None
+
+
+@dataclass
+class Reference:
+    """A large teacher sample that everything is compared with.
+
+    Attributes:
+        gaussian: of its features.
+        variance: within its classes; None with too few samples.
+        indices: (N, n).
+        labels: (N,).
+    """
+
+    gaussian: Gaussian
+    variance: float | None
+    indices: Tensor
+    labels: Tensor
+
+
+class Judge:
+    """Teacher, feature network and reference: what a contender is measured with.
+
+    Args:
+        teacher: reference of the distances, and the likelihood.
+        network: features and classifier.
+        sampling: guidance and truncation of the reference; of these, likelihood uses the guidance only.
+        seed: of every sample.
+        reference_samples: size of the reference.
+        batch_size: samples at a time; it changes no number.
+        minimum: samples a class below which diversity is not given.
+    """
+
+    def __init__(
+        self,
+        teacher: CodebookTeacher,
+        network: FeatureNetwork,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        reference_samples: int = 50_000,
+        batch_size: int = 1000,
+        minimum: int = 500,
+    ):
+        self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
+        self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
+        self.reference = self._sample_reference(reference_samples)
+
+    @torch.no_grad()
+    def _sample_reference(self, samples: int) -> Reference:
+        contender = TeacherContender(self.teacher, self.sampling, key="reference")
+        gaussian, variance = self._gaussian(), self._variance()
+        indices, labels = [], []
+        for batch in self._progress(contender, samples, "reference"):
+            features = self.network.features(batch.images)
+            gaussian.update(features)
+            variance.update(features, batch.labels)
+            indices.append(batch.indices)
+            labels.append(batch.labels)
+        spread = variance.compute() if variance.enough else None
+        return Reference(gaussian.compute(), spread, torch.cat(indices), torch.cat(labels))
+
+    def _gaussian(self) -> FeatureGaussian:
+        return FeatureGaussian(self.network.width).to(self.teacher.codebook.device)
+
+    def _variance(self) -> WithinClassVariance:
+        variance = WithinClassVariance(self.teacher.num_classes, self.network.width, self.minimum)
+        return variance.to(self.teacher.codebook.device)
+
+    def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
+        batches = contender.batches(samples, self.seed, self.batch_size)
+        return track(batches, f"{name:>16}", total=math.ceil(samples / self.batch_size), transient=True)
+
+    @torch.no_grad()
+    def score(self, contender: Contender, samples: int) -> Score:
+        """Measure one contender, without its speed.
+
+        Args:
+            contender: whose samples.
+            samples: how many; real data are as many as there are.
+
+        Returns:
+            Its row; diversity still has to pass :func:`check_diversity`.
+        """
+        device = self.teacher.codebook.device
+        frechet = FrechetDistance(self.reference.gaussian).to(device)
+        variance, nll = self._variance(), MeanMetric(nan_strategy="disable").to(device)
+        accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(device)
+        for batch in self._progress(contender, samples, contender.name):
+            features = self.network.features(batch.images)
+            frechet.update(features)
+            variance.update(features, batch.labels)
+            nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling.guidance_scale))
+            logits = self.network.logits(features)
+            if logits is not None:
+                accuracy.update(logits, batch.labels)
+        score = Score(frechet.compute(), finite(nll.compute().item()), steps=contender.steps)
+        if self.network.held_out_accuracy is not None:
+            # on real pictures it was trained on a classifier is always right
+            score.accuracy = accuracy.compute().item() if contender.sampled else self.network.held_out_accuracy
+        if variance.enough and self.reference.variance:
+            score.diversity = variance.compute() / self.reference.variance
+        return score
+
+
+def finite(value: float) -> float | None:
+    """None for infinity and NaN, which JSON has no numbers for."""
+    return value if math.isfinite(value) else None
+
+
+def check_diversity(scores: dict[str, Score]) -> None:
+    """Withdraw all diversities unless two teacher samples agree within 5%; says so in a warning."""
+    teacher = scores["teacher"].diversity
+    if teacher is None or agree(teacher, 1.0):
+        return
+    warnings.warn(
+        f"two teacher samples differ by the factor {teacher:.3f} in within-class variance: diversity is left out; "
+        f"take more samples",
+        stacklevel=2,
+    )
+    for score in scores.values():
+        score.diversity = None
+
+
+def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
+    """How much of the independent tokens' error is left in one step: 0 is the teacher, 1 is independent.
+
+    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to
+    the reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)).
+
+    Returns:
+        Both ratios; None where a part is missing or independent tokens are no worse than the teacher.
+    """
+    rows = [scores.get(name) for name in ("one-step", "teacher", "independent")]
+    result = {}
+    for metric in ("frechet", "nll"):
+        parts = [getattr(row, metric) if row else None for row in rows]
+        one_step, teacher, independent = parts
+        defined = None not in parts and independent > teacher
+        result[metric] = (one_step - teacher) / (independent - teacher) if defined else None
+    return result
+
+
+@torch.no_grad()
+def time_contenders(
+    contenders: list[Contender], seed: int = 0, batch_size: int = 100, rounds: int = 7
+) -> dict[str, float]:
+    """Seconds an image, pictures included, random numbers not.
+
+    The contenders take turns, so that whatever else the machine does falls on all of them; the first round warms up.
+
+    Args:
+        contenders: those that sample.
+        seed: of the noise.
+        batch_size: pictures at a time.
+        rounds: how many are timed; the median counts.
+
+    Returns:
+        Name to seconds.
+    """
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    device = contenders[0].teacher.codebook.device
+    labels = torch.arange(batch_size, device=device) % contenders[0].teacher.num_classes
+    noise = SampleNoise(seed, 0, batch_size, device)
+    for _ in range(rounds + 1):
+        for contender in contenders:
+            _synchronise(device)
+            start = time.perf_counter()
+            contender.teacher.decode(contender.sample(labels, noise))
+            _synchronise(device)
+            times[contender.name].append((time.perf_counter() - start) / batch_size)
+    return {name: median(taken[1:]) for name, taken in times.items()}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(
+    judge: Judge, contenders: list[Contender], samples: int, timing_batch: int = 100, rounds: int = 7
+) -> dict[str, Score]:
+    """Measure all contenders and time them.
+
+    Args:
+        judge: what they are measured with.
+        contenders: one of them named "teacher"; names differ.
+        samples: of each.
+        timing_batch: batch size of the timing.
+        rounds: of the timing.
+
+    Returns:
+        Name to row, in the order given.
+
+    Raises:
+        ValueError: if names repeat or the teacher is missing.
+    """
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names) or "teacher" not in names:
+        raise ValueError(f"contenders need different names and one of them must be 'teacher', got {names}")
+    scores = {contender.name: judge.score(contender, samples) for contender in contenders}
+    check_diversity(scores)
+    timed = time_contenders([c for c in contenders if c.sampled], judge.seed, timing_batch, rounds)
+    for name, seconds in timed.items():
+        scores[name].seconds_per_image = seconds
+    return scores
