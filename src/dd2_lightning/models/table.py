@@ -91,12 +91,17 @@ class CausalBackbone(Backbone):
     """A small causal transformer over embeddings: the student of a table.
 
     Slot i reads token i-1, slot 0 the class; the class also modulates every block.
+
+    Raises:
+        ValueError: for a layout with a larger position, whose tokens would see each other.
     """
 
     def __init__(
         self, layout: Layout, token_dim: int, num_classes: int, width: int = 64, depth: int = 2, heads: int = 4
     ):
         super().__init__()
+        if max(layout.counts) > 1:
+            raise ValueError(f"this backbone shifts by one token a position, got the layout {layout.counts}")
         self.layout, self.token_dim, self.width, self.num_classes = layout, token_dim, width, num_classes
         self.input = nn.Linear(token_dim, width)
         self.classes = nn.Embedding(num_classes + 1, width)

@@ -1,0 +1,48 @@
+"""Small models of every family: what the protocol tests run on."""
+
+import torch
+from helpers import circle
+from torch import Tensor, nn
+
+from dd2_lightning.models.student import Student, build_student
+from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.models.teacher import CodebookTeacher
+
+
+def randomise(module: nn.Module, std: float = 0.2) -> nn.Module:
+    """Give every parameter a value: heads and gates that start at zero would make a test of them vacuous."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=std)
+    return module.eval()
+
+
+def table_teacher(classes: int = 2, codes: int = 4, tokens: int = 3) -> TableTeacher:
+    """A random joint with full support, its codes on a circle."""
+    joint = torch.randn(classes, *[codes] * tokens).mul(1.5).exp()
+    return TableTeacher(joint, circle(codes), {"width": 32, "depth": 2, "heads": 2})
+
+
+def two_sequences() -> TableTeacher:
+    """Half of the mass on (0, 0), half on (1, 1): the example on which independent tokens fail."""
+    joint = torch.zeros(1, 2, 2)
+    joint[0, 0, 0] = joint[0, 1, 1] = 0.5
+    return TableTeacher(joint, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), {"width": 32, "depth": 1, "heads": 2})
+
+
+FAMILIES = {"table": table_teacher}
+
+
+def student_of(teacher: CodebookTeacher) -> Student:
+    """A student with a head and a backbone that both say something."""
+    return randomise(build_student(teacher, width=16, depth=2))
+
+
+def labels_for(teacher: CodebookTeacher, batch: int) -> Tensor:
+    """Labels that go round the classes."""
+    return torch.arange(batch) % teacher.num_classes
+
+
+def random_indices(teacher: CodebookTeacher, batch: int) -> Tensor:
+    """Indices (B, n)."""
+    return torch.randint(len(teacher.codebook), (batch, teacher.layout.length))
