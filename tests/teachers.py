@@ -1,12 +1,12 @@
 """Small models of every family: what the protocol tests run on."""
 
 import torch
-from helpers import circle
 from torch import Tensor, nn
 
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.teacher import CodebookTeacher
+from helpers import circle
 
 
 def randomise(module: nn.Module, std: float = 0.2) -> nn.Module:

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from teachers import FAMILIES, labels_for, random_indices, student_of, table_teacher, two_sequences
 
 from dd2_lightning.flow import CodebookFlow, integrate
 from dd2_lightning.layout import Layout
@@ -12,6 +11,7 @@ from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
 from dd2_lightning.models.table import CausalBackbone
 from dd2_lightning.sampling import Sampling, draw, euler_times, integrate_walk, keep_top_k, refine
+from teachers import FAMILIES, labels_for, random_indices, student_of, table_teacher, two_sequences
 
 B = 3
 GUIDED = Sampling(guidance_scale=1.5, top_k=3, temperature=0.9)
