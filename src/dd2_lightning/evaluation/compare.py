@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -115,7 +116,8 @@ class Judge:
 
     def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
         batches = contender.batches(samples, self.seed, self.batch_size)
-        return track(batches, f"{name:>16}", total=math.ceil(samples / self.batch_size), transient=True)
+        total, console = math.ceil(samples / self.batch_size), Console(stderr=True)
+        return track(batches, f"{name:>16}", total, console=console, transient=True, disable=not console.is_terminal)
 
     @torch.no_grad()
     def score(self, contender: Contender, samples: int) -> Score:
@@ -130,13 +132,13 @@ class Judge:
         """
         device = self.teacher.codebook.device
         frechet = FrechetDistance(self.reference.gaussian).to(device)
-        variance, nll = self._variance(), MeanMetric(nan_strategy="disable").to(device)
+        variance, nll = self._variance(), MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
         accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(device)
         for batch in self._progress(contender, samples, contender.name):
             features = self.network.features(batch.images)
             frechet.update(features)
             variance.update(features, batch.labels)
-            nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling.guidance_scale))
+            nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling.guidance_scale).double())
             logits = self.network.logits(features)
             if logits is not None:
                 accuracy.update(logits, batch.labels)

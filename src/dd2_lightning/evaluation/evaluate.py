@@ -1,13 +1,12 @@
 """``dd2 evaluate``: everything that is said of a generator, in one command."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import load_generator, load_init, load_teacher
+from dd2_lightning.artifacts import Artifact, check_hash, load_generator, load_init, load_teacher
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.classifier import FeatureNetwork, load_classifier
@@ -22,7 +21,7 @@ from dd2_lightning.evaluation.contenders import (
     TeacherContender,
 )
 from dd2_lightning.evaluation.pictures import save_comparison
-from dd2_lightning.evaluation.report import check_writable, make_report, print_table, write_report
+from dd2_lightning.evaluation.report import check_writable, make_report, print_table, results_path, write_report
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -36,7 +35,7 @@ def evaluate(
     generator: str,
     output: str,
     init: str | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    sampling: Sampling = Sampling(),
     samples: int = 20_000,
     reference_samples: int = 50_000,
     seed: int = 0,
@@ -50,7 +49,7 @@ def evaluate(
     Args:
         teacher: directory of the teacher.
         generator: directory of a finished csd or align stage.
-        output: directory of the report.
+        output: directory of the report, or its ``….json`` file, which the rest is put beside.
         init: directory of the init stage, to measure the AR-diffusion model too.
         sampling: guidance and truncation of the teacher, as the generator was distilled.
         samples: of each contender.
@@ -70,9 +69,12 @@ def evaluate(
     for name, value in (("samples", samples), ("reference_samples", reference_samples), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    check_writable(output)
+    check_writable(results_path(output).parent)
+    origin = Artifact.open(teacher, ("teacher",), "teacher")
+    check_origin(Artifact.open(generator, ("csd", "align"), "generator"), origin, sampling)
+    if init:
+        check_origin(Artifact.open(init, ("init",), "init"), origin, sampling)
     model = load_teacher(teacher).to(device)
-    warn_of_other_guidance(generator, sampling)
     return evaluate_models(
         model,
         load_generator(generator, teacher=model).to(device),
@@ -86,16 +88,18 @@ def evaluate(
     )
 
 
-def warn_of_other_guidance(generator: str, sampling: Sampling) -> None:
-    """Say so if the comparison is with another teacher than the one that was distilled."""
-    try:
-        config = json.loads((Path(generator) / "config.json").read_text())
-        distilled = config["settings"]["teacher_sampling"]["guidance_scale"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # load_generator says what is wrong, and not every origin is known
-    if distilled != sampling.guidance_scale:
+def check_origin(student: Artifact, teacher: Artifact, sampling: Sampling) -> None:
+    """Refuse a student of another teacher; say so if it was distilled from another guidance.
+
+    Raises:
+        ArtifactError: naming both.
+    """
+    check_hash(teacher, student.config["teacher"]["sha256"], str(student.directory))
+    distilled = student.config.get("settings", {}).get("teacher_sampling") or {}
+    scale = distilled.get("guidance_scale", sampling.guidance_scale)
+    if scale != sampling.guidance_scale:
         warnings.warn(
-            f"{generator} was distilled with guidance_scale {distilled}, "
+            f"{student.directory} was distilled with guidance_scale {scale}, "
             f"the teacher is evaluated with {sampling.guidance_scale}",
             stacklevel=3,
         )
@@ -121,7 +125,7 @@ def evaluate_models(
     Args:
         teacher: frozen.
         generator: distilled from it.
-        output: directory of the report.
+        output: directory of the report, or its ``….json`` file.
         init: AR-diffusion model.
         sampling: guidance and truncation of the teacher.
         samples: of each contender.
@@ -139,12 +143,13 @@ def evaluate_models(
         ArtifactError: if the report cannot be written.
         DD2Error: if the teacher has no pictures or the ``demo`` extra is missing.
     """
-    check_writable(output)
+    path = results_path(output)
+    check_writable(path.parent)
     if not teacher.tokenizer.has_pictures:
         raise DD2Error("this teacher has no pictures to evaluate; its tests compare it with its exact distribution")
     device = teacher.codebook.device
     if network is None:
-        network = load_classifier(output).to(device)
+        network = load_classifier(path.parent).to(device)
     judge = Judge(teacher, network, sampling, seed, reference_samples, batch_size, minimum)
     contenders: list[Contender] = [
         TeacherContender(teacher, judge.sampling),
@@ -157,8 +162,8 @@ def evaluate_models(
     images, labels = load_digits_images()
     contenders.append(RealData(teacher, images.to(device), labels.to(device)))
     report = make_report(compare(judge, contenders, samples), seed, samples, device)
-    save_samples(contenders, Path(output) / "samples.png", seed, first=samples)
-    write_report(report, output)
+    save_samples(contenders, path.with_name("samples.png"), seed, first=samples)
+    write_report(report, path)
     if not quiet:
         print_table(report)
     return report

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,7 @@ from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score, ratios
 
-COLUMNS = ("contender", "steps", "Fréchet ↓", "NLL ↓", "accuracy ↑", "diversity", "ms/image ↓", "speed-up ↑")
+COLUMNS = ("contender", "steps", "Fréchet", "NLL", "accuracy", "diversity", "ms/image", "speed-up")
 
 
 def make_report(
@@ -108,7 +109,7 @@ def caption(report: dict[str, Any]) -> list[str]:
         f"(0 is the teacher, 1 is independent).",
         f"{report['samples']:,} samples, seed {report['seed']}; distance to a larger, independent teacher sample; "
         f"NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
-        f"{report['hardware']}, decoding included; commit {report['commit'] or 'unknown'}.",
+        f"{report['hardware']}, decoding included; commit {(report['commit'] or 'unknown')[:10]}.",
     ]
     if "real" in report["contenders"]:
         lines.insert(2, "Real data: every picture once, so its distance is biased upwards; accuracy on held-out ones.")
@@ -124,12 +125,16 @@ def markdown(report: dict[str, Any]) -> str:
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     """The table in the terminal."""
-    table = Table(title="One step against the teacher", caption="\n".join(caption(report)), caption_justify="left")
+    console = console or Console()
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)  # fits 80 columns
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows(report):
         table.add_row(*row, style="bold" if row[0] == "one-step" else None)
-    (console or Console()).print(table)
+    console.print(table)
+    console.print()
+    for line in caption(report):
+        console.print(line, style="dim", highlight=False)
 
 
 def to_json(value: Any) -> bytes:
@@ -141,14 +146,23 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def write_report(report: dict[str, Any], directory: str | Path) -> None:
-    """Write ``table.md``, then ``results.json``, each whole or not at all.
+def results_path(output: str | Path) -> Path:
+    """Where the JSON goes: ``output`` itself if it is named ``….json``, else ``results.json`` in that directory.
+
+    Everything else goes beside it.
+    """
+    output = Path(output)
+    return output if output.suffix == ".json" else output / "results.json"
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    """Write ``table.md`` beside ``path``, then the JSON file ``path``, each whole or not at all.
 
     Raises:
-        ArtifactError: if the directory cannot be written.
+        ArtifactError: if one cannot be written.
     """
-    write_atomically(Path(directory) / "table.md", markdown(report).encode())
-    write_atomically(Path(directory) / "results.json", to_json(report))
+    write_atomically(path.with_name("table.md"), markdown(report).encode())
+    write_atomically(path, to_json(report))
 
 
 def check_writable(directory: str | Path) -> None:
