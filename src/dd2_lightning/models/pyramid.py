@@ -1,15 +1,17 @@
-"""VAR's pyramid of scales: token maps of growing side that add up to one latent map.
+r"""VAR's pyramid of scales: token maps of growing side that add up to one latent map.
 
 With token maps h_k of side p_k and H = p_{K-1} (VAR, arXiv 2404.02905, alg. 1 and 2):
 
 .. math::
 
-    \\hat f_k = \\hat f_{k-1} + \\phi_{j(k)}(\\mathrm{up}(h_k)), \\qquad
-    u_{k+1} = \\mathrm{down}(\\hat f_k,\\ p_{k+1}), \\qquad
-    \\phi_j(h) = \\tfrac12 h + \\tfrac12 (\\mathrm{conv}_j(h) + b_j).
+    \hat f_k = \hat f_{k-1} + \phi_{j(k)}(\mathrm{up}(h_k)), \qquad
+    u_{k+1} = \mathrm{down}(\hat f_k,\ p_{k+1}), \qquad
+    \phi_j(h) = \tfrac12 h + \tfrac12 (\mathrm{conv}_j(h) + b_j).
 
 Everything is affine in h: it works on any embeddings, on the codebook or off it, and is differentiable in them.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def phi_index(num_scales: int, num_phi: int) -> tuple[int, ...]:
     """
     share = 3 if num_phi == 4 else 2
     first = 1 / share / num_phi
-    step = (1 - 2 * first) / max(num_phi - 1, 1)
+    step = (1 - first - first) / max(num_phi - 1, 1)
     ticks = [first + i * step for i in range(num_phi)]
     ticks[-1] = 1 - first
     places = [k / max(num_scales - 1, 1) for k in range(num_scales)]
@@ -68,18 +70,18 @@ class ScalePyramid(nn.Module):
 
     def __init__(self, sides: tuple[int, ...], token_dim: int, num_phi: int = 4, frozen: bool = False):
         super().__init__()
-        if not sides or sides[0] < 1 or any(a >= b for a, b in zip(sides, sides[1:], strict=False)):
+        if not sides or sides[0] < 1 or any(a >= b for a, b in pairwise(sides)):
             raise ValueError(f"sides: must be positive and strictly increasing, got {sides}")
         self.sides, self.token_dim = tuple(sides), token_dim
         self.layout = Layout(tuple(side * side for side in sides))
         self.phi_of_scale = phi_index(len(sides), num_phi)
         self.qresi_ls = nn.ModuleList(Phi(token_dim, frozen) for _ in range(num_phi))
-        H = sides[-1]
+        H, exact = sides[-1], {"dtype": torch.float64, "device": "cpu"}
         for k, side in enumerate(sides[:-1]):
-            cells = torch.eye(side * side, dtype=torch.float64).view(-1, 1, side, side)
+            cells = torch.eye(side * side, **exact).view(-1, 1, side, side)
             up = F.interpolate(cells, size=(H, H), mode="bicubic").flatten(1).T
             self.register_buffer(f"up{k}", up.float().contiguous(), persistent=False)
-            cells = torch.eye(H * H, dtype=torch.float64).view(-1, 1, H, H)
+            cells = torch.eye(H * H, **exact).view(-1, 1, H, H)
             down = F.adaptive_avg_pool2d(cells, side).flatten(1).T
             self.register_buffer(f"down{k}", down.float().contiguous(), persistent=False)
 

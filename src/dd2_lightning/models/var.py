@@ -1,0 +1,326 @@
+"""The VAR family (arXiv 2404.02905): next-scale prediction, with the state-dict names of the public release.
+
+Tokens of a scale are predicted in parallel from the accumulated map of the scales before it
+(:mod:`dd2_lightning.models.multiscale_vq`), so nothing is shifted: slot l of scale k reads pixel l of that map,
+averaged down to scale k, and predicts token l. The class vector is both the first slot and the condition of every
+adaptive layer norm.
+"""
+
+import copy
+import math
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.convnets import GROUPS
+from dd2_lightning.models.layers import AdaLNBlock, Cache, adaptive, layer_norm, visibility
+from dd2_lightning.models.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from dd2_lightning.models.pyramid import ScalePyramid
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.sampling import Sampling, keep_top_k
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Sizes of a VAR teacher, tokenizer included; plain values only.
+
+    Attributes:
+        sides: side of each scale, growing, at least two.
+        codes: V.
+        token_dim: C.
+        num_classes: classes without the null class.
+        width: of the transformer.
+        depth: its blocks.
+        heads: attention heads.
+        ch: base width of the tokenizer's encoder and decoder, a multiple of 32.
+        ch_mult: width of each level over ``ch``, highest resolution first.
+        num_res_blocks: residual blocks a level of the encoder.
+        image_channels: channels of a picture.
+        num_phi: phi convolutions that the scales share.
+        mlp_ratio: hidden width of the feed-forward over ``width``.
+        l2_norm: unit queries and keys with a learned temperature a head.
+        shared_adaln: one modulation for all blocks (VAR-d36).
+
+    Raises:
+        ValueError: for sizes that do not make a model; the message names the key.
+    """
+
+    sides: tuple[int, ...]
+    codes: int
+    token_dim: int
+    num_classes: int
+    width: int
+    depth: int
+    heads: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    image_channels: int = 3
+    num_phi: int = 4
+    mlp_ratio: float = 4.0
+    l2_norm: bool = True
+    shared_adaln: bool = False
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == tuple[int, ...]:
+                if not isinstance(value, (list, tuple)) or not value or not all(map(_is_count, value)):
+                    raise ValueError(f"'{field.name}' must be a list of positive integers, got {value!r}")
+                object.__setattr__(self, field.name, tuple(value))
+            elif field.type is int and not _is_count(value):
+                raise ValueError(f"'{field.name}' must be a positive integer, got {value!r}")
+            elif field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"'{field.name}' must be true or false, got {value!r}")
+        if len(self.sides) < 2 or list(self.sides) != sorted(set(self.sides)):
+            raise ValueError(f"'sides' must grow from scale to scale, and be two or more, got {self.sides}")
+        if self.width % self.heads:
+            raise ValueError(f"'width' must be a multiple of 'heads', got {self.width} and {self.heads}")
+        if self.ch % GROUPS:
+            raise ValueError(f"'ch' must be a multiple of the {GROUPS} groups of GroupNorm, got {self.ch}")
+        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.mlp_ratio <= 0:
+            raise ValueError(f"'mlp_ratio' must be a positive number, got {self.mlp_ratio!r}")
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "VARConfig":
+        """Read plain values.
+
+        Raises:
+            ValueError: for a key that is unknown or missing, or a value that is refused.
+        """
+        known = {field.name: field for field in fields(cls)}
+        unknown = sorted(config.keys() - known.keys())
+        if unknown:
+            raise ValueError(f"unknown key '{unknown[0]}' for a VAR teacher; there are: {', '.join(known)}")
+        required = [name for name, field in known.items() if field.default is MISSING]
+        missing = [name for name in required if name not in config]
+        if missing:
+            raise ValueError(f"a VAR teacher needs '{missing[0]}'; required are: {', '.join(required)}")
+        return cls(**config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def layout(self) -> Layout:
+        """One position a scale."""
+        return Layout(tuple(side**2 for side in self.sides))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+class VARBackbone(Backbone):
+    """The transformer without its head.
+
+    The pyramid is a frozen copy of the tokenizer's (buffers, not parameters: nothing can unfreeze it by accident),
+    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class.
+
+    Args:
+        config: sizes.
+    """
+
+    # in the releases, but constants of the layout
+    IGNORED = ("lvl_1L", "attn_bias_for_masking")
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        width, self.layout = config.width, config.layout
+        self.token_dim, self.width, self.num_classes = config.token_dim, width, config.num_classes
+        self.class_emb = nn.Embedding(config.num_classes + 1, width)
+        self.pos_start = nn.Parameter(torch.empty(1, self.layout.counts[0], width))
+        self.pos_1LC = nn.Parameter(torch.empty(1, self.layout.length, width))
+        self.lvl_embed = nn.Embedding(len(config.sides), width)
+        self.word_embed = nn.Linear(config.token_dim, width)
+        self.shared_ada_lin = adaptive(6 * width, width) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(
+            AdaLNBlock(width, config.heads, config.mlp_ratio, config.l2_norm, config.shared_adaln)
+            for _ in range(config.depth)
+        )
+        self.pyramid = ScalePyramid(config.sides, config.token_dim, config.num_phi, frozen=True)
+        everything = slice(0, self.layout.length)
+        self.register_buffer("mask", visibility(self.layout, everything), persistent=False)
+        self.register_buffer("level", self.layout.position_of_token(), persistent=False)
+        self.register_load_state_dict_pre_hook(self._forget_constants)
+        self.initialise()
+
+    @staticmethod
+    def _forget_constants(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+        for name in VARBackbone.IGNORED:
+            state_dict.pop(prefix + name, None)
+
+    def initialise(self) -> None:
+        """Weights to train from scratch with: small normal everywhere, residual branches scaled with the depth."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module)
+        for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
+            nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * self.width)))
+        for block in self.blocks:
+            for linear in (block.attn.proj, block.ffn.fc2):
+                linear.weight.data.div_(math.sqrt(2 * len(self.blocks)))
+
+    def inputs(self, tokens: Tensor, cond: Tensor, start: int, stop: int, cache: Cache | None) -> Tensor:
+        """What the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
+        parts = []
+        if start == 0:
+            parts.append(cond[:, None] + self.pos_start)
+        f_hat = cache.state if cache else None
+        maps = []
+        for k in range(max(start, 1), stop):
+            f_hat = self.pyramid.accumulate(f_hat, tokens[:, self.layout.span(k - 1)], k - 1)
+            maps.append(self.pyramid.next_input(f_hat, k))
+        if cache:
+            cache.state = f_hat
+        if maps:
+            parts.append(self.word_embed(torch.cat(maps, 1).to(self.word_embed.weight.dtype)))
+        return torch.cat(parts, 1)
+
+    def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
+        """See :meth:`Backbone.forward`. The cache's ``state`` is the accumulated map, (B, C, H, H)."""
+        start, stop = self.new_positions(tokens, cache)
+        new = slice(self.layout.offsets[start], self.layout.offsets[stop])
+        cond = self.class_emb(labels)
+        place = self.lvl_embed(self.level[new]) + self.pos_1LC[0, new]
+        x = self.inputs(tokens, cond, start, stop, cache) + place
+        if self.shared_ada_lin is not None:
+            cond = self.shared_ada_lin(cond).view(len(cond), 1, 6, -1)
+        mask = self.mask[new, : new.stop] if stop - start > 1 else None
+        for i, block in enumerate(self.blocks):
+            x = block(x, cond, mask, cache.layer(i) if cache is not None else None)
+        return x
+
+
+class AdaptiveNorm(nn.Module):
+    """Layer norm with scale and shift (in this order) from a condition."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ada_lin = adaptive(2 * width, width)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """(B, n, width), (B, width) -> (B, n, width)."""
+        scale, shift = self.ada_lin(cond)[:, None].chunk(2, -1)
+        return layer_norm(x) * (1 + scale) + shift
+
+
+class VARClassifier(nn.Module):
+    """Adaptive layer norm and a linear map to the codes.
+
+    Args:
+        width: of the features.
+        codes: V.
+        class_emb: the backbone's class vectors. They are used here but belong, as parameters, to the backbone.
+    """
+
+    def __init__(self, width: int, codes: int, class_emb: nn.Embedding):
+        super().__init__()
+        self.head_nm = AdaptiveNorm(width)
+        self.head = nn.Linear(width, codes)
+        self._classes = (class_emb,)  # a tuple hides the module: one owner, one key in the state dict
+        for linear in (self.head_nm.ada_lin[1], self.head):
+            init_linear(linear)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Features (B, n, width), labels (B,) -> logits (B, n, V), in float32 or wider."""
+        x = self.head_nm(features, self._classes[0](labels))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.linear(x.to(dtype), self.head.weight.to(dtype), self.head.bias.to(dtype))
+
+
+def init_linear(linear: nn.Linear) -> None:
+    """Truncated normal of standard deviation 0.02, no bias."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+class VARTeacher(CodebookTeacher):
+    """A VAR model: transformer, classifier and multi-scale tokenizer.
+
+    State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
+    see :func:`from_release`.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: VARConfig):
+        backbone = VARBackbone(config)
+        tokenizer = MultiScaleVQ(
+            MultiScaleVQConfig(
+                sides=config.sides,
+                codebook_size=config.codes,
+                token_dim=config.token_dim,
+                image_channels=config.image_channels,
+                ch=config.ch,
+                ch_mult=config.ch_mult,
+                num_res_blocks=config.num_res_blocks,
+                num_phi=config.num_phi,
+            )
+        )
+        super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
+        self.sizes = config
+        self.adopt_tokenizer()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain sizes, see :class:`VARConfig`."""
+        return self.sizes.to_dict()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "VARTeacher":
+        """A teacher with fresh weights from plain sizes.
+
+        Raises:
+            ValueError: see :class:`VARConfig`.
+        """
+        return cls(VARConfig.from_dict(config))
+
+    def adopt_tokenizer(self) -> None:
+        """Copy the tokenizer's pyramid into the backbone."""
+        self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
+
+    def student_backbone(self) -> VARBackbone:
+        """A trainable copy of the teacher's backbone; its pyramid stays frozen."""
+        return copy.deepcopy(self.backbone).requires_grad_(True)
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float, positions: Tensor) -> Tensor:
+        """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
+        t = (scale * positions / (self.layout.num_positions - 1)).to(cond.dtype)[:, None]
+        return (1 + t) * cond - t * uncond
+
+    def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
+        """Temperature, top-k with ties, then VAR's top-p: the tail of mass at most 1 - p is cut."""
+        if sampling.temperature != 1:
+            logits = logits / sampling.temperature
+        logits = keep_top_k(logits, sampling.top_k)
+        if sampling.top_p < 1:
+            ordered, order = logits.sort(-1)
+            gone = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+            gone[..., -1] = False
+            logits = logits.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
+        return logits
+
+
+def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a :class:`VARTeacher` from the two files of a release.
+
+    Args:
+        transformer: ``var_d*.pth``.
+        tokenizer: ``vae_ch160v4096z32.pth``.
+    """
+    state = {f"tokenizer.{key}": value for key, value in tokenizer.items() if not key.endswith("ema_vocab_hit_SV")}
+    phi = "tokenizer.quantize.quant_resi."
+    state |= {f"backbone.pyramid.{key.removeprefix(phi)}": state[key] for key in list(state) if key.startswith(phi)}
+    for key, value in transformer.items():
+        if key not in VARBackbone.IGNORED:
+            state[("classifier." if key.startswith("head") else "backbone.") + key] = value
+    return state
