@@ -18,7 +18,7 @@ from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.convnets import GROUPS
 from dd2_lightning.models.layers import AdaLNBlock, Cache, adaptive, layer_norm, visibility
-from dd2_lightning.models.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from dd2_lightning.models.multiscale_vq import MultiScaleVQ
 from dd2_lightning.models.pyramid import ScalePyramid
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling, keep_top_k
@@ -255,16 +255,14 @@ class VARTeacher(CodebookTeacher):
     def __init__(self, config: VARConfig):
         backbone = VARBackbone(config)
         tokenizer = MultiScaleVQ(
-            MultiScaleVQConfig(
-                sides=config.sides,
-                codebook_size=config.codes,
-                token_dim=config.token_dim,
-                image_channels=config.image_channels,
-                ch=config.ch,
-                ch_mult=config.ch_mult,
-                num_res_blocks=config.num_res_blocks,
-                num_phi=config.num_phi,
-            )
+            config.sides,
+            config.codes,
+            config.token_dim,
+            config.ch,
+            config.ch_mult,
+            config.num_res_blocks,
+            config.image_channels,
+            config.num_phi,
         )
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
