@@ -144,9 +144,9 @@ class VARBackbone(Backbone):
             for _ in range(config.depth)
         )
         self.pyramid = ScalePyramid(config.sides, config.token_dim, config.num_phi, frozen=True)
-        everything = slice(0, self.layout.length)
-        self.register_buffer("mask", visibility(self.layout, everything), persistent=False)
-        self.register_buffer("level", self.layout.position_of_token(), persistent=False)
+        cpu, everything = torch.device("cpu"), slice(0, self.layout.length)  # so that it can be built on "meta" too
+        self.register_buffer("mask", visibility(self.layout, everything, cpu), persistent=False)
+        self.register_buffer("level", self.layout.position_of_token(cpu), persistent=False)
         self.register_load_state_dict_pre_hook(self._forget_constants)
         self.initialise()
 

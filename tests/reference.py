@@ -1,0 +1,60 @@
+"""Golden tensors of the public releases, and VAR teachers that carry their weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dd2_lightning.models.var import VARTeacher, from_release
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file and the sizes they belong to."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        keys = file.keys()
+        return {key: file.get_tensor(key) for key in keys}, json.loads(file.metadata().get("config", "{}"))
+
+
+def weights(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """One of the state dicts in a file."""
+    prefix = f"weights/{part}/"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def golden_var(name: str) -> tuple[VARTeacher, dict[str, Tensor]]:
+    """A teacher with a file's weights, and the tensors; files without pixel networks leave those as they are."""
+    tensors, sizes = golden(name)
+    teacher = VARTeacher.from_config(
+        {
+            "sides": sizes["patch_nums"],
+            "codes": sizes["V"],
+            "token_dim": sizes["Cvae"],
+            "num_classes": sizes["num_classes"],
+            "width": sizes["embed_dim"],
+            "depth": sizes["depth"],
+            "heads": sizes["num_heads"],
+            "ch": sizes["ch"],
+            "ch_mult": sizes["ch_mult"],
+            "num_res_blocks": sizes["num_res_blocks"],
+            "num_phi": sizes["share_quant_resi"],
+            "mlp_ratio": sizes["mlp_ratio"],
+            "l2_norm": sizes["attn_l2_norm"],
+            "shared_adaln": sizes["shared_aln"],
+        }
+    )
+    state = from_release(weights(tensors, "var"), weights(tensors, "vae"))
+    pixels = ("tokenizer.encoder.", "tokenizer.decoder.", "tokenizer.quant_conv.", "tokenizer.post_quant_conv.")
+    if not any(key.startswith(pixels) for key in state):
+        state |= {key: value for key, value in teacher.state_dict().items() if key.startswith(pixels)}
+    teacher.load_state_dict(state)
+    return teacher.eval().requires_grad_(False), tensors
+
+
+def close(value: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Assert equality up to an absolute tolerance."""
+    torch.testing.assert_close(value, expected, rtol=0, atol=tolerance)
