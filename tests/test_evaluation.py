@@ -69,7 +69,7 @@ def toy_teacher(classes=CLASSES):
 
 def toy_student(teacher):
     torch.manual_seed(2)
-    student = build_student(teacher, 16, 1)
+    student = build_student(teacher, width=16, depth=1)
     torch.nn.init.normal_(student.head.output.weight, std=0.3)
     return student.requires_grad_(False).eval()
 

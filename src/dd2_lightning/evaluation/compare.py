@@ -85,8 +85,8 @@ class Judge:
         network: FeatureNetwork,
         sampling: Sampling | None = None,
         seed: int = 0,
-        reference_samples: int = 50_000,
-        batch_size: int = 1000,
+        reference_samples: int = 30_000,
+        batch_size: int = 500,
         minimum: int = 500,
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
@@ -120,12 +120,13 @@ class Judge:
         return track(batches, f"{name:>16}", total, console=console, transient=True, disable=not console.is_terminal)
 
     @torch.no_grad()
-    def score(self, contender: Contender, samples: int) -> Score:
+    def score(self, contender: Contender, samples: int, known_nll: Score | None = None) -> Score:
         """Measure one contender, without its speed.
 
         Args:
             contender: whose samples.
             samples: how many; real data are as many as there are.
+            known_nll: the row of a contender with the same sequences, whose likelihood is not computed again.
 
         Returns:
             Its row; diversity still has to pass :func:`check_diversity`.
@@ -138,11 +139,14 @@ class Judge:
             features = self.network.features(batch.images)
             frechet.update(features)
             variance.update(features, batch.labels)
-            nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling.guidance_scale).double())
+            if known_nll is None:
+                scale = self.sampling.guidance_scale
+                nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, scale).double())
             logits = self.network.logits(features)
             if logits is not None:
                 accuracy.update(logits, batch.labels)
-        score = Score(frechet.compute(), finite(nll.compute().item()), steps=contender.steps)
+        mean_nll = known_nll.nll if known_nll else finite(nll.compute().item())
+        score = Score(frechet.compute(), mean_nll, steps=contender.steps)
         if self.network.held_out_accuracy is not None:
             # on real pictures it was trained on a classifier is always right
             score.accuracy = accuracy.compute().item() if contender.sampled else self.network.held_out_accuracy
@@ -246,7 +250,9 @@ def compare(
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names) or "teacher" not in names:
         raise ValueError(f"contenders need different names and one of them must be 'teacher', got {names}")
-    scores = {contender.name: judge.score(contender, samples) for contender in contenders}
+    scores: dict[str, Score] = {}
+    for contender in contenders:
+        scores[contender.name] = judge.score(contender, samples, scores.get(contender.sequences_of))
     check_diversity(scores)
     timed = time_contenders([c for c in contenders if c.sampled], judge.seed, timing_batch, rounds)
     for name, seconds in timed.items():

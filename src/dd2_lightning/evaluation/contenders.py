@@ -79,11 +79,13 @@ class Contender(ABC):
         name: its row in the table.
         steps: sequential passes through a backbone for one sample.
         sampled: False for the real data, which have no cost and no seed.
+        sequences_of: name of a contender whose snapped sequences are the very same; their likelihood is taken over.
     """
 
     name: str
     steps: int | None
     sampled: bool = True
+    sequences_of: str | None = None
 
     def __init__(self, teacher: CodebookTeacher):
         self.teacher = teacher
@@ -146,6 +148,7 @@ class OneStepContender(Contender):
         super().__init__(teacher)
         self.generator, self.snapped = generator, snapped
         self.name = "one-step snapped" if snapped else "one-step"
+        self.sequences_of = "one-step" if snapped else None
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Embeddings (B, n, C), or indices (B, n) if snapped."""

@@ -37,9 +37,9 @@ def evaluate(
     init: str | None = None,
     sampling: Sampling = Sampling(),
     samples: int = 20_000,
-    reference_samples: int = 50_000,
+    reference_samples: int = 30_000,
     seed: int = 0,
-    batch_size: int = 1000,
+    batch_size: int = 500,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure a one-step generator of digits against its teacher and the weak baselines.
@@ -113,9 +113,9 @@ def evaluate_models(
     init: Student | None = None,
     sampling: Sampling | None = None,
     samples: int = 20_000,
-    reference_samples: int = 50_000,
+    reference_samples: int = 30_000,
     seed: int = 0,
-    batch_size: int = 1000,
+    batch_size: int = 500,
     network: FeatureNetwork | None = None,
     minimum: int = 500,
     quiet: bool = False,

@@ -102,13 +102,13 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
     except ImportError as error:
         raise DD2Error("the picture needs matplotlib: pip install dd2-lightning[demo]") from error
     columns = next(iter(counts.values())) // len(labels)
-    cell = 0.42  # inches a picture
-    figure = Figure(
-        (len(panels) * (columns * cell + 0.3) + 0.5, len(labels) * cell + 1.0), dpi=150, layout="constrained"
-    )
+    cell, gap, left, top = 0.42, 0.3, 0.4, 0.75 if title else 0.4  # inches
+    width, height = left + len(panels) * (columns * cell + gap), top + len(labels) * cell + 0.1
+    figure = Figure((width, height), dpi=150)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure.subplots_adjust(left / width, 0.1 / height, 1 - gap / 2 / width, 1 - top / height, gap / (columns * cell))
     for i, (ax, (name, images)) in enumerate(zip(axes, panels.items(), strict=True)):
-        height = images.shape[-2] + 1
+        step = images.shape[-2] + 1
         sheet = mosaic(images.detach().cpu().float().clamp(0, 1), columns).permute(1, 2, 0).numpy()
         ax.imshow(
             sheet if sheet.shape[-1] == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
@@ -117,12 +117,12 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
         ax.set_xticks([])
         ax.set_yticks([])
         if i == 0:
-            ax.set_yticks([(row + 0.5) * height - 1 for row in range(len(labels))], labels, fontsize=11)
+            ax.set_yticks([(row + 0.5) * step - 1 for row in range(len(labels))], labels, fontsize=11)
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=13)
+        figure.suptitle(title, fontsize=13, y=1 - 0.12 / height, va="top")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_atomically(Path(path), buffer.getvalue())

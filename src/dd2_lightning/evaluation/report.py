@@ -107,7 +107,7 @@ def caption(report: dict[str, Any]) -> list[str]:
     lines = [
         f"Left of the independent tokens' error: Fréchet {_ratio(left['frechet'])}, NLL {_ratio(left['nll'])} "
         f"(0 is the teacher, 1 is independent).",
-        f"{report['samples']:,} samples, seed {report['seed']}; distance to a larger, independent teacher sample; "
+        f"{report['samples']:,} samples, seed {report['seed']}; distance to an independent teacher sample; "
         f"NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
         f"{report['hardware']}, decoding included; commit {(report['commit'] or 'unknown')[:10]}.",
     ]
