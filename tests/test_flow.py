@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import circle, reference_flow, reference_score, relative_error
 
 from dd2_lightning.flow import (
     T_FLOOR,
@@ -22,6 +21,7 @@ from dd2_lightning.flow import (
     velocity_from_denoised,
 )
 from dd2_lightning.sampling import euler_times
+from helpers import circle, reference_flow, reference_score, relative_error
 
 # B, n, m, C, V: from the smallest there is to VAR's codebook
 SIZES = [(1, 1, 1, 1, 2), (2, 3, 1, 2, 8), (3, 2, 5, 7, 33), (2, 4, 4, 32, 4096)]
@@ -56,12 +56,17 @@ def times(size, low=0.02, high=0.999):
     return torch.linspace(low, high, max(B * n * m, 2))[: B * n * m].view(B, n, m)
 
 
-def flow_errors(x, t, codebook, log_p):
-    """Worst relative errors of velocity and clean token; clean tokens near 0 are judged by a token's size."""
+def flow_errors(x, t, codebook, log_p, pulls=False):
+    """Worst relative errors of velocity and clean token.
+
+    Clean tokens near 0 are judged by the size of a token, and velocities by that of ε - q; with ``pulls`` by that of
+    q/t, the pull of a single code: midway between two codes v is the small difference of two of those.
+    """
     flow = CodebookFlow(codebook, log_p)
     v, x0 = reference_flow(x.double(), t, codebook, log_p)
-    typical = codebook.double().norm(dim=-1).mean().item()
-    return relative_error(flow.velocity(x, t), v), relative_error(flow.denoise(x, t), x0, typical)
+    token = codebook.double().norm(dim=-1).mean().item()
+    scale = token / t.min().item() if pulls else math.sqrt(token**2 + codebook.shape[1])
+    return relative_error(flow.velocity(x, t), v, scale), relative_error(flow.denoise(x, t), x0, token)
 
 
 def vjp_error(x, t, codebook, log_p):
@@ -86,17 +91,20 @@ def test_equals_the_score_on_points_of_p_t(size, cut):
 def test_equals_the_score_midway_between_codes(size, t, tolerance):
     codebook, log_p = problem(size)
     t = torch.full(size[:3], t)
-    assert max(flow_errors(midway(codebook, t), t, codebook, log_p)) <= tolerance
+    pulls = t.min() < 0.1
+    assert max(flow_errors(midway(codebook, t), t, codebook, log_p, pulls)) <= tolerance
 
 
+@pytest.mark.parametrize("low, tolerance", [(0.02, 5e-4), (0.1, 1e-4), (0.3, 5e-5), (0.6, 1e-5)])
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_on_points_of_p_t(size):
+def test_gradients_on_points_of_p_t(size, low, tolerance):
+    """The softmax's own rounding reaches a gradient times (1-t)/t², so this loosens towards small t."""
     codebook, log_p = problem(size)
-    t = times(size)
-    assert vjp_error(drawn_from_p_t(codebook, log_p, t), t, codebook, log_p) <= 1e-5
+    t = times(size, low)
+    assert vjp_error(drawn_from_p_t(codebook, log_p, t), t, codebook, log_p) <= tolerance
 
 
-@pytest.mark.parametrize("t, tolerance", [(0.02, 1e-2), (0.1, 1e-2), (0.3, 1e-4), (0.6, 1e-4), (0.9, 1e-4)])
+@pytest.mark.parametrize("t, tolerance", [(0.02, 5e-2), (0.1, 1e-2), (0.3, 1e-4), (0.6, 1e-4), (0.9, 1e-4)])
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_gradients_midway_between_codes(size, t, tolerance):
     codebook, log_p = problem(size)
@@ -163,7 +171,7 @@ def test_a_row_with_one_allowed_token_knows_its_answer(t):
     x, t = torch.randn(size[:4], requires_grad=True), torch.full(size[:3], t)
     x0 = codebook_posterior_mean(x, t, codebook, log_p)
     torch.testing.assert_close(x0, codebook[only].expand_as(x0), rtol=1e-6, atol=1e-6)
-    # the exact Jacobian is 0; the last bit of the softmax is multiplied by (1-t)/t², a million at the floor
+    # the exact Jacobian is 0; the softmax's last bit reaches it times (1-t)/t², a million at the floor
     gain = 1 / t.clamp(min=T_FLOOR).min().item() ** 2
     assert torch.autograd.grad(x0.sum(), x)[0].abs().max() <= 1e-5 * gain
 
@@ -227,11 +235,10 @@ def test_a_learned_flow_answers_in_float32():
         assert head(x).dtype == torch.bfloat16
     assert v.dtype == x0.dtype == torch.float32
     torch.testing.assert_close(x0, x - t[..., None] * v)
-    assert flow.velocity(x.bfloat16(), t).dtype == torch.float32
+    assert HeadFlow(lambda x_t, t, features: x_t, torch.zeros(2, 3, 1)).velocity(x.bfloat16(), t).dtype == torch.float32
 
 
 MEMORY = """
-import sys
 import torch
 from dd2_lightning.flow import CodebookFlow
 
@@ -243,42 +250,39 @@ def stored(x, t, codebook, log_p):  # the same posterior mean, with its (B, n, m
 def fused(x, t, codebook, log_p):
     return CodebookFlow(codebook, log_p).denoise(x, t)
 
+def backward(x, *rest):
+    x0 = fused(x.requires_grad_(), *rest)
+    torch.autograd.grad(x0, x, torch.ones_like(x0))
+
 def peak():
     # not resource.ru_maxrss: Linux hands a child the peak of the process that forked it
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 
-torch.set_num_threads(1)
-run, backward = {"fused": fused, "stored": stored}[sys.argv[1]], sys.argv[2] == "backward"
-
 def inputs(B, n, m, C, V):  # filled in place: nothing here may reach a higher peak than what stays
-    parts = [torch.empty(*shape).normal_() for shape in ((B, n, m, C), (V, C), (B, n, V))]
-    return parts[0].requires_grad_(backward), torch.empty(B, n, m).uniform_(0.02, 1), parts[1], parts[2]
+    x, codebook, log_p = (torch.empty(*shape).normal_() for shape in ((B, n, m, C), (V, C), (B, n, V)))
+    return x, torch.empty(B, n, m).uniform_(0.02, 1), codebook, log_p
 
-def call(x, *rest):
-    x0 = run(x, *rest)
-    if backward:
-        torch.autograd.grad(x0, x, torch.ones_like(x0))
-
-call(*inputs(1, 2, 4, 32, 4096))  # loads the kernels
+torch.set_num_threads(1)
+calls = (fused, backward, stored)
+for call in calls:  # loads the kernels
+    call(*inputs(1, 2, 4, 32, 4096))
 big = inputs(4, 680, 4, 32, 4096)
 before = peak()
-call(*big)
-print(peak() - before)
+for call in calls:  # a peak never falls, so the hungriest comes last
+    call(*big)
+    print(peak() - before)
 """
 
 
-def extra_megabytes(implementation, direction):
-    run = subprocess.run([sys.executable, "-c", MEMORY, implementation, direction], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return float(run.stdout)
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory of a process is read from /proc")
-@pytest.mark.parametrize("direction, limit", [("forward", 64), ("backward", 128)])
-def test_memory_of_a_training_step(direction, limit):
-    """2,720 contexts x 4 draws x 4,096 codes x 32 channels: nothing of size (rows, V) is stored."""
-    assert extra_megabytes("fused", direction) <= limit
-    assert extra_megabytes("stored", direction) > limit  # the check can fail: one such array alone is 178 MB
+def test_memory():
+    """2,720 contexts x 4 draws x 4,096 codes x 32 channels: neither (rows, V) weights nor a codebook a row."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    forward, backward, stored = map(float, run.stdout.split())
+    assert forward <= 64
+    assert backward <= 64
+    assert stored > 64  # the check can fail: one array of weights is 178 MB
 
 
 def test_integration_lands_on_codes_at_the_right_frequencies():

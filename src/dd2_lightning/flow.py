@@ -90,14 +90,21 @@ def eps_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
     r"""x̂0 of the closed-form teacher (DD2 eq. 1) as one fused attention.
 
-    Up to terms that do not depend on j the softmax logits are
+    The softmax logits are
 
-    .. math:: \log p_j + \tfrac{1-t}{t^2}\langle x, c_j\rangle - \tfrac{(1-t)^2}{2t^2}\|c_j\|^2 ,
+    .. math::
+        \log p_j - \frac{\|x - (1-t) c_j\|^2}{2 t^2} = \log p_j
+        + \tfrac{1-t}{t^2}\langle x, c_j\rangle - \tfrac{(1-t)^2}{2t^2}\|c_j\|^2 - \tfrac{1}{2t^2}\|x\|^2 ,
 
-    so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2})`, the key :math:`(c_j, \|c_j\|^2)`, the
-    value :math:`c_j`, and the attention mask log p alone. The mask does not depend on t, so the m draws of a
-    token share it as m queries of one head, and nothing of size (B, n, m, V) is ever stored. Values carry the
-    extra channel too (as zeros): with unequal widths the CPU kernel falls back to a path that does store it.
+    so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2}, -\tfrac{1}{2t^2}\|x\|^2)`, the key
+    :math:`(c_j, \|c_j\|^2, 1)`, the value :math:`c_j`, and the attention mask log p alone. The last term does not
+    depend on j, but its gradient does away with most of the rounding of the others': what is left of it multiplies
+    :math:`x - (1-t) c_j` instead of :math:`c_j`.
+
+    The m draws are the batch of the attention, the B n contexts its queries: they share one codebook, and the mask,
+    which does not depend on t, is log p itself. Nothing of size (B, n, m, V) is ever stored, nor in the backward
+    pass the gradients of a codebook per context. Values carry the extra channels too (as zeros): with unequal
+    widths the CPU kernel falls back to a path that does store the weights.
 
     Args:
         x_t: noised tokens, (B, n, m, C).
@@ -110,21 +117,23 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
     """
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     (B, n, m, C), V = x_t.shape, codebook.shape[0]
-    width = C + 1 if x_t.device.type == "cpu" else math.ceil((C + 1) / 8) * 8
-    pad = width - C - 1
+    width = C + 2 if x_t.device.type == "cpu" else math.ceil((C + 2) / 8) * 8
+    pad = width - C - 2
     with torch.autocast(x_t.device.type, enabled=False):
-        x, c, time = x_t.to(dtype), codebook.to(dtype), t.to(dtype).clamp(min=T_FLOOR)[..., None]
+        x, time = x_t.to(dtype).reshape(B * n, m, C).transpose(0, 1), t.to(dtype).reshape(B * n, m).T[..., None]
+        c, time = codebook.to(dtype), time.clamp(min=T_FLOOR)
         gain = (1 - time) / time**2
-        query = F.pad(torch.cat([gain * x, -gain * (1 - time) / 2], -1), (0, pad))
-        key = F.pad(torch.cat([c, c.square().sum(-1, keepdim=True)], -1), (0, pad))
+        norms = x.square().sum(-1, keepdim=True), c.square().sum(-1, keepdim=True)
+        query = torch.cat([gain * x, -gain * (1 - time) / 2, -norms[0] / (2 * time**2)], -1)
+        key = torch.cat([c, norms[1], torch.ones_like(norms[1])], -1)
         x0 = F.scaled_dot_product_attention(
-            query.reshape(B * n, 1, m, width),
-            key.expand(B * n, 1, V, width),
-            F.pad(c, (0, pad + 1)).expand(B * n, 1, V, width),
-            attn_mask=log_p.to(dtype).reshape(B * n, 1, 1, V).expand(-1, -1, m, -1),
+            F.pad(query, (0, pad))[:, None],
+            F.pad(key, (0, pad)).expand(m, 1, V, width),
+            F.pad(c, (0, pad + 2)).expand(m, 1, V, width),
+            attn_mask=log_p.to(dtype).reshape(1, 1, B * n, V).expand(m, -1, -1, -1),
             scale=1.0,
         )
-    return x0[..., :C].reshape(B, n, m, C)
+    return x0[:, 0, :, :C].transpose(0, 1).reshape(B, n, m, C)
 
 
 @dataclass
