@@ -9,8 +9,9 @@ from dd2_lightning.flow import CodebookFlow, integrate
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
-from dd2_lightning.models.table import CausalBackbone
+from dd2_lightning.models.table import CausalBackbone, TableTeacher
 from dd2_lightning.sampling import Sampling, draw, euler_times, integrate_walk, keep_top_k, refine
+from helpers import circle
 from teachers import FAMILIES, labels_for, random_indices, student_of, table_teacher, two_sequences
 
 B = 3
@@ -230,7 +231,7 @@ def test_student_tells_classes_apart(teacher, student):
 def test_students_start_as_the_zero_velocity(teacher, labels):
     """So the first one-step tokens are the noise itself."""
     noise = torch.randn(B, teacher.layout.length, teacher.token_dim)
-    assert torch.equal(build_student(teacher, 16, 2).generate(noise, labels), noise)
+    assert torch.equal(build_student(teacher, width=16, depth=2).generate(noise, labels), noise)
 
 
 def test_generator_is_one_call_of_its_flow(teacher, student, labels):
@@ -370,6 +371,18 @@ def test_guidance_extrapolates_from_the_null_label():
     flow = teacher.flow(indices, labels, Sampling(guidance_scale=2.5, temperature=0.7))
     expected = ((uncond + 2.5 * (cond - uncond)) / 0.7).log_softmax(-1)
     torch.testing.assert_close(flow.log_p, expected)
+
+
+def test_guidance_of_a_table_with_impossible_tokens():
+    """log 0 - log 0 is not a number; such tokens stay impossible, and the others are guided as ever."""
+    joint = torch.tensor([[[0.6, 0.0, 0.0], [0.0, 0.4, 0.0], [0.0] * 3], [[0.0, 0.3, 0.0], [0.7, 0.0, 0.0], [0.0] * 3]])
+    teacher, indices = TableTeacher(joint, circle(3)), torch.tensor([[0, 0], [2, 0]])
+    p = teacher.flow(indices, torch.tensor([0, 1]), Sampling(guidance_scale=2.0)).log_p.exp()
+    raised = joint.sum(-1)[..., :2] ** 2 / joint.sum(-1).mean(0)[:2]
+    torch.testing.assert_close(p[:, 0, :2], raised / raised.sum(-1, keepdim=True))
+    assert (p[:, 0, 2] == 0).all()
+    assert p[0, 1].tolist() == [1, 0, 0]
+    torch.testing.assert_close(p[1, 1], torch.full((3,), 1 / 3))
 
 
 def test_top_k_keeps_ties():

@@ -154,6 +154,11 @@ class TableTeacher(CodebookTeacher):
         joint = torch.ones(config["classes"], *[config["codes"]] * config["tokens"])
         return cls(joint, torch.zeros(config["codes"], config["token_dim"]), config["student"])
 
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float, positions: Tensor) -> Tensor:
+        """See :meth:`CodebookTeacher.guide`; where a token is impossible there is nothing to extrapolate."""
+        impossible = cond.isinf() | uncond.isinf()
+        return torch.where(impossible, cond, super().guide(cond, uncond, scale, positions))
+
     def student_backbone(self) -> CausalBackbone:
         """A freshly initialised causal transformer."""
         return CausalBackbone(self.layout, self.token_dim, self.num_classes, **self.student)
