@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.var import VARConfig, VARTeacher
 from helpers import circle
 
 
@@ -30,7 +31,16 @@ def two_sequences() -> TableTeacher:
     return TableTeacher(joint, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), {"width": 32, "depth": 1, "heads": 2})
 
 
-FAMILIES = {"table": table_teacher}
+def var_teacher() -> VARTeacher:
+    """A VAR of three scales and 14 tokens."""
+    sizes = {"width": 32, "depth": 2, "heads": 2, "ch": 32, "ch_mult": (1,), "num_res_blocks": 1}
+    config = VARConfig(sides=(1, 2, 3), codes=12, token_dim=4, num_classes=3, image_channels=1, **sizes)
+    teacher = randomise(VARTeacher(config))
+    teacher.adopt_tokenizer()
+    return teacher
+
+
+FAMILIES = {"table": table_teacher, "var": var_teacher}
 
 
 def student_of(teacher: CodebookTeacher) -> Student:

@@ -222,6 +222,23 @@ def test_student_walk_agrees_with_the_whole_sequence(teacher, student, labels):
         assert walk.tokens.shape == tokens.shape
 
 
+def test_velocity_of_a_draw_depends_on_its_token_its_time_and_the_prefix(teacher, student, labels):
+    """The m draws share the features and nothing else."""
+    n, C = teacher.layout.length, teacher.token_dim
+    x_t, t, features = torch.randn(B, n, 3, C), torch.rand(B, n, 3), torch.randn(B, n, student.backbone.width)
+    v = student.head(x_t, t, features)
+
+    def changed(x_t, t, features):
+        return (student.head(x_t, t, features) - v).abs().amax(-1) > 1e-4
+
+    one_draw = torch.zeros(B, n, 3, dtype=torch.bool)
+    one_draw[1, n - 1, 2] = True
+    one_token = one_draw.any(-1, keepdim=True)
+    assert torch.equal(changed(x_t + one_draw[..., None], t, features), one_draw)
+    assert torch.equal(changed(x_t, t + 0.3 * one_draw, features), one_draw)
+    assert torch.equal(changed(x_t, t, torch.where(one_token, -features, features)), one_token.expand(B, n, 3))
+
+
 def test_student_tells_classes_apart(teacher, student):
     tokens = noisy(teacher, 1)
     features = [student.backbone(tokens, torch.tensor([label])) for label in range(2)]
