@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from runs import fails, fit, make_teacher, run_chain, stage_config
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_generator, load_init, load_teacher
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 from dd2_lightning.training import TrainingCLI
+from runs import fails, fit, make_teacher, run_chain, stage_config
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_writable(directory: str | Path) -> None:
+    """Find out now, not hours later, whether a directory can be written.
+
+    Raises:
+        ArtifactError: naming it, if not.
+    """
+    probe = Path(directory) / ".writable"
+    write_atomically(probe, b"")
+    probe.unlink()
+
+
 def sha256(path: Path) -> str:
     """Hash of a file, in hexadecimal."""
     with open(path, "rb") as file:

@@ -16,9 +16,10 @@ TRAINING = {
 
 def tools() -> dict[str, Any]:
     """The commands that do not train, by name."""
-    from dd2_lightning import commands
+    from dd2_lightning.commands import sample
+    from dd2_lightning.evaluation.evaluate import evaluate
 
-    return {"sample": commands.sample, "evaluate": commands.evaluate}
+    return {"sample": sample, "evaluate": evaluate}
 
 
 def main(args: list[str] | None = None) -> None:

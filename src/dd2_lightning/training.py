@@ -1,5 +1,7 @@
 """``dd2 fit|validate|test|predict``: LightningCLI with the defaults of this project."""
 
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import dd2_lightning.data
 import dd2_lightning.stages  # noqa: F401  (makes the stages known by their bare names)
+from dd2_lightning.artifacts import check_writable
 from dd2_lightning.callbacks import AtomicCheckpointIO, ExportArtifact, PerPositionMonitor, SampleGrid
+from dd2_lightning.errors import ArtifactError
 from dd2_lightning.stages import Stage
 
 TRAINER_DEFAULTS = {
@@ -22,12 +26,25 @@ TRAINER_DEFAULTS = {
 }
 
 
+EXPECTED = (
+    "Using ModelCheckpoint with manual optimization",  # after an iteration is what we want
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+    "Found .* module.* in eval mode",  # teacher and EMA
+    ".*does not have many workers",  # batches are index arithmetic
+    ".*was deprecated in v4",  # between Lightning and jsonargparse
+    ".*parameter was deprecated",
+    ".*isinstance.treespec",
+)
+
+
 class TrainingCLI(LightningCLI):
     """Every stage is a ``--model``, every data module a ``--data``; what a run leaves lies in ``default_root_dir``."""
 
     @classmethod
     def run(cls) -> "TrainingCLI":
         """Parse the command line and run."""
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message)
         return cls(
             Stage,
             LightningDataModule,
@@ -47,7 +64,18 @@ class TrainingCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Resume takes weights and counters from a checkpoint, never settings: those are what was given here."""
+        """Resume takes weights and counters from a checkpoint, never settings: those are what was given here.
+
+        Raises:
+            ArtifactError: if the file is missing or truncated.
+        """
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path in (None, "last", "best"):
+            return
+        if not Path(path).is_file():
+            raise ArtifactError(f"--ckpt_path: {path} does not exist")
+        if not zipfile.is_zipfile(path):
+            raise ArtifactError(f"--ckpt_path: {path} is truncated or damaged")
 
     def instantiate_classes(self) -> None:
         """Build stage, data and trainer; what their constructors refuse is a usage error."""
@@ -59,7 +87,11 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Logs, checkpoints and artifact go where ``default_root_dir`` says, unless the config says otherwise."""
         config = self.config[self.subcommand]
+        if self.subcommand == "fit" and config.trainer.max_steps < 1:
+            self.parser.error("set trainer.max_steps: the number of iterations of this stage")
         root = Path(config.trainer.default_root_dir or ".")
+        if self.subcommand == "fit":
+            check_writable(root)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
         callbacks = list(self._get(self.config_init, "trainer.callbacks") or [])

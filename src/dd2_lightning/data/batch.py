@@ -7,8 +7,10 @@ accumulation nor a resumed run changes a number.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -88,7 +90,18 @@ class IterationSampler(Sampler[int]):
         return iter(range(self.start, self.total))
 
 
-def iteration_loader(dataset: Dataset, trainer) -> DataLoader:
+class IterationLoader(DataLoader):
+    """A loader that resumes exactly: its only state is the iteration, which the trainer keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def iteration_loader(dataset: Dataset, trainer: Trainer) -> DataLoader:
     """A loader whose i-th item is the batch of iteration i, starting where the trainer stands.
 
     Raises:
@@ -97,7 +110,7 @@ def iteration_loader(dataset: Dataset, trainer) -> DataLoader:
     if trainer.max_steps < 1:
         raise ValueError("set trainer.max_steps: the number of iterations of this stage")
     sampler = IterationSampler(trainer.global_step, trainer.max_steps)
-    return DataLoader(dataset, batch_size=None, sampler=sampler)
+    return IterationLoader(dataset, batch_size=None, sampler=sampler)
 
 
 def share(size: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -49,11 +49,14 @@ class VelocityHead(nn.Module):
         feature_dim: width of the backbone's features.
         width: width of the head.
         depth: number of residual blocks.
+        octaves: the head also reads sin and cos of 2^k x_t for k below this. They let a narrow head change from one
+            code to the next within a small step of noise; 0, the paper's plain input, is enough for a wide one.
     """
 
-    def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4):
+    def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):
         super().__init__()
-        self.input = nn.Linear(token_dim, width)
+        self.octaves = octaves
+        self.input = nn.Linear(token_dim * (1 + 2 * octaves), width)
         self.time = TimeEmbedding(width)
         self.cond = nn.Linear(feature_dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
@@ -62,6 +65,11 @@ class VelocityHead(nn.Module):
         for linear in (*(block.ada_lin[1] for block in self.blocks), self.ada_lin[1], self.output):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """X with its sinusoids, (..., C) -> (..., C (1 + 2 octaves))."""
+        angles = [2.0**k * x for k in range(self.octaves)]
+        return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], -1)
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         """Velocity of every noise draw.
@@ -75,7 +83,7 @@ class VelocityHead(nn.Module):
             (B, n, m, C).
         """
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
-        x = self.input(x_t)
+        x = self.input(self.expand(x_t))
         for block in self.blocks:
             x = block(x, cond)
         shift, scale = self.ada_lin(cond).chunk(2, -1)

@@ -66,10 +66,10 @@ class Student(nn.Module):
         return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]
 
 
-def build_student(teacher: CodebookTeacher, width: int, depth: int) -> Student:
-    """A student of a teacher: its backbone, and a fresh velocity head of this width and depth.
+def build_student(teacher: CodebookTeacher, **head: int) -> Student:
+    """A student of a teacher: its backbone, and a fresh :class:`VelocityHead` of these sizes.
 
     The backbone carries over what the family can (VAR: the teacher's own weights).
     """
     backbone = teacher.student_backbone()
-    return Student(backbone, VelocityHead(backbone.token_dim, backbone.width, width, depth))
+    return Student(backbone, VelocityHead(backbone.token_dim, backbone.width, **head))

@@ -1,6 +1,7 @@
 """The teacher: an autoregressive model read as an exact conditional flow."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,24 @@ from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.walk import Walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
+
+
+class TokenizerLosses(NamedTuple):
+    """Losses of a VQ tokenizer on a batch, all scalars ().
+
+    Attributes:
+        loss: what to differentiate: reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
+        reconstruction: mean squared error of pixels in [0, 1]; no gradient.
+        codebook: how far the codes are from the latents; no gradient.
+        commitment: the same distance, as the encoder is charged for it, unweighted; no gradient.
+        perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    codebook: Tensor
+    commitment: Tensor
+    perplexity: Tensor
 
 
 class Tokenizer(nn.Module, ABC):
@@ -36,6 +55,13 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
+
+    def training_losses(self, images: Tensor, generator: torch.Generator | None = None) -> TokenizerLosses:
+        """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
+
+    def rescale_codebook(self, rms: float) -> None:
+        """Give the codebook's entries this root mean square without changing a picture; nothing if its scale is fixed."""
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -131,6 +157,9 @@ class CodebookTeacher(nn.Module):
             gone[..., 0] = False
             logits = logits.masked_fill(gone.gather(-1, order.argsort(-1)), -torch.inf)
         return logits
+
+    def adopt_tokenizer(self) -> None:
+        """Copy what the backbone needs of a tokenizer that was just trained; most families need nothing."""
 
     def student_backbone(self) -> Backbone:
         """A trainable backbone for a student, initialised as far as the family can."""

@@ -21,6 +21,7 @@ class ARDiffusionInit(DistillationStage):
         teacher_sampling: guidance and truncation of the teacher *inside the loss*.
         head_width: width of the velocity head.
         head_depth: residual blocks of the velocity head.
+        head_octaves: sinusoids that the head reads its input through, see :class:`VelocityHead`; the paper has none.
         head_iterations: iterations in which only the head is trained; then the whole model is.
         draws: m, noise draws a token that share one backbone pass.
         t_min: smallest flow time that is drawn.
@@ -40,6 +41,7 @@ class ARDiffusionInit(DistillationStage):
         teacher_sampling: Sampling = Sampling(),
         head_width: int = 1024,
         head_depth: int = 4,
+        head_octaves: int = 0,
         head_iterations: int = 0,
         draws: int = 4,
         t_min: float = 0.02,
@@ -57,7 +59,8 @@ class ARDiffusionInit(DistillationStage):
     @property
     def head_config(self) -> dict[str, int]:
         """Size of the velocity head."""
-        return {"width": self.settings.head_width, "depth": self.settings.head_depth}
+        settings = self.settings
+        return {"width": settings.head_width, "depth": settings.head_depth, "octaves": settings.head_octaves}
 
     def configure_optimizers(self):
         """One optimizer a phase: the head alone, then everything."""

@@ -45,7 +45,7 @@ class OptimizerSettings:
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Adam over the parameters of ``module`` that can be trained."""
         parameters = [p for p in module.parameters() if p.requires_grad]
-        return torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, update: int, total: int) -> float:
         """Learning rate of update number ``update`` (from 0) of ``total``."""

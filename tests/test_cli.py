@@ -1,0 +1,226 @@
+"""The command line: help, composition of configs, and what a user reads when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dd2_lightning.cli import main
+from runs import fails, fit, make_teacher, run_chain, stage_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Teacher, init and csd stages, run once."""
+    root = tmp_path_factory.mktemp("cli")
+    run_chain(root, "init", "csd")
+    return root
+
+
+def printed(capsys, *args: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(list(args))
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_one_help_lists_every_command(capsys):
+    text = printed(capsys, "--help")
+    for command in ("fit", "validate", "test", "predict", "sample", "evaluate"):
+        assert command in text
+
+
+@pytest.mark.parametrize("command", ["fit", "sample", "evaluate"])
+def test_every_command_explains_its_options(capsys, command):
+    assert "--" in printed(capsys, command, "--help")
+
+
+def test_stage_settings_are_documented(capsys):
+    text = printed(capsys, "fit", "--model.help", "CSDDistill")
+    assert "guidance updates a generator update" in " ".join(text.split())
+
+
+def test_help_starts_quickly_without_lightning():
+    code = "import sys, dd2_lightning.cli; print('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses_in_a_fresh_clone(capsys, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)  # nothing that the config names exists
+    command = "evaluate" if path.stem.startswith("evaluate") else "fit"
+    text = printed(capsys, command, "--config", str(path), "--print_config")
+    assert yaml.safe_load(text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_configs_compose_and_the_command_line_wins(capsys, tmp_path):
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text(yaml.safe_dump(stage_config(tmp_path, "csd")))
+    over.write_text(yaml.safe_dump({"model": {"init_args": {"alpha": 0.8, "draws": 3}}}))
+    text = printed(
+        capsys, "fit", "--config", str(base), "--config", str(over), "--model.init_args.draws", "7", "--print_config"
+    )
+    settings = yaml.safe_load(text)["model"]["init_args"]
+    assert settings["alpha"] == 0.8 and settings["draws"] == 7 and settings["guidance_updates"] == 2
+
+
+def test_the_command_line_beats_the_checkpoint(chain, tmp_path):
+    config = stage_config(chain, "csd", alpha=1.0)
+    config["trainer"]["default_root_dir"] = str(tmp_path)
+    fit(config, tmp_path, "--trainer.max_steps", "2")
+    fit(config, tmp_path, "--ckpt_path", "last", "--model.init_args.alpha", "0.5")
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["alpha"] == 0.5
+
+
+def test_the_seed_reaches_data_and_networks(chain, tmp_path):
+    for seed in ("1", "2"):
+        config = stage_config(chain, "csd")
+        config["trainer"]["default_root_dir"] = str(tmp_path / seed)
+        fit(config, tmp_path, "--seed_everything", seed)
+    one, two = ((tmp_path / seed / "generator_raw.safetensors").read_bytes() for seed in ("1", "2"))
+    assert one != two
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def refused(root, capsys, stage, status, *words, args=(), trainer=None, **model):
+    config = stage_config(root, stage, **model)
+    config["trainer"] |= {"default_root_dir": str(root / "refused"), **(trainer or {})}
+    with fails(capsys, status, *words):
+        fit(config, root, *args)
+    assert not (root / "refused" / "config.json").exists()
+
+
+def test_missing_init_from(chain, capsys):
+    refused(chain, capsys, "csd", 1, "model.init_from", "nowhere does not exist", init_from="nowhere")
+
+
+def test_missing_teacher(chain, capsys):
+    refused(chain, capsys, "csd", 1, "teacher", "nowhere does not exist", teacher="nowhere")
+
+
+def test_unfinished_init_from(chain, capsys, tmp_path):
+    refused(chain, capsys, "csd", 1, "is not finished", init_from=str(tmp_path))
+
+
+def test_truncated_init_from(chain, capsys, tmp_path):
+    for name in ("config.json", "student.safetensors"):
+        (tmp_path / name).write_bytes((chain / "init" / name).read_bytes())
+    with open(tmp_path / "student.safetensors", "r+b") as file:
+        file.truncate(1000)
+    refused(chain, capsys, "csd", 1, str(tmp_path), "truncated or damaged", init_from=str(tmp_path))
+
+
+def test_damaged_config_json(chain, capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"stage": "in')
+    refused(chain, capsys, "csd", 1, "config.json is damaged", init_from=str(tmp_path))
+
+
+def test_init_from_of_another_stage(chain, capsys):
+    refused(chain, capsys, "csd", 1, "comes from stage 'csd', needed: init", init_from=str(chain / "csd"))
+    refused(chain, capsys, "align", 1, "comes from stage 'init', needed: csd", init_from=str(chain / "init"))
+
+
+def test_init_from_of_another_family(chain, capsys, tmp_path):
+    config = json.loads((chain / "init" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "family": "var"}))
+    refused(chain, capsys, "csd", 1, "family 'var'", "family 'table'", init_from=str(tmp_path))
+
+
+def test_init_from_of_another_teacher(chain, capsys, tmp_path):
+    teacher = make_teacher(tmp_path, gap=2.0)
+    refused(chain, capsys, "csd", 1, "was made from another teacher", teacher=str(teacher))
+
+
+def test_init_from_of_another_size(chain, capsys, tmp_path):
+    config = json.loads((chain / "init" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "head": {"width": 8, "depth": 1, "octaves": 0}}))
+    (tmp_path / "student.safetensors").write_bytes((chain / "init" / "student.safetensors").read_bytes())
+    refused(chain, capsys, "csd", 1, "does not fit the model", "head.", init_from=str(tmp_path))
+
+
+def test_checkpoint_of_another_stage(chain, capsys):
+    checkpoint = str(chain / "init" / "checkpoints" / "last.ckpt")
+    refused(chain, capsys, "csd", 1, "stage 'init'", "this is stage 'csd'", args=("--ckpt_path", checkpoint))
+
+
+def test_truncated_checkpoint(chain, capsys, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes((chain / "csd" / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    refused(chain, capsys, "csd", 1, str(path), "truncated or damaged", args=("--ckpt_path", str(path)))
+
+
+def test_missing_checkpoint(chain, capsys):
+    refused(chain, capsys, "csd", 1, "nowhere.ckpt", "does not exist", args=("--ckpt_path", "nowhere.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("guidance_updates", 0), ("draws", 0), ("accumulate", 0), ("guidance_updates", -1)]
+)
+def test_counts_below_one(chain, capsys, setting, value):
+    refused(chain, capsys, "csd", 2, f"model.{setting} must be at least 1", **{setting: value})
+
+
+def test_unknown_config_key(chain, capsys):
+    refused(chain, capsys, "csd", 2, "guidence_updates", guidence_updates=3)
+
+
+def test_a_value_of_the_wrong_type(chain, capsys):
+    refused(chain, capsys, "csd", 2, "form", form="kl")
+
+
+def test_missing_number_of_iterations(chain, capsys):
+    refused(chain, capsys, "csd", 2, "trainer.max_steps", trainer={"max_steps": -1})
+
+
+def test_output_directory_that_cannot_be_written(chain, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(chain, capsys, "csd", 1, "cannot write", "file", trainer={"default_root_dir": str(tmp_path / "file")})
+
+
+def test_full_disk_keeps_the_last_checkpoint(chain, capsys, tmp_path, monkeypatch):
+    import dd2_lightning.artifacts as artifacts
+
+    config = stage_config(chain, "csd")
+    config["trainer"]["default_root_dir"] = str(tmp_path)
+    written = []
+    original = artifacts.os.replace
+
+    def replace(source, target):
+        written.append(target)
+        if str(target).endswith(".ckpt") and len([p for p in written if str(p).endswith(".ckpt")]) > 2:
+            raise OSError(28, "No space left on device")
+        original(source, target)
+
+    monkeypatch.setattr(artifacts.os, "replace", replace)
+    with fails(capsys, 1, "No space left on device", ".ckpt"):
+        fit(config, tmp_path)
+    import torch
+
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_sample_refuses_what_cannot_be(chain, capsys, tmp_path):
+    model, output = str(chain / "csd"), str(tmp_path / "x.npz")
+    for status, words, args in [
+        (2, ("label 7 is out of range", "0..1"), ("--labels", "[0,7]")),
+        (2, ("--num must be at least 1",), ("--num", "0")),
+        (2, ("needs --teacher",), ("--steps", "2")),
+        (1, ("does not exist",), ("--model", "nowhere")),
+    ]:
+        with fails(capsys, status, *words):
+            main(["sample", "--model", model, "--output", output, *args])
+        assert not Path(output).exists()
+
+
+def test_unknown_command(capsys):
+    with fails(capsys, 2, "distil"):
+        main(["distil"])
