@@ -95,12 +95,12 @@ def test_equals_the_score_midway_between_codes(size, t, tolerance):
     assert max(flow_errors(midway(codebook, t), t, codebook, log_p, pulls)) <= tolerance
 
 
-@pytest.mark.parametrize("low, tolerance", [(0.02, 5e-4), (0.1, 1e-4), (0.3, 5e-5), (0.6, 1e-5)])
+@pytest.mark.parametrize("t, tolerance", [(0.02, 1e-3), (0.1, 1e-4), (0.3, 5e-5), (0.6, 3e-5), (0.9, 1e-5)])
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_on_points_of_p_t(size, low, tolerance):
+def test_gradients_on_points_of_p_t(size, t, tolerance):
     """The softmax's own rounding reaches a gradient times (1-t)/t², so this loosens towards small t."""
     codebook, log_p = problem(size)
-    t = times(size, low)
+    t = torch.full(size[:3], t)
     assert vjp_error(drawn_from_p_t(codebook, log_p, t), t, codebook, log_p) <= tolerance
 
 
