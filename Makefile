@@ -11,21 +11,33 @@ FAMILY ?= var
 PYTHON ?= python3
 SEED   ?= 0
 RUNS   ?= runs/$(FAMILY)
+TEACHER ?= runs/$(FAMILY)/teacher
 
 VENV := .venv
 BIN  := $(VENV)/bin
 DD2  := $(BIN)/dd2
 FIT   = $(DD2) fit --seed_everything $(SEED)
 
+comma := ,
+space := $(subst ,, )
+
 # an unfinished run (checkpoints, but no config.json yet) is resumed
 resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/last.ckpt),--ckpt_path last))
+
+# budgets of `make benchmark`, in iterations
+BENCH_SEEDS := 0 1 2
+BENCH_INIT  := 2500
+BENCH_CSD   := 6000
+BENCH_ALIGN := 2000
+
+steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
 .PHONY: demo test lint teacher init csd align evaluate benchmark tables install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
 
-teacher:  $(RUNS)/teacher/config.json
+teacher:  $(TEACHER)/config.json
 init:     $(RUNS)/init/config.json
 csd:      $(RUNS)/csd/config.json
 align:    $(RUNS)/align/config.json
@@ -39,24 +51,36 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(RUNS)/teacher/config.json: | install
-	$(FIT) --config configs/teacher_$(FAMILY).yaml --trainer.default_root_dir $(@D) $(call resume,$(@D))
+$(TEACHER)/config.json: | install
+	$(FIT) --config configs/teacher_$(FAMILY).yaml --trainer.default_root_dir $(@D) $(call resume,$(@D)) $(call steps,$(@D))
 
-$(RUNS)/init/config.json: $(RUNS)/teacher/config.json | install
+$(RUNS)/init/config.json: $(TEACHER)/config.json | install
 	$(FIT) --config configs/init_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(RUNS)/teacher --data.cache_dir $(RUNS)/cache $(call resume,$(@D))
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/cache $(call resume,$(@D)) $(call steps,$(@D))
 
 $(RUNS)/csd/config.json: $(RUNS)/init/config.json | install
 	$(FIT) --config configs/csd_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(RUNS)/teacher --model.init_from $(RUNS)/init $(call resume,$(@D))
+		--model.teacher $(TEACHER) --model.init_from $(RUNS)/init $(call resume,$(@D)) $(call steps,$(@D))
 
 $(RUNS)/align/config.json: $(RUNS)/csd/config.json | install
 	$(FIT) --config configs/align_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(RUNS)/teacher --model.init_from $(RUNS)/csd $(call resume,$(@D))
+		--model.teacher $(TEACHER) --model.init_from $(RUNS)/csd $(call resume,$(@D)) $(call steps,$(@D))
 
 $(RUNS)/report/results.json: $(RUNS)/align/config.json | install
-	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml --teacher $(RUNS)/teacher --init $(RUNS)/init \
+	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml --teacher $(TEACHER) --init $(RUNS)/init \
 		--generator $(RUNS)/align --seed $(SEED) --output $@
+
+# the teacher is the same for all seeds: what is measured is its distillation
+seed%: $(TEACHER)/config.json
+	$(MAKE) evaluate RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
+		STEPS_init=$(BENCH_INIT) STEPS_csd=$(BENCH_CSD) STEPS_align=$(BENCH_ALIGN)
+
+benchmark: $(addprefix seed,$(BENCH_SEEDS))
+	$(DD2) summary --output benchmarks/digits_$(FAMILY).json \
+		--results '[$(subst $(space),$(comma),$(patsubst %,runs/$(FAMILY)/seed%/report/results.json,$(BENCH_SEEDS)))]'
+
+tables: | install
+	$(DD2) tables --output benchmarks/tables.json
 
 test: | install
 	$(BIN)/python -m pytest -n 2

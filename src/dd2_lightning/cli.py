@@ -18,8 +18,10 @@ def tools() -> dict[str, Any]:
     """The commands that do not train, by name."""
     from dd2_lightning.commands import sample
     from dd2_lightning.evaluation.evaluate import evaluate
+    from dd2_lightning.evaluation.report import write_benchmark
+    from dd2_lightning.tables import tables
 
-    return {"sample": sample, "evaluate": evaluate}
+    return {"sample": sample, "evaluate": evaluate, "summary": write_benchmark, "tables": tables}
 
 
 def main(args: list[str] | None = None) -> None:

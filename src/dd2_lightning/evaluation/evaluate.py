@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import Artifact, check_hash, load_generator, load_init, load_teacher
+from dd2_lightning.artifacts import Artifact, check_hash, check_writable, load_generator, load_init, load_teacher
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.classifier import FeatureNetwork, load_classifier
@@ -21,7 +21,7 @@ from dd2_lightning.evaluation.contenders import (
     TeacherContender,
 )
 from dd2_lightning.evaluation.pictures import save_comparison
-from dd2_lightning.evaluation.report import check_writable, make_report, print_table, results_path, write_report
+from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import CodebookTeacher

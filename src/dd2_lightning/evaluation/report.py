@@ -1,7 +1,6 @@
 """What an evaluation leaves behind: ``results.json``, ``table.md``, and the same table in the terminal."""
 
 import json
-import os
 import platform
 import subprocess
 from dataclasses import asdict
@@ -163,17 +162,6 @@ def write_report(report: dict[str, Any], path: Path) -> None:
     """
     write_atomically(path.with_name("table.md"), markdown(report).encode())
     write_atomically(path, to_json(report))
-
-
-def check_writable(directory: str | Path) -> None:
-    """Find out before the work, not after it, whether a directory can be written.
-
-    Raises:
-        ArtifactError: naming it, if not.
-    """
-    probe = Path(directory) / f".writable.{os.getpid()}"
-    write_atomically(probe, b"")
-    probe.unlink()
 
 
 def medians(values: list[Any]) -> Any:

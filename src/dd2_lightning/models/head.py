@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd2_lightning.models.layers import adaptive, layer_norm
+from dd2_lightning.models.layers import adaptive, layer_norm, with_octaves
 
 
 class TimeEmbedding(nn.Module):
@@ -49,8 +49,7 @@ class VelocityHead(nn.Module):
         feature_dim: width of the backbone's features.
         width: width of the head.
         depth: number of residual blocks.
-        octaves: the head also reads sin and cos of 2^k x_t for k below this. They let a narrow head change from one
-            code to the next within a small step of noise; 0, the paper's plain input, is enough for a wide one.
+        octaves: sinusoids that x_t is read through, see :func:`with_octaves`; the paper has none.
     """
 
     def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):
@@ -66,11 +65,6 @@ class VelocityHead(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def expand(self, x: Tensor) -> Tensor:
-        """X with its sinusoids, (..., C) -> (..., C (1 + 2 octaves))."""
-        angles = [2.0**k * x for k in range(self.octaves)]
-        return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], -1)
-
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         """Velocity of every noise draw.
 
@@ -83,7 +77,7 @@ class VelocityHead(nn.Module):
             (B, n, m, C).
         """
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
-        x = self.input(self.expand(x_t))
+        x = self.input(with_octaves(x_t, self.octaves))
         for block in self.blocks:
             x = block(x, cond)
         shift, scale = self.ada_lin(cond).chunk(2, -1)

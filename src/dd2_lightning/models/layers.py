@@ -110,6 +110,15 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+def with_octaves(x: Tensor, octaves: int) -> Tensor:
+    """X and the sinusoids sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+
+    Through them a narrow network can change from one code to the next within a small step of noise.
+    """
+    angles = [2.0**k * x for k in range(octaves)]
+    return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], -1)
+
+
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm without weights, eps 1e-6."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
-from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility
+from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility, with_octaves
 from dd2_lightning.models.teacher import CodebookTeacher, Tokenizer
 
 
@@ -97,13 +97,21 @@ class CausalBackbone(Backbone):
     """
 
     def __init__(
-        self, layout: Layout, token_dim: int, num_classes: int, width: int = 64, depth: int = 2, heads: int = 4
+        self,
+        layout: Layout,
+        token_dim: int,
+        num_classes: int,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        octaves: int = 0,
     ):
         super().__init__()
         if max(layout.counts) > 1:
             raise ValueError(f"this backbone shifts by one token a position, got the layout {layout.counts}")
         self.layout, self.token_dim, self.width, self.num_classes = layout, token_dim, width, num_classes
-        self.input = nn.Linear(token_dim, width)
+        self.octaves = octaves
+        self.input = nn.Linear(token_dim * (1 + 2 * octaves), width)
         self.classes = nn.Embedding(num_classes + 1, width)
         self.place = nn.Parameter(torch.randn(layout.length, width) * 0.02)
         self.blocks = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(depth))
@@ -112,7 +120,9 @@ class CausalBackbone(Backbone):
         """See :meth:`Backbone.forward`."""
         start, stop = self.new_positions(tokens, cache)
         c = self.classes(labels)
-        shifted = torch.cat([c[:, None], self.input(tokens[:, : self.layout.length - 1])], 1)
+        shifted = torch.cat(
+            [c[:, None], self.input(with_octaves(tokens[:, : self.layout.length - 1], self.octaves))], 1
+        )
         new = slice(self.layout.offsets[start], self.layout.offsets[stop])
         x = shifted[:, new] + self.place[new]
         mask = visibility(self.layout, new, tokens.device)
@@ -127,7 +137,7 @@ class TableTeacher(CodebookTeacher):
     Args:
         joint: probabilities (need not be normalised), (classes, V, ..., V).
         codebook: (V, C).
-        student: width, depth and heads of the student's :class:`CausalBackbone`.
+        student: width, depth, heads and octaves of the student's :class:`CausalBackbone`.
     """
 
     def __init__(self, joint: Tensor, codebook: Tensor, student: dict | None = None):

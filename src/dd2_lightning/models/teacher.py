@@ -61,7 +61,7 @@ class Tokenizer(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
 
     def rescale_codebook(self, rms: float) -> None:
-        """Give the codebook's entries this root mean square without changing a picture; nothing if its scale is fixed."""
+        """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -255,7 +255,13 @@ class DistillationStage(Stage):
             return self.teacher.flow(q, labels, self.settings.teacher_sampling)
 
     def noised(self, batch: Batch, q: Tensor, t_min: float, *key: int | str) -> Noised:
-        """``draws`` noised versions of every token, with times uniform on [t_min, 1]."""
+        """``draws`` noised versions of every token, with times on [t_min, 1].
+
+        They are uniform, or with ``t_logit_mean`` the logistic function of N(mean, 1), clamped.
+        """
         m, (n, C) = self.settings.draws, q.shape[1:]
-        t = t_min + (1 - t_min) * batch.rand(*key, "t", shape=(n, m))
+        if self.settings.t_logit_mean is None:
+            t = t_min + (1 - t_min) * batch.rand(*key, "t", shape=(n, m))
+        else:
+            t = (self.settings.t_logit_mean + batch.randn(*key, "t", shape=(n, m))).sigmoid().clamp(min=t_min)
         return add_noise(q, t, batch.randn(*key, "eps", shape=(n, m, C)))

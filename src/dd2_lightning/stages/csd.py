@@ -36,6 +36,7 @@ class CSDDistill(DistillationStage):
         draws: m, noise draws a token.
         t_min_guidance: smallest flow time in L_FCS.
         t_min_generator: smallest flow time in L_CSD.
+        t_logit_mean: None draws flow times uniformly; a number m draws the logistic function of N(m, 1).
         guidance_optimizer: Adam of ψ. Both schedules count *guidance updates*.
         generator_optimizer: Adam of θ.
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
@@ -61,6 +62,7 @@ class CSDDistill(DistillationStage):
         draws: int = 4,
         t_min_guidance: float = 0.02,
         t_min_generator: float = 0.05,
+        t_logit_mean: float | None = None,
         guidance_optimizer: OptimizerSettings = OptimizerSettings(),
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema_limit: float = 0.9999,

@@ -25,6 +25,7 @@ class ARDiffusionInit(DistillationStage):
         head_iterations: iterations in which only the head is trained; then the whole model is.
         draws: m, noise draws a token that share one backbone pass.
         t_min: smallest flow time that is drawn.
+        t_logit_mean: None draws flow times uniformly; a number m draws the logistic function of N(m, 1).
         optimizer: Adam and its schedule, counted in iterations.
         accumulate: micro-batches an update is split into.
 
@@ -45,6 +46,7 @@ class ARDiffusionInit(DistillationStage):
         head_iterations: int = 0,
         draws: int = 4,
         t_min: float = 0.02,
+        t_logit_mean: float | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),
         accumulate: int = 1,
     ):
