@@ -1,0 +1,164 @@
+"""The digits from nothing to a report, with the shipped configs at a few iterations a stage, and what the README says."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from runs import fails
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dd2_lightning as dd2
+from dd2_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = {"--trainer.enable_progress_bar": "false", "--trainer.log_every_n_steps": "1", "--checkpoint_every": "2"}
+
+
+def fit(stage: str, *args: str) -> None:
+    options = [part for option in SMALL.items() for part in option]
+    main(["fit", "--config", str(ROOT / f"configs/{stage}_var.yaml"), *options, *args])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A directory in which all stages have run, as ``make demo`` would run them."""
+    root = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        settings = ("--model.tokenizer_iterations", "20", "--trainer.val_check_interval", "30")
+        fit("teacher", *settings, "--trainer.max_steps", "30")
+        short = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--data.validation_size", "20")
+        fit("init", *short, "--data.cache_size", "100", "--data.batch_size", "8")
+        fit("csd", *short, "--data.batch_size", "8")
+        fit("align", *short, "--data.batch_size", "8", "--model.align_guidance_updates", "4")
+        yield root
+
+
+@pytest.fixture
+def inside(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    return runs
+
+
+def test_every_stage_leaves_its_directory(runs):
+    files = {
+        stage: {path.name for path in (runs / "runs/var" / stage).glob("*.*")} for stage in ("init", "csd", "align")
+    }
+    networks = {"generator.safetensors", "generator_raw.safetensors", "guidance.safetensors"}
+    assert {"config.json", "student.safetensors"} <= files["init"]
+    assert networks <= files["csd"] and networks <= files["align"]
+    assert json.loads((runs / "runs/var/align/config.json").read_text())["teacher"]["path"] == "../teacher"
+
+
+def test_tensorboard_shows_scores_per_position(runs):
+    board = EventAccumulator(str(runs / "runs/var/csd/tensorboard"))
+    board.Reload()
+    scalars, images = board.Tags()["scalars"], board.Tags()["images"]
+    for name in ("lr/guidance", "lr/generator", "ema_rate", "gradient_norm/guidance", "gradient_norm/generator"):
+        assert name in scalars
+    for name in ("score_gap", "fcs", "val_score_gap_teacher"):
+        assert {f"{name}_at_position/{k:03d}" for k in range(3)} <= set(scalars)
+        assert f"{name}_per_token" in images
+    assert "samples" in images
+    assert [event.step for event in board.Scalars("loss/generator")] == [0, 1, 2, 3]  # the x-axis is iterations
+
+
+def test_python_of_the_readme_runs(inside):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["images"].shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize("output", ["grid.png", "samples.npz", "pictures"])
+def test_sample_writes_what_was_asked_for(inside, tmp_path, output):
+    target = tmp_path / output
+    arguments = ["--model", "runs/var/csd", "--num", "12", "--seed", "3", "--output", str(target)]
+    main(["sample", *arguments])
+    if output.endswith("npz"):
+        pictures = np.load(target)["arr_0"]
+        assert pictures.shape == (12, 8, 8, 1) and pictures.dtype == np.uint8
+        main(["sample", *arguments, "--batch_size", "5"])
+        assert np.array_equal(np.load(target)["arr_0"], pictures)  # picture i depends on the seed and i only
+    elif output.endswith("png"):
+        assert target.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert len(list(target.glob("*.png"))) == 12
+
+
+def test_refined_samples_with_all_steps_are_the_teachers(inside, tmp_path):
+    target = tmp_path / "refined.npz"
+    common = ["--model", "runs/var/csd", "--num", "4", "--output", str(target), "--teacher", "runs/var/teacher"]
+    main(["sample", *common, "--steps", "4", "--sampling.guidance_scale", "1.0"])
+    teacher = dd2.load_teacher("runs/var/teacher")
+    from dd2_lightning.noise import stream
+
+    chance = torch.rand(4, 21, generator=stream(0, "refine"))
+    images = teacher.decode(teacher.sample(torch.arange(4), dd2.Sampling(guidance_scale=1.0), chance=chance))
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.abs(np.load(target)["arr_0"].astype(int) - pixels).max() <= 1
+
+
+def test_evaluate_writes_report_table_and_picture(inside, tmp_path):
+    report = tmp_path / "results.json"
+    sizes = ["--samples", "100", "--reference_samples", "200"]
+    main(["evaluate", "--config", str(ROOT / "configs/evaluate_var.yaml"), *sizes, "--output", str(report)])
+    results = json.loads(report.read_text())
+    assert {"teacher", "one-step", "independent", "AR-diffusion", "real"} <= set(results["contenders"])
+    assert set(results["ratios"]) == {"frechet", "nll"}
+    assert (tmp_path / "samples.png").exists() and (tmp_path / "table.md").exists()
+
+
+def test_a_generator_is_refused_with_a_teacher_that_changed(inside, tmp_path, capsys):
+    path = inside / "runs/var/teacher/teacher.safetensors"
+    original = path.read_bytes()
+    try:
+        path.write_bytes(original[:-4] + b"\0\0\0\1")
+        with fails(capsys, 1, "teacher.safetensors is not the teacher"):
+            main(["sample", "--model", "runs/var/csd", "--output", str(tmp_path / "x.npz")])
+    finally:
+        path.write_bytes(original)
+
+
+def test_validate_and_predict_read_a_checkpoint(inside, tmp_path):
+    config = str(ROOT / "configs/csd_var.yaml")
+    common = ["--ckpt_path", "runs/var/csd/checkpoints/last.ckpt", "--data.validation_size", "10"]
+    for command in ("validate", "test", "predict"):
+        main([command, "--config", config, *common, "--trainer.enable_progress_bar", "false"])
+
+
+# --- what the README promises ----------------------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.S)
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(blocks))
+    lines = (line.split("#")[0].strip() for line in joined.splitlines())
+    return sorted({line for line in lines if line})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_of_the_readme(command, inside, capsys):
+    words = command.split()
+    if words[0] == "make":
+        assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
+    elif words[:2] == ["dd2", "fit"]:
+        arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--print_config"])
+        assert end.value.code == 0 and yaml.safe_load(capsys.readouterr().out)
+    elif words[:2] == ["dd2", "sample"]:
+        main(words[1:])
+    elif words[:2] == ["dd2", "evaluate"]:
+        arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
+        main([*arguments, "--samples", "100", "--reference_samples", "200"])
+    else:
+        assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"
