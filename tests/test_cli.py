@@ -211,7 +211,8 @@ def test_full_disk_keeps_the_last_checkpoint(chain, capsys, tmp_path, monkeypatc
 def test_sample_refuses_what_cannot_be(chain, capsys, tmp_path):
     model, output = str(chain / "csd"), str(tmp_path / "x.npz")
     for status, words, args in [
-        (2, ("label 7 is out of range", "0..1"), ("--labels", "[0,7]")),
+        (2, ("label 7 is out of range", "0..1"), ("--labels", "0,7")),
+        (2, ("--labels must be classes", "one"), ("--labels", "one")),
         (2, ("--num must be at least 1",), ("--num", "0")),
         (2, ("needs --teacher",), ("--steps", "2")),
         (1, ("does not exist",), ("--model", "nowhere")),

@@ -1,7 +1,8 @@
-"""The digits from nothing to a report, with the shipped configs at a few iterations a stage, and what the README says."""
+"""The digits from nothing to a report, with the shipped configs at a few iterations, and what the README says."""
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import fails
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
+from runs import fails
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -147,7 +148,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_of_the_readme(command, inside, capsys):
-    words = command.split()
+    words = shlex.split(command)
     if words[0] == "make":
         assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
     elif words[:2] == ["dd2", "fit"]:

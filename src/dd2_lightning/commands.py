@@ -18,7 +18,7 @@ from dd2_lightning.sampling import Sampling, refine
 def sample(
     model: str,
     output: str,
-    labels: list[int] | None = None,
+    labels: str | None = None,
     num: int | None = None,
     steps: int = 1,
     teacher: str | None = None,
@@ -33,7 +33,7 @@ def sample(
         model: directory of a finished csd or align stage.
         output: a ``.png`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``, and ``labels``), or a directory
             for one PNG a picture.
-        labels: classes, repeated in turn until there are ``num``; all classes by default.
+        labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
         num: number of pictures; by default one a label.
         steps: 1, or k to let the teacher re-sample the last k - 1 positions.
         teacher: directory of the teacher, for ``steps`` above 1.
@@ -48,7 +48,7 @@ def sample(
     if steps > 1 and teacher is None:
         raise ValueError("--steps above 1 needs --teacher: the directory of the teacher that refines")
     generator = load_generator(model).to(device)
-    classes = torch.arange(generator.num_classes) if not labels else torch.tensor(labels)
+    classes = torch.arange(generator.num_classes) if labels is None else parse_labels(labels)
     check_labels(classes, generator.num_classes)
     num = num or len(classes)
     classes = classes.repeat(-(-num // len(classes)))[:num].to(device)
@@ -64,6 +64,18 @@ def sample(
         pictures.append(generator.decode(tokens).cpu())
     write_pictures(torch.cat(pictures), classes.cpu(), Path(output))
     print(f"{num} pictures -> {output}")
+
+
+def parse_labels(text: str) -> Tensor:
+    """``0,1,2`` as a tensor.
+
+    Raises:
+        ValueError: if that is not what the text is.
+    """
+    try:
+        return torch.tensor([int(part) for part in text.split(",")])
+    except ValueError:
+        raise ValueError(f"--labels must be classes separated by commas, like 0,1,2; got {text!r}") from None
 
 
 def write_pictures(images: Tensor, labels: Tensor, output: Path) -> None:

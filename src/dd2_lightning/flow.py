@@ -66,7 +66,7 @@ def add_noise(q: Tensor, t: Tensor, eps: Tensor) -> Noised:
 
 
 def velocity_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """V = (x_t - x̂0) / t, with t floored."""
+    """The velocity v = (x_t - x̂0) / t, with t floored."""
     return (x_t - x0) / t.clamp(min=T_FLOOR)[..., None]
 
 
@@ -76,7 +76,7 @@ def denoised_from_velocity(v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def score_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """S = ((1-t) x̂0 - x_t) / t², with t floored."""
+    """The score s = ((1-t) x̂0 - x_t) / t², with t floored."""
     time = t.clamp(min=T_FLOOR)[..., None]
     return ((1 - time) * x0 - x_t) / time**2
 
@@ -153,7 +153,7 @@ class CodebookFlow:
         return codebook_posterior_mean(x_t, t, self.codebook, self.log_p)
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """V = (x_t - x̂0) / t, (B, n, m, C)."""
+        """The velocity v = (x_t - x̂0) / t, (B, n, m, C)."""
         return velocity_from_denoised(self.denoise(x_t, t), x_t, t)
 
 

@@ -13,7 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import dd2_lightning.data
 import dd2_lightning.stages  # noqa: F401  (makes the stages known by their bare names)
 from dd2_lightning.artifacts import check_writable
-from dd2_lightning.callbacks import AtomicCheckpointIO, ExportArtifact, PerPositionMonitor, SampleGrid
+from dd2_lightning.callbacks import (
+    AtomicCheckpointIO,
+    ExportArtifact,
+    IterationProgressBar,
+    PerPositionMonitor,
+    SampleGrid,
+)
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.stages import Stage
 
@@ -96,6 +102,8 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
         callbacks = list(self._get(self.config_init, "trainer.callbacks") or [])
         wanted = [ExportArtifact(), PerPositionMonitor(), SampleGrid()]
+        if config.trainer.enable_progress_bar is not False:
+            wanted.append(IterationProgressBar())
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
             wanted.append(
                 ModelCheckpoint(

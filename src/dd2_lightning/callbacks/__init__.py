@@ -4,5 +4,6 @@ from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
 from dd2_lightning.callbacks.positions import PerPositionMonitor
+from dd2_lightning.callbacks.progress import IterationProgressBar
 
-__all__ = ["AtomicCheckpointIO", "ExportArtifact", "PerPositionMonitor", "SampleGrid"]
+__all__ = ["AtomicCheckpointIO", "ExportArtifact", "IterationProgressBar", "PerPositionMonitor", "SampleGrid"]

@@ -60,3 +60,11 @@ class DigitsData(LightningDataModule):
         images, labels = self.held_out
         batch = Batch(labels, 0, self.hparams.seed, 0, len(labels), images=images)
         return DataLoader([batch], batch_size=None)
+
+    def test_dataloader(self) -> DataLoader:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """The same as for validation."""
+        return self.val_dataloader()

@@ -98,6 +98,14 @@ class PrefixData(LightningDataModule):
         labels = torch.arange(self.validation_size) % self.trainer.lightning_module.teacher.num_classes
         return DataLoader([Batch(labels, 0, self.seed, 0, len(labels))], batch_size=None)
 
+    def test_dataloader(self) -> DataLoader:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """The same as for validation."""
+        return self.val_dataloader()
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Sample the teacher where its sequences are not there yet, on the device."""
         teacher = self.trainer.lightning_module.teacher

@@ -111,7 +111,7 @@ class FeedForward(nn.Module):
 
 
 def with_octaves(x: Tensor, octaves: int) -> Tensor:
-    """X and the sinusoids sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+    """Append to x the sinusoids sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
 
     Through them a narrow network can change from one code to the next within a small step of noise.
     """

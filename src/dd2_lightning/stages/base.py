@@ -140,6 +140,10 @@ class Stage(pl.LightningModule):
                 f"The last good checkpoint is kept; a smaller learning rate or a larger t_min may help."
             )
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same as validation."""
+        self.validation_step(batch, batch_idx)
+
     # --- artifacts and checkpoints -------------------------------------------------------------------------------
 
     @abstractmethod

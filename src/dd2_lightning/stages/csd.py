@@ -93,7 +93,7 @@ class CSDDistill(DistillationStage):
         ]
 
     def generate(self, student: Student, batch: Batch, *key: int | str) -> Tensor:
-        """Q = G(ε), (b, n, C), from the noise of this purpose."""
+        """Generator tokens q = G(ε), (b, n, C), from the noise of this purpose."""
         noise = batch.randn(*key, "noise", shape=(self.layout.length, self.teacher.token_dim))
         return student.generate(noise, batch.labels, self.settings.head_time)
 
