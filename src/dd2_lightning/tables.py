@@ -150,6 +150,7 @@ def tables(
     output: str,
     seeds: list[int] | None = None,
     iterations: int = 6000,
+    init_iterations: int = 2000,
     every: int = 500,
     threads: int = 1,
 ) -> None:
@@ -159,6 +160,7 @@ def tables(
         output: JSON file: ``{"runs": [{"seed", "independent", "curve", "final"}], "median", …}``.
         seeds: of table, networks and noise; 0, 1, 2 by default.
         iterations: of stage 2.
+        init_iterations: of stage 1.
         every: iterations between two points of the curve.
         threads: of torch; these networks are too small to gain from more.
 
@@ -170,7 +172,7 @@ def tables(
     runs = []
     for seed in [0, 1, 2] if seeds is None else seeds:
         teacher = random_table(seed, {"width": 64, "depth": 2, "heads": 4, "octaves": 2})
-        curve = distil_table(teacher, seed, iterations, every=every)
+        curve = distil_table(teacher, seed, iterations, init_iterations, every=every)
         independent = independent_total_variation(teacher)
         runs.append({"seed": seed, "independent": independent, "curve": curve, "final": curve[-1]["total_variation"]})
         print(f"seed {seed}: total variation {runs[-1]['final']:.4f} (independent tokens {independent:.4f})")

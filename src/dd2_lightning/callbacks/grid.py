@@ -30,5 +30,5 @@ class SampleGrid(pl.Callback):
         labels = torch.arange(classes, device=pl_module.device).repeat(self.rows)
         images = pl_module.pictures(Batch(labels, 0, 0, 0, len(labels)))
         if images is not None:
-            grid = rearrange(images, "(row class) c h w -> c (row h) (class w)", row=self.rows)
+            grid = rearrange(images, "(row label) c h w -> c (row h) (label w)", row=self.rows)
             trainer.logger.experiment.add_image("samples", grid.clamp(0, 1), trainer.global_step)

@@ -134,7 +134,11 @@ class MultiScaleVQ(Tokenizer):
         return (self.decode_map(self.pyramid(tokens)).clamp(-1, 1) + 1) / 2
 
     def training_losses(
-        self, images: Tensor, generator: torch.Generator | None = None, commitment_weight: float = 0.25
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        reconstruction_weight: float = 1.0,
+        commitment_weight: float = 0.25,
     ) -> TokenizerLosses:
         """Reconstruction through a straight-through estimator, codebook and commitment losses.
 
@@ -144,6 +148,7 @@ class MultiScaleVQ(Tokenizer):
         Args:
             images: (B, channels, S, S) in [0, 1].
             generator: draws which unused codes are re-seeded for the next batch; None: none.
+            reconstruction_weight: weight of the pixels' squared error.
             commitment_weight: weight of the commitment loss.
         """
         f = self.latents(images)
@@ -157,7 +162,7 @@ class MultiScaleVQ(Tokenizer):
             # the graph holds gathered codes, not the table, so writing to it leaves backward alone
             reseed_dead_codes(self.codebook, counts, residuals.flatten(0, 1), generator)
         return TokenizerLosses(
-            reconstruction + codebook + commitment_weight * commitment,
+            reconstruction_weight * reconstruction + codebook + commitment_weight * commitment,
             reconstruction.detach() / 4,
             codebook.detach(),
             commitment.detach(),

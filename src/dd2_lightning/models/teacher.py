@@ -18,7 +18,7 @@ class TokenizerLosses(NamedTuple):
     """Losses of a VQ tokenizer on a batch, all scalars ().
 
     Attributes:
-        loss: what to differentiate: reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
+        loss: what to differentiate: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
         reconstruction: mean squared error of pixels in [0, 1]; no gradient.
         codebook: how far the codes are from the latents; no gradient.
         commitment: the same distance, as the encoder is charged for it, unweighted; no gradient.
@@ -56,7 +56,9 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
 
-    def training_losses(self, images: Tensor, generator: torch.Generator | None = None) -> TokenizerLosses:
+    def training_losses(
+        self, images: Tensor, generator: torch.Generator | None = None, reconstruction_weight: float = 1.0
+    ) -> TokenizerLosses:
         """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
 

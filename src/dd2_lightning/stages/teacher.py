@@ -23,6 +23,7 @@ class TeacherTraining(Stage):
         family: name of the family.
         architecture: its sizes, see the family's config class.
         tokenizer_iterations: iterations of the tokenizer; the transformer takes the rest of the run.
+        reconstruction_weight: weight of the pixels' error against the codebook's in the tokenizer's loss.
         codebook_rms: root mean square of the codebook's entries, set (without changing a picture) when the tokenizer
             is done. Noise has 1.
         label_dropout: share of samples that learn the null label of classifier-free guidance.
@@ -45,6 +46,7 @@ class TeacherTraining(Stage):
         family: str,
         architecture: dict[str, Any],
         tokenizer_iterations: int = 1000,
+        reconstruction_weight: float = 1.0,
         codebook_rms: float = 1.0,
         label_dropout: float = 0.1,
         input_noise: float = 0.0,
@@ -99,7 +101,9 @@ class TeacherTraining(Stage):
 
     def tokenizer_loss(self, batch: Batch) -> Tensor:
         """Reconstruction and commitment, (1, 1)."""
-        losses = self.model.tokenizer.training_losses(batch.images, batch.stream("codes"))
+        losses = self.model.tokenizer.training_losses(
+            batch.images, batch.stream("codes"), self.settings.reconstruction_weight
+        )
         self.record(batch, {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}, prog_bar=True)
         return losses.loss.view(1, 1)
 
