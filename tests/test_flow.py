@@ -16,11 +16,11 @@ from dd2_lightning.flow import (
     codebook_posterior_mean,
     denoised_from_velocity,
     eps_from_denoised,
+    euler_times,
     integrate,
     score_from_denoised,
     velocity_from_denoised,
 )
-from dd2_lightning.sampling import euler_times
 from helpers import circle, reference_flow, reference_score, relative_error
 
 # B, n, m, C, V: from the smallest there is to VAR's codebook

@@ -5,12 +5,13 @@ import itertools
 import pytest
 import torch
 
-from dd2_lightning.flow import CodebookFlow, integrate
+from dd2_lightning.flow import CodebookFlow, euler_times, integrate
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
 from dd2_lightning.models.table import CausalBackbone, TableTeacher
-from dd2_lightning.sampling import Sampling, draw, euler_times, integrate_walk, keep_top_k, refine
+from dd2_lightning.models.walk import integrate_walk
+from dd2_lightning.sampling import Sampling, draw, keep_top_k
 from helpers import circle
 from teachers import FAMILIES, labels_for, random_indices, student_of, table_teacher, two_sequences
 
@@ -154,18 +155,18 @@ def test_refinement_keeps_the_draft_and_resamples_its_last_positions(teacher, la
     draft, layout = noisy(teacher), teacher.layout
     chance = torch.rand(B, layout.length)
     N = layout.num_positions
-    assert torch.equal(refine(teacher, draft, labels, 1), draft)
+    assert torch.equal(teacher.refine(draft, labels, 1), draft)
     for steps in range(2, N + 2):
         kept = layout.offsets[N + 1 - steps]
-        refined = refine(teacher, draft, labels, steps, GUIDED, chance=chance)
+        refined = teacher.refine(draft, labels, steps, GUIDED, chance=chance)
         assert torch.equal(refined[:, :kept], draft[:, :kept])
         indices = teacher.sample(labels, GUIDED, prefix=draft[:, :kept], chance=chance)
         assert torch.equal(refined[:, kept:], teacher.embed(indices[:, kept:]))
     everything = teacher.embed(teacher.sample(labels, GUIDED, chance=chance))
-    assert torch.equal(refine(teacher, draft, labels, N + 1, GUIDED, chance=chance), everything)
+    assert torch.equal(teacher.refine(draft, labels, N + 1, GUIDED, chance=chance), everything)
     for steps in (0, N + 2):
         with pytest.raises(ValueError, match=rf"steps must be in 1\.\.{N + 1}"):
-            refine(teacher, draft, labels, steps)
+            teacher.refine(draft, labels, steps)
 
 
 def test_a_walk_insists_on_its_tokens(teacher, labels):
@@ -360,7 +361,7 @@ def test_refinement_repairs_a_draft_of_two_sequences():
     """The last token of the draft contradicts the first; the teacher makes it agree."""
     teacher, labels = two_sequences(), torch.zeros(4, dtype=torch.long)
     draft = teacher.embed(torch.tensor([[0, 1], [1, 0], [0, 0], [1, 1]]))
-    assert teacher.snap(refine(teacher, draft, labels, 2)).tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
+    assert teacher.snap(teacher.refine(draft, labels, 2)).tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
 
 
 def test_integrating_the_table_reproduces_its_joint():

@@ -37,7 +37,8 @@ def test_two_sequences_are_distilled_in_a_thousand_iterations():
 
 def test_the_command_writes_curve_and_median(tmp_path, capsys):
     output = tmp_path / "tables.json"
-    main(["tables", "--output", str(output), "--seeds", "[3,4]", "--iterations", "4", "--every", "2", "--init_iterations", "2"])
+    counts = ["--iterations", "4", "--every", "2", "--init_iterations", "2"]
+    main(["tables", "--output", str(output), "--seeds", "[3,4]", *counts])
     written = json.loads(output.read_text())
     assert [run["seed"] for run in written["runs"]] == [3, 4]
     assert [point["iteration"] for point in written["runs"][0]["curve"]] == [2, 4]

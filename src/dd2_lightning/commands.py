@@ -11,7 +11,7 @@ from dd2_lightning.artifacts import load_generator, load_teacher, write_atomical
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.models.teacher import check_labels
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling, refine
+from dd2_lightning.sampling import Sampling
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def sample(
     for part in torch.arange(num, device=device).split(batch_size):
         tokens = generator.sample(classes[part], noise[part])
         if refiner is not None:
-            tokens = refine(refiner, tokens, classes[part], steps, sampling, chance=chance[part])
+            tokens = refiner.refine(tokens, classes[part], steps, sampling, chance=chance[part])
         pictures.append(generator.decode(tokens).cpu())
     write_pictures(torch.cat(pictures), classes.cpu(), Path(output))
     print(f"{num} pictures -> {output}")

@@ -193,3 +193,8 @@ def integrate(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
     for now, after in itertools.pairwise(times):
         x = x + (after - now) * flow.velocity(x, now.expand(x.shape[:-1]))
     return x[:, :, 0]
+
+
+def euler_times(steps: int, device: torch.device | None = None) -> Tensor:
+    """``steps`` equal steps from noise (t = 1) to data (t = 0): (steps + 1,)."""
+    return torch.linspace(1, 0, steps + 1, device=device)

@@ -1,21 +1,11 @@
-"""Guidance and truncation settings, and what can be chosen along a walk.
-
-A *walk* goes through a model position by position (see :mod:`dd2_lightning.models.walk`). Sampling the
-teacher, sampling the AR-diffusion model and refining a one-step draft differ only in how the next tokens are
-chosen from the flow of the current position.
-"""
+"""Guidance and truncation: how a teacher's logits become the distribution that is sampled or distilled."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dd2_lightning.flow import CodebookFlow, integrate
-
-if TYPE_CHECKING:
-    from dd2_lightning.models.teacher import CodebookTeacher
-    from dd2_lightning.models.walk import Walk
+from dd2_lightning.flow import CodebookFlow
 
 
 @dataclass(frozen=True)
@@ -70,64 +60,3 @@ def draw(flow: CodebookFlow, chance: Tensor) -> Tensor:
     cdf = flow.log_p.double().softmax(-1).cumsum(-1)
     height = chance.double()[..., None] * cdf[..., -1:]
     return torch.searchsorted(cdf, height, right=True)[..., 0]
-
-
-def euler_times(steps: int, device: torch.device | None = None) -> Tensor:
-    """``steps`` equal steps from noise (t = 1) to data (t = 0): (steps + 1,)."""
-    return torch.linspace(1, 0, steps + 1, device=device)
-
-
-def integrate_walk(walk: "Walk", noise: Tensor, steps: int) -> Tensor:
-    """Integrate the flow of every position in order, each conditioned on the tokens made so far.
-
-    With an AR-diffusion model this is its sampler; with a teacher it is DD1's deterministic map from noise
-    to data.
-
-    Args:
-        walk: a fresh walk.
-        noise: (B, n, C).
-        steps: Euler steps a token; the paper uses 10.
-
-    Returns:
-        Tokens, (B, n, C).
-    """
-    times = euler_times(steps, noise.device)
-    for flow in walk:
-        walk.append(integrate(flow, noise[:, walk.span], times))
-    return walk.tokens
-
-
-def refine(
-    teacher: "CodebookTeacher",
-    tokens: Tensor,
-    labels: Tensor,
-    steps: int,
-    sampling: Sampling | None = None,
-    generator: torch.Generator | None = None,
-    chance: Tensor | None = None,
-) -> Tensor:
-    """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
-
-    Args:
-        teacher: the model that re-samples.
-        tokens: one-step sequence, (B, n, C).
-        labels: (B,).
-        steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
-        sampling: guidance and truncation of the teacher.
-        generator: random source.
-        chance: the uniform numbers themselves, (B, n), instead of a generator.
-
-    Returns:
-        Tokens, (B, n, C).
-
-    Raises:
-        ValueError: if ``steps`` is not in 1..N+1.
-    """
-    N = teacher.layout.num_positions
-    if not 1 <= steps <= N + 1:
-        raise ValueError(f"steps must be in 1..{N + 1} for a teacher of {N} positions, got {steps}")
-    if steps == 1:
-        return tokens
-    kept = teacher.layout.offsets[N + 1 - steps]
-    indices = teacher.sample(labels, sampling, generator, tokens[:, :kept], chance)
-    return torch.cat([tokens[:, :kept], teacher.embed(indices[:, kept:])], 1)

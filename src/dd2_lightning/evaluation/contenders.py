@@ -15,8 +15,9 @@ from torch import Tensor
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling, integrate_walk
+from dd2_lightning.sampling import Sampling
 
 BLOCK = 256
 """Random numbers are drawn for this many samples at once, whatever the batch; part of what a seed means."""

@@ -266,6 +266,41 @@ class CodebookTeacher(nn.Module):
             walk.append(indices[-1])
         return torch.cat(indices, 1)
 
+    @torch.no_grad()
+    def refine(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        steps: int,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        chance: Tensor | None = None,
+    ) -> Tensor:
+        """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
+
+        Args:
+            tokens: one-step sequence, (B, n, C).
+            labels: (B,).
+            steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
+            sampling: guidance and truncation.
+            generator: random source.
+            chance: the uniform numbers themselves, (B, n), instead of a generator.
+
+        Returns:
+            Tokens, (B, n, C).
+
+        Raises:
+            ValueError: if ``steps`` is not in 1..N+1.
+        """
+        N = self.layout.num_positions
+        if not 1 <= steps <= N + 1:
+            raise ValueError(f"steps must be in 1..{N + 1} for a teacher of {N} positions, got {steps}")
+        if steps == 1:
+            return tokens
+        kept = tokens[:, : self.layout.offsets[N + 1 - steps]]
+        indices = self.sample(labels, sampling, generator, kept, chance)
+        return torch.cat([kept, self.embed(indices[:, kept.shape[1] :])], 1)
+
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
         return self.tokenizer.encode(images)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dd2_lightning.flow import Flow
+from dd2_lightning.flow import Flow, euler_times, integrate
 from dd2_lightning.layout import Layout
 
 
@@ -68,3 +68,23 @@ class Walk:
             )
         self.tokens = torch.cat([self.tokens, self._prepare(tokens)], 1)
         self.position += 1
+
+
+def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
+    """Integrate the flow of every position in order, each conditioned on the tokens made so far.
+
+    With an AR-diffusion model this is its sampler; with a teacher it is DD1's deterministic map from noise
+    to data.
+
+    Args:
+        walk: a fresh walk.
+        noise: (B, n, C).
+        steps: Euler steps a token; the paper uses 10.
+
+    Returns:
+        Tokens, (B, n, C).
+    """
+    times = euler_times(steps, noise.device)
+    for flow in walk:
+        walk.append(integrate(flow, noise[:, walk.span], times))
+    return walk.tokens
