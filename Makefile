@@ -13,6 +13,9 @@ SEED   ?= 0
 RUNS   ?= runs/$(FAMILY)
 TEACHER ?= runs/$(FAMILY)/teacher
 
+# networks of this size gain nothing from a second thread, and lose much to it on a busy machine
+export OMP_NUM_THREADS ?= 1
+
 VENV := .venv
 BIN  := $(VENV)/bin
 DD2  := $(BIN)/dd2
@@ -26,9 +29,9 @@ resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/las
 
 # budgets of `make benchmark`, in iterations
 BENCH_SEEDS := 0 1 2
-BENCH_INIT  := 2500
-BENCH_CSD   := 6000
-BENCH_ALIGN := 2000
+BENCH_INIT  := 1500
+BENCH_CSD   := 3500
+BENCH_ALIGN := 800
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
