@@ -136,7 +136,7 @@ def test_init_from_of_another_family(chain, capsys, tmp_path):
 
 def test_init_from_of_another_teacher(chain, capsys, tmp_path):
     teacher = make_teacher(tmp_path, gap=2.0)
-    refused(chain, capsys, "csd", 1, "was made from another teacher", teacher=str(teacher))
+    refused(chain, capsys, "csd", 1, "is not the teacher that model.init_from", teacher=str(teacher))
 
 
 def test_init_from_of_another_size(chain, capsys, tmp_path):

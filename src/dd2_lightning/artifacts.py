@@ -155,6 +155,19 @@ def check_hash(teacher: Artifact, expected: str, reader: str) -> None:
         raise ArtifactError(f"{path} is not the teacher that {reader} was made from; run the stages after it again")
 
 
+def check_family(student: Artifact, teacher: CodebookTeacher) -> None:
+    """Refuse a student whose teacher was of another family.
+
+    Raises:
+        ArtifactError: naming both families.
+    """
+    if student.config["family"] != family_of(teacher):
+        raise ArtifactError(
+            f"{student.directory} holds a student of family '{student.config['family']}', "
+            f"the teacher is of family '{family_of(teacher)}'"
+        )
+
+
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load a state dict and report every key that does not fit.
 
@@ -229,11 +242,7 @@ def load_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "stud
     Raises:
         ArtifactError: if it was distilled from a teacher of another family, or its tensors do not fit.
     """
-    if artifact.config["family"] != family_of(teacher):
-        raise ArtifactError(
-            f"{artifact.directory} holds a student of family '{artifact.config['family']}', "
-            f"the teacher is of family '{family_of(teacher)}'"
-        )
+    check_family(artifact, teacher)
     student = build_student(teacher, **artifact.config["head"])
     artifact.load_into(student, name)
     return student

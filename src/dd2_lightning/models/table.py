@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility, with_octaves
 from dd2_lightning.models.teacher import CodebookTeacher, Tokenizer
 
@@ -44,7 +45,7 @@ class TableBackbone(Backbone):
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
         """See :meth:`Backbone.forward`."""
         start, stop = self.new_positions(tokens, cache)
-        indices = torch.cdist(tokens.float(), self.codebook.float()).argmin(-1)
+        indices = nearest_code(tokens, self.codebook)
         prefix = torch.zeros_like(labels)
         rows = []
         for i in range(stop):

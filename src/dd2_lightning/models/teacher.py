@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.walk import Walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
@@ -118,8 +119,7 @@ class CodebookTeacher(nn.Module):
 
     def snap(self, tokens: Tensor) -> Tensor:
         """Nearest code of every token: (B, n, C) -> indices (B, n)."""
-        c = self.codebook
-        return (tokens.to(c.dtype) @ c.T - c.square().sum(-1) / 2).argmax(-1)
+        return nearest_code(tokens, self.codebook)
 
     def prepare(self, tokens: Tensor) -> Tensor:
         """What the backbone reads, from indices (B, n) or embeddings (B, n, C).

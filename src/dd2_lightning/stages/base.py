@@ -11,7 +11,14 @@ from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_clos
 from torch import Tensor, nn
 
 from dd2_lightning import __version__
-from dd2_lightning.artifacts import Artifact, load_teacher, sha256, teacher_reference, write_artifact
+from dd2_lightning.artifacts import (
+    Artifact,
+    check_family,
+    check_hash,
+    load_teacher,
+    teacher_reference,
+    write_artifact,
+)
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import ArtifactError, NonFiniteLossError
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
@@ -230,18 +237,9 @@ class DistillationStage(Stage):
             ArtifactError: if it is missing, from another stage, family or teacher.
         """
         artifact = Artifact.open(self.settings.init_from, stages, "model.init_from")
-        if artifact.config["family"] != family_of(self.teacher):
-            raise ArtifactError(
-                f"model.init_from: {artifact.directory} was made from a teacher of family "
-                f"'{artifact.config['family']}', model.teacher {self.settings.teacher} is of family "
-                f"'{family_of(self.teacher)}'"
-            )
+        check_family(artifact, self.teacher)
         teacher = Artifact.open(self.settings.teacher, ("teacher",), "model.teacher")
-        if artifact.config["teacher"]["sha256"] != sha256(teacher.directory / "teacher.safetensors"):
-            raise ArtifactError(
-                f"model.init_from: {artifact.directory} was made from another teacher than {teacher.directory}; "
-                f"run the stages after the teacher again"
-            )
+        check_hash(teacher, artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
 
     def distilled(self, head: dict[str, int]) -> dict[str, Any]:
