@@ -5,7 +5,7 @@
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
-#   make test | lint
+#   make test | lint | docs      (docs: the API in docs/api)
 
 FAMILY ?= var
 PYTHON ?= python3
@@ -35,7 +35,7 @@ BENCH_ALIGN := 400
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint teacher init csd align evaluate benchmark tables install clean
+.PHONY: demo test lint docs teacher init csd align evaluate benchmark tables install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -87,6 +87,10 @@ tables: | install
 
 test: | install
 	$(BIN)/python -m pytest -n 2
+
+docs: | install
+	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
+		$(addprefix dd2_lightning.,flow losses sampling layout noise models data stages callbacks evaluation artifacts)
 
 lint: | install
 	$(BIN)/ruff check .
