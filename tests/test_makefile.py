@@ -46,6 +46,9 @@ def test_an_interrupted_stage_is_resumed(tmp_path):
     assert "--ckpt_path last" in plan(tmp_path, "csd")
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "docs", "teacher", "init", "csd", "align", "evaluate", "lint", "benchmark"])
+TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "evaluate", "lint", "benchmark", "tables"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_target_exists(tmp_path, target):
     plan(tmp_path, target)
