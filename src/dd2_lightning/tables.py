@@ -23,6 +23,7 @@ from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.noise import stream
 from dd2_lightning.stages import ARDiffusionInit, CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.training import TRAINER_DEFAULTS
 
 SAMPLES = 200_000
 
@@ -106,17 +107,15 @@ def distil_table(
     def fit(stage: pl.LightningModule, sequences: str, steps: int, root: Path, *callbacks: pl.Callback) -> None:
         pl.seed_everything(seed, verbose=False)
         pl.Trainer(
-            max_epochs=-1,
+            **TRAINER_DEFAULTS,
             max_steps=steps,
             default_root_dir=root,
             accelerator="cpu",
             callbacks=[ExportArtifact(), *callbacks],
             logger=False,
             enable_checkpointing=False,
-            enable_model_summary=False,
             enable_progress_bar=False,
             limit_val_batches=0,
-            use_distributed_sampler=False,
         ).fit(stage, PrefixData(batch_size, sequences, seed=seed))
 
     with tempfile.TemporaryDirectory() as directory:

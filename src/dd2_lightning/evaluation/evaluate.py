@@ -162,8 +162,8 @@ def evaluate_models(
     images, labels = load_digits_images()
     contenders.append(RealData(teacher, images.to(device), labels.to(device)))
     report = make_report(compare(judge, contenders, samples), seed, samples, device)
-    save_samples(contenders, path.with_name("samples.png"), seed, first=samples)
     write_report(report, path)
+    save_samples(contenders, path.with_name("samples.png"), seed, first=samples)
     if not quiet:
         print_table(report)
     return report
