@@ -168,23 +168,39 @@ def check_family(student: Artifact, teacher: CodebookTeacher) -> None:
         )
 
 
+def difference(own: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """What a state dict lacks, has too much and has in another shape; empty if it fits.
+
+    Args:
+        own: keys and shapes of the model.
+        found: keys and shapes of what is to be loaded.
+
+    Returns:
+        One line that names the first mismatched key with both shapes, and the first few of the others.
+    """
+    report = []
+    shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in own.items() if key in found}
+    mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
+    if mismatched:
+        theirs, ours = shapes[mismatched[0]]
+        report.append(f"{len(mismatched)} mismatched, first {mismatched[0]}: it is {theirs}, the model has {ours}")
+    missing = [key for key in own if key not in found]
+    unexpected = [key for key in found if key not in own]
+    for what, keys in (("missing", missing), ("unexpected", unexpected)):
+        if keys:
+            report.append(f"{len(keys)} {what}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}")
+    return "; ".join(report)
+
+
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load a state dict and report every key that does not fit.
 
     Raises:
         ArtifactError: listing missing, unexpected and mismatched keys.
     """
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own.keys() - tensors.keys()]
-    problems += [f"unexpected {key}" for key in tensors.keys() - own.keys()]
-    problems += [
-        f"{key} is {tuple(tensors[key].shape)}, the model has {tuple(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if own[key].shape != tensors[key].shape
-    ]
+    problems = difference(module.state_dict(), tensors)
     if problems:
-        shown = "; ".join(sorted(problems)[:8])
-        raise ArtifactError(f"{source} does not fit the model, {len(problems)} keys differ: {shown}")
+        raise ArtifactError(f"{source} does not fit the model: {problems}")
     module.load_state_dict(tensors)
 
 

@@ -71,6 +71,7 @@ class MultiScaleVQ(Tokenizer):
         num_res_blocks: residual blocks a resolution (the decoder has one more).
         image_channels: colours of the pictures.
         num_phi: residual convolutions shared by the scales.
+        pixels: False leaves out everything but the quantiser.
 
     Raises:
         ValueError: for a ``ch`` that is no multiple of 32, or sides that do not increase.
@@ -86,14 +87,17 @@ class MultiScaleVQ(Tokenizer):
         num_res_blocks: int,
         image_channels: int = 3,
         num_phi: int = 4,
+        pixels: bool = True,
     ):
         super().__init__()
+        self.has_pictures = pixels
         size = sides[-1] * 2 ** (len(ch_mult) - 1)
         self.image_shape = (image_channels, size, size)
-        self.encoder = Encoder(image_channels, ch, ch_mult, num_res_blocks, token_dim)
-        self.decoder = Decoder(image_channels, ch, ch_mult, num_res_blocks, token_dim)
-        self.quant_conv = conv3x3(token_dim, token_dim)
-        self.post_quant_conv = conv3x3(token_dim, token_dim)
+        if pixels:
+            self.encoder = Encoder(image_channels, ch, ch_mult, num_res_blocks, token_dim)
+            self.decoder = Decoder(image_channels, ch, ch_mult, num_res_blocks, token_dim)
+            self.quant_conv = conv3x3(token_dim, token_dim)
+            self.post_quant_conv = conv3x3(token_dim, token_dim)
         self.quantize = MultiScaleQuantiser(sides, codes, token_dim, num_phi)
         self.layout = self.pyramid.layout
 
@@ -112,7 +116,9 @@ class MultiScaleVQ(Tokenizer):
 
         Raises:
             ValueError: for pictures of another size.
+            PixelsMissingError: if the tokenizer has no encoder.
         """
+        self.check_pixels()
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"this tokenizer reads pictures (B, *{self.image_shape}), got {tuple(images.shape)}")
         return self.quant_conv(self.encoder(2 * images - 1))
@@ -123,7 +129,12 @@ class MultiScaleVQ(Tokenizer):
         return self.quantize(self.latents(images)).indices
 
     def decode_map(self, f_hat: Tensor) -> Tensor:
-        """Accumulated map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
+        """Accumulated map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped.
+
+        Raises:
+            PixelsMissingError: if the tokenizer has no decoder.
+        """
+        self.check_pixels()
         return self.decoder(self.post_quant_conv(f_hat))
 
     def decode(self, tokens: Tensor) -> Tensor:

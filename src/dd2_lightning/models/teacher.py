@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
@@ -62,6 +63,18 @@ class Tokenizer(nn.Module, ABC):
     ) -> TokenizerLosses:
         """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
+
+    def check_pixels(self) -> None:
+        """Refuse to encode or decode without the networks for it.
+
+        Raises:
+            PixelsMissingError: saying how the teacher comes to have them.
+        """
+        if not self.has_pictures:
+            raise PixelsMissingError(
+                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw pictures. "
+                "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
+            )
 
     def rescale_codebook(self, rms: float) -> None:
         """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
