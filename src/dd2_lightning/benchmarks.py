@@ -64,10 +64,11 @@ def bench_sample(
     for name, (family, architecture) in sizes.items():
         timed = time_sampling(family, architecture, batch_size, rounds, sampling, (head_width, head_depth), device)
         report["models"][name] = timed
-        seconds = timed["median_seconds"]
         print(
-            f"{name}: teacher {seconds['teacher']:.3f} s in {timed['steps']} steps, one step "
-            f"{seconds['one_step']:.3f} s ({timed['ratio']:.1f}x), decoder {seconds['decoder']:.3f} s ({timed['ratio_with_decoder']:.1f}x with it)"
+            "{name}: teacher {teacher:.3f} s in {steps} steps, one step {one_step:.3f} s ({ratio:.1f}x), "
+            "decoder {decoder:.3f} s ({ratio_with_decoder:.1f}x with it)".format(
+                name=name, **timed, **timed["median_seconds"]
+            )
         )
     write_atomically(Path(output), to_json(report))
     return report

@@ -1,5 +1,6 @@
 """``dd2 fit|validate|test|predict``: LightningCLI with the defaults of this project."""
 
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from dd2_lightning.callbacks import (
     SampleGrid,
 )
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.overlays import resolve
 from dd2_lightning.stages import Stage
 
 TRAINER_DEFAULTS = {
@@ -68,6 +70,15 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the command line; an overlay gives the settings of the stage that is run."""
+        try:
+            resolved = resolve(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            parser.error(str(error))
+        self.releases = resolved.releases
+        self.config = parser.parse_args(resolved.arguments)
 
     def _parse_ckpt_path(self) -> None:
         """Resume takes weights and counters from a checkpoint, never settings: those are what was given here.
