@@ -21,7 +21,7 @@ INIT = {
     "var_d20": (2e-4, 512, 8, 300_000, 330_000),
     "var_d24": (2e-4, 512, 16, 200_000, 230_000),
 }
-# learning rates of guidance network and generator, warm-up, batch, micro-batches, guidance updates, generator updates, K
+# learning rates of guidance network and generator, warm-up, batch, micro-batches, updates of the two, K
 CSD = {
     "var_d16": (2e-4, 2e-4, 40_000, 512, 4, 40_000, 8_000, 5),
     "var_d20": (2e-4, 2e-4, 40_000, 512, 8, 80_000, 16_000, 5),

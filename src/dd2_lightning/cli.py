@@ -12,6 +12,7 @@ TRAINING = {
     "validate": "score gaps and likelihood of a checkpoint on held-out teacher sequences",
     "test": "the same on the test data of the data module",
     "predict": "one-step pictures from a checkpoint",
+    "plan": "what a stage would take: parameters, memory, operations, hours; the options of fit",
 }
 
 
@@ -54,9 +55,9 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:]
     try:
         if args and args[0] in TRAINING:
-            from dd2_lightning.training import TrainingCLI
+            from dd2_lightning.training import PlanCLI, TrainingCLI
 
-            TrainingCLI.run()
+            (PlanCLI if args[0] == "plan" else TrainingCLI).run()
         else:
             run_tool(args)
     except DD2Error as error:

@@ -11,8 +11,8 @@ An overlay is a config of ``dd2 fit`` with two more entries::
         ...
 
 ``dd2 fit --config configs/csd_var.yaml --config configs/paper/var_d16.yaml`` takes the section of the class that
-``csd_var.yaml`` names in ``model.class_path``. What comes out is a plain config, so that everything else (later configs,
-the command line, ``--print_config``) works as always.
+``csd_var.yaml`` names in ``model.class_path``. What comes out is a plain config, so that everything else (later
+configs, the command line, ``--print_config``) works as always.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -28,6 +28,22 @@ from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 FROZEN = "teacher."
+
+
+class Update(NamedTuple):
+    """One kind of optimizer step of a stage.
+
+    Attributes:
+        name: what is updated.
+        module: its parameters get gradients.
+        loss: from a micro-batch to losses (b, n).
+        count: how many of them a run makes.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Batch], Tensor]
+    count: int
 
 
 class Stage(pl.LightningModule):
@@ -225,6 +241,14 @@ class DistillationStage(Stage):
     @abstractmethod
     def configure_students(self) -> None:
         """Build the trainable networks."""
+
+    @abstractmethod
+    def outline_students(self, head: dict[str, int]) -> None:
+        """Build networks of the same shapes from nothing but the teacher; ``head`` is used where no setting says it."""
+
+    @abstractmethod
+    def updates(self, iterations: int) -> list[Update]:
+        """What a run of so many iterations consists of."""
 
     def on_train_start(self) -> None:
         """The teacher never leaves evaluation mode."""

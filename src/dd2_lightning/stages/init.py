@@ -8,7 +8,7 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.losses import fcs_loss, gts_loss
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage
+from dd2_lightning.stages.base import DistillationStage, Update
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 
@@ -57,6 +57,20 @@ class ARDiffusionInit(DistillationStage):
     def configure_students(self) -> None:
         """A student with the teacher's backbone and a fresh head."""
         self.student = build_student(self.teacher, **self.head_config)
+
+    def outline_students(self, head: dict[str, int]) -> None:
+        """The same; the size of the head is a setting of this stage."""
+        self.configure_students()
+
+    def updates(self, iterations: int) -> list[Update]:
+        """The head alone, then everything."""
+        head = min(self.settings.head_iterations, iterations)
+        phases = ("head", self.student.head, head), ("whole model", self.student, iterations - head)
+        return [
+            Update(name, module, lambda part: self.losses(part, "init"), count)
+            for name, module, count in phases
+            if count
+        ]
 
     @property
     def head_config(self) -> dict[str, int]:
