@@ -11,3 +11,7 @@ class ArtifactError(DD2Error):
 
 class NonFiniteLossError(DD2Error):
     """A loss became NaN or infinite. Raised before the weights are touched."""
+
+
+class InputTypeError(DD2Error, TypeError):
+    """A model was given something that it does not read; the message says what it reads."""
