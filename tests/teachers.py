@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -40,7 +41,15 @@ def var_teacher() -> VARTeacher:
     return teacher
 
 
-FAMILIES = {"table": table_teacher, "var": var_teacher}
+def llamagen_teacher(**sizes) -> LlamaGenTeacher:
+    """An adapted LlamaGen of 9 tokens, with grouped-query heads."""
+    pixels = {"ch": 32, "encoder_ch_mult": (1,), "decoder_ch_mult": (1,), "num_res_blocks": 1, "z_channels": 8}
+    heads = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "multiple_of": 32, "continuous_input": True}
+    shape = {"grid": 3, "codes": 12, "token_dim": 4, "num_classes": 3, "image_channels": 1, "code_norm": 2.0}
+    return randomise(LlamaGenTeacher(LlamaGenConfig(**{**pixels, **heads, **shape, **sizes})))
+
+
+FAMILIES = {"table": table_teacher, "var": var_teacher, "llamagen": llamagen_teacher}
 
 
 def student_of(teacher: CodebookTeacher) -> Student:

@@ -58,7 +58,15 @@ def var(tmp_path):
     return Files(tmp_path, "var", weights(tensors, "var"), weights(tensors, "vae"), config)
 
 
-@pytest.fixture(params=["var"])
+@pytest.fixture
+def llamagen(tmp_path):
+    (gpt, sizes), (vq, pixels) = golden("llamagen_tiny"), golden("llamagen_vq_tiny")
+    config = {**sizes, **pixels}
+    (tmp_path / "llamagen").mkdir()
+    return Files(tmp_path / "llamagen", "llamagen", weights(gpt, "gpt"), weights(vq, "vq"), config, ("--grid", "4"))
+
+
+@pytest.fixture(params=["var", "llamagen"])
 def files(request):
     return request.getfixturevalue(request.param)
 
@@ -74,6 +82,16 @@ def test_a_converted_var_has_the_logits_of_the_release(var):
     config = json.loads((var.root / "teacher/config.json").read_text())
     assert config["stage"] == "teacher" and config["family"] == "var"
     assert config["source"]["release"] == "VAR" and len(config["source"]["transformer"]["sha256"]) == 64
+
+
+def test_a_converted_llamagen_has_the_logits_of_the_release(llamagen):
+    teacher = dd2.load_teacher(llamagen.convert())
+    (gpt, _), (vq, _) = golden("llamagen_tiny"), golden("llamagen_vq_tiny")
+    close(teacher.logits(gpt["tokens"], gpt["label"]), gpt["tf_logits_cond"])
+    pictures = teacher.tokenizer.decode(teacher.embed(vq["codes"].flatten(1)))
+    close(pictures, (vq["image"].clamp(-1, 1) + 1) / 2)
+    config = json.loads((llamagen.root / "teacher/config.json").read_text())
+    assert config["family"] == "llamagen" and config["architecture"]["grid"] == 4
 
 
 @pytest.mark.parametrize("name", ["var_tiny_shared_aln", "var_tiny_no_l2norm"])
@@ -196,6 +214,41 @@ def test_an_arch_of_another_size_names_key_and_shapes(var, capsys):
     var.refused(capsys, 1, "as VAR d16", "first encoder.conv_in.weight", "(32, 3, 3, 3)", "(160, 3, 3, 3)", arch="d16")
 
 
+def test_an_arch_of_another_size_of_llamagen(llamagen, capsys):
+    def sizes(**change) -> str:
+        (llamagen.root / "other.json").write_text(json.dumps({**llamagen.config, **change}))
+        return str(llamagen.root / "other.json")
+
+    first = "cls_embedding.embedding_table.weight"
+    llamagen.refused(capsys, 1, f"first {first}", "(11, 32)", "(11, 64)", arch=sizes(dim=64, n_head=4))
+    llamagen.refused(capsys, 1, "wqkv", "(96, 32)", "(64, 32)", arch=sizes(n_kv_head=1))
+    words = ("first encoder.conv_in.weight", "(32, 3, 3, 3)", "(64, 3, 3, 3)")
+    llamagen.refused(capsys, 1, *words, arch=sizes(ch=64))
+    llamagen.refused(capsys, 2, "codebook_size 64", "vocab_size 32", arch=sizes(vocab_size=32))
+
+
+def test_grids_that_do_not_fit(llamagen, capsys):
+    def grid(value: str, *words: str, **given: str) -> None:
+        llamagen.options = ("--grid", value) if value else ()
+        llamagen.refused(capsys, 2, *words, **given)
+
+    grid("5", "grid", "25 tokens", "block_size 16")
+    grid("0", "grid")
+    grid("", "grid")
+    grid("16", "LlamaGen XL was published for a grid of 24, got 16", arch="XL")
+    grid("32", "LlamaGen L was published for a grid of 16 or 24, got 32", arch="L")
+    path = llamagen.write("c2i_L_384.pt", llamagen.tensors["transformer"])
+    grid("16", "c2i_L_384.pt was published for a grid of 24, got 16", arch="L", transformer=path)
+
+
+def test_a_file_of_the_other_family(var, llamagen, capsys):
+    for files, other, names in ((var, llamagen, ("LlamaGen", "VAR")), (llamagen, var, ("VAR", "LlamaGen"))):
+        for role in ("transformer", "tokenizer"):
+            path = files.write(f"other_{role}.pth", other.tensors[role])
+            words = (f"--{role}", f"looks like a {names[0]} {role}", f"needed: a {names[1]} {role}")
+            files.refused(capsys, 1, *words, **{role: path})
+
+
 def test_arch_files_that_cannot_be(files, capsys):
     def sizes(**change) -> str:
         (files.root / "bad.json").write_text(json.dumps({**files.config, **change}))
@@ -204,7 +257,9 @@ def test_arch_files_that_cannot_be(files, capsys):
     files.refused(capsys, 2, "arch", "no published", "of size 'd17'", arch="d17")
     files.refused(capsys, 2, "arch", "cannot read", arch="nowhere.json")
     files.refused(capsys, 2, "unknown key 'widht'", arch=sizes(widht=3))
-    files.refused(capsys, 2, "'norm_eps' must be", arch=sizes(norm_eps=0.1))
+    files.refused(capsys, 2, "--arch", "num_classes", arch=sizes(num_classes=0))
+    constant = {"var": "using_znorm", "llamagen": "model_type"}[files.family]
+    files.refused(capsys, 2, f"'{constant}' must be", arch=sizes(**{constant: "t2i"}))
     (files.root / "list.json").write_text("[1]")
     files.refused(capsys, 2, "one JSON object", arch=str(files.root / "list.json"))
 
@@ -266,31 +321,47 @@ def test_a_checksum_is_checked_where_it_is_known(var, hub, capsys, monkeypatch):
 # --- published sizes -------------------------------------------------------------------------------------------------
 
 
-def manifest(name: str) -> dict[str, torch.Tensor]:
+def release_manifest(name: str) -> dict[str, torch.Tensor]:
     entries = json.loads((GOLDEN / f"manifest_{name}.json").read_text())
     dtypes = {key: getattr(torch, dtype.removeprefix("torch.")) for key, (_, dtype) in entries.items()}
     return {key: torch.empty(shape, dtype=dtypes[key], device="meta") for key, (shape, _) in entries.items()}
 
 
-@pytest.mark.parametrize(("name", "files"), [("var/d16", ("var_d16", "vae_ch160v4096z32"))])
-def test_manifests_of_the_real_sizes_fit(name, files):
-    family, architecture = published(name)
-    teacher = outline(family, architecture)
-    transformer, tokenizer = (manifest(file) for file in files)
-    state = RELEASES[family].state(transformer, tokenizer)
-    assert difference(teacher.state_dict(), state) == ""
-    fitted(teacher, state, {"transformer": files[0], "tokenizer": files[1]})
+def outlined(family: str, arch: str, tokenizer: str | None = None):
+    """A teacher of a published size, not adapted."""
+    card, release = load_card(family), RELEASES[family]
+    grid = card.architectures[arch].get("files", [{}])[0].get("grid")
+    return outline(family, release.architecture(card.release_config(arch, tokenizer), grid, False))
+
+
+@pytest.mark.parametrize(
+    ("family", "arch", "files"),
+    [("var", "d16", ("var_d16", "vae_ch160v4096z32")), ("llamagen", "L", ("llamagen_L", "vq_ds16_c2i"))],
+)
+def test_manifests_of_the_real_sizes_fit(family, arch, files):
+    teacher, release = outlined(family, arch), RELEASES[family]
+    tensors = dict(zip(("transformer", "tokenizer"), map(release_manifest, files), strict=True))
+    assert difference(teacher.state_dict(), release.state(**tensors)) == ""
+    fitted(release, teacher, tensors, {})
 
 
 @pytest.mark.parametrize("family", RELEASES)
 def test_parameter_counts_of_every_card(family):
     card = load_card(family)
     for arch, entry in card.architectures.items():
-        teacher = outline(*published(f"{family}/{arch}"))
+        teacher = outlined(family, arch)
         networks = (teacher.backbone, teacher.classifier)
         assert sum(p.numel() for network in networks for p in network.parameters()) == entry["parameters"]
-    tokenizer = next(iter(card.tokenizers.values()))
-    assert sum(p.numel() for p in teacher.tokenizer.parameters()) == tokenizer["parameters"]
+    for name, entry in card.tokenizers.items():
+        tokenizer = outlined(family, next(iter(card.architectures)), name).tokenizer
+        assert sum(p.numel() for p in tokenizer.parameters()) == entry["parameters"]
+
+
+def test_a_published_size_is_one_that_can_be_distilled():
+    family, sizes = published("llamagen/L")
+    assert family == "llamagen" and sizes["continuous_input"] and sizes["grid"] == 16
+    with pytest.raises(ValueError, match="no weights of family 'table'"):
+        published("table/small")
 
 
 def test_reading_keeps_tensors_only(tmp_path):

@@ -22,13 +22,15 @@ def tools() -> dict[str, Any]:
     from dd2_lightning.commands import sample
     from dd2_lightning.evaluation.evaluate import evaluate
     from dd2_lightning.evaluation.report import write_benchmark
-    from dd2_lightning.hub.convert import convert_var
+    from dd2_lightning.hub.convert import convert_llamagen, convert_var
     from dd2_lightning.tables import tables
 
     return {
         "sample": sample,
         "evaluate": evaluate,
-        "convert": Group("Published checkpoint files into a teacher's directory.", {"var": convert_var}),
+        "convert": Group(
+            "Published checkpoint files into a teacher's directory.", {"var": convert_var, "llamagen": convert_llamagen}
+        ),
         "bench": Group("Speed, measured.", {"sample": bench_sample}),
         "summary": write_benchmark,
         "tables": tables,

@@ -15,3 +15,7 @@ class NonFiniteLossError(DD2Error):
 
 class PixelsMissingError(DD2Error, TypeError):
     """A tokenizer without pixel networks was asked for pictures."""
+
+
+class InputTypeError(DD2Error, TypeError):
+    """A model was given something that it does not read; the message says what it reads."""

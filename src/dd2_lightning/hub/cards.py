@@ -13,7 +13,7 @@ import yaml
 from dd2_lightning.artifacts import sha256
 from dd2_lightning.errors import ArtifactError
 
-PUBLISHED = ("var",)
+PUBLISHED = ("var", "llamagen")
 """Families with a card, each a package beside this file."""
 
 HUB = "hf://"
@@ -69,15 +69,15 @@ class Card:
         path = Path(arch)
         if path.suffix != ".json":
             raise ValueError(
-                f"arch: there is no published {self.name} of size '{arch}'; there are {', '.join(self.architectures)}, "
-                f"or give a JSON file with the constructor arguments"
+                f"--arch: there is no published {self.name} of size '{arch}'; there are "
+                f"{', '.join(self.architectures)}, or give a JSON file with the constructor arguments"
             )
         try:
             config = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"arch: cannot read {path}: {error}") from error
+            raise ValueError(f"--arch: cannot read {path}: {error}") from error
         if not isinstance(config, dict):
-            raise ValueError(f"arch: {path} must hold one JSON object, got {type(config).__name__}")
+            raise ValueError(f"--arch: {path} must hold one JSON object, got {type(config).__name__}")
         return config
 
 

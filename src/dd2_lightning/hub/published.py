@@ -3,20 +3,25 @@
 from typing import Any
 
 from dd2_lightning.hub.cards import load_card
+from dd2_lightning.hub.llamagen import RELEASE as LLAMAGEN
 from dd2_lightning.hub.var import RELEASE as VAR
 
-RELEASES = {release.family: release for release in (VAR,)}
+RELEASES = {release.family: release for release in (VAR, LLAMAGEN)}
 
 
 def published(name: str) -> tuple[str, dict[str, Any]]:
-    """Family and sizes of a published model.
+    """Family and sizes of a published model, as it is distilled: adapted to continuous tokens where it has to be.
 
     Args:
-        name: ``FAMILY/ARCH``; the ``arch`` of ``dd2 convert``, so it may be a JSON file: ``var/my_sizes.json``.
+        name: ``FAMILY/ARCH``; the ``arch`` of ``dd2 convert``, so it may be a JSON file: ``var/my_sizes.json``. Where
+            a size was published for several grids it is the first one on the card.
 
     Raises:
         ValueError: if there is none of that name.
     """
     family, _, arch = name.partition("/")
     card = load_card(family)
-    return family, RELEASES[family].architecture(card.release_config(arch), None, False)
+    release = RELEASES[family]
+    files = card.architectures.get(arch, {}).get("files", [{}])
+    sizes = release.architecture(card.release_config(arch), files[0].get("grid"), False)
+    return family, {**sizes, **release.adapted}

@@ -1,7 +1,7 @@
 """From the two files of a release to a teacher's directory, every key accounted for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Release:
             arguments of the release.
         state: ``(transformer, tokenizer)``, two state dicts of the release, to that of a teacher. It drops what the
             release stores but does not learn.
+        adapted: the sizes that change before a published model can be distilled.
     """
 
     family: str
     architecture: Callable[[dict[str, Any], int | None, bool], dict[str, Any]]
     state: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+    adapted: dict[str, Any] = field(default_factory=dict)
 
 
 def translate(config: dict[str, Any], renamed: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
@@ -49,10 +51,10 @@ def translate(config: dict[str, Any], renamed: dict[str, str], fixed: dict[str, 
     """
     unknown = sorted(config.keys() - renamed.keys() - fixed.keys())
     if unknown:
-        raise ValueError(f"arch: unknown key '{unknown[0]}'; there are: {', '.join((*renamed, *fixed))}")
+        raise ValueError(f"--arch: unknown key '{unknown[0]}'; there are: {', '.join((*renamed, *fixed))}")
     for key, value in fixed.items():
         if config.get(key, value) != value:
-            raise ValueError(f"arch: '{key}' must be {value!r}, got {config[key]!r}; nothing else is implemented")
+            raise ValueError(f"--arch: '{key}' must be {value!r}, got {config[key]!r}; nothing else is implemented")
     return {renamed[key]: value for key, value in config.items() if key in renamed}
 
 
@@ -83,25 +85,33 @@ def read_file(reference: str, card: Card, role: str) -> tuple[dict[str, Tensor],
     return tensors, path
 
 
-def fitted(teacher: CodebookTeacher, state: dict[str, Tensor], sources: dict[str, str]) -> CodebookTeacher:
+def fitted(
+    release: Release, teacher: CodebookTeacher, files: dict[str, dict[str, Tensor]], sources: dict[str, str]
+) -> CodebookTeacher:
     """Give an outlined teacher its weights, in the precision it has; nothing is copied that need not be.
 
     Args:
+        release: how the family reads them.
         teacher: from :func:`outline`.
-        state: from :attr:`Release.state`.
+        files: role to state dict of the release.
         sources: role to what to call its file in messages.
 
     Raises:
-        ArtifactError: naming file and keys, under the names of the release.
+        ArtifactError: naming file and keys, these as the file does, where it has them.
     """
-    own = teacher.state_dict()
+    own, state = teacher.state_dict(), release.state(files["transformer"], files["tokenizer"])
+    published = {id(value): key for tensors in files.values() for key, value in tensors.items()}
     from_tokenizer = {id(value) for key, value in state.items() if key.startswith("tokenizer.")}
     derived = {key for key, value in state.items() if not key.startswith("tokenizer.") and id(value) in from_tokenizer}
     for role in ("tokenizer", "transformer"):  # in this order: some of the transformer's buffers are the tokenizer's
 
         def part(tensors: dict[str, Tensor], role: str = role) -> dict[str, Tensor]:
             named = ((*key.split(".", 1), key) for key in tensors if key not in derived)
-            return {rest: tensors[key] for first, rest, key in named if ROLES[first] == role}
+            return {
+                published.get(id(state.get(key)), rest): tensors[key]
+                for first, rest, key in named
+                if ROLES[first] == role
+            }
 
         problems = difference(part(own), part(state))
         if problems:
@@ -138,32 +148,42 @@ def convert(
     """
     card = load_card(release.family)
     sizes = release.architecture(card.release_config(arch), grid, latent_only)
-    check_grid(card, transformer, grid)
-    teacher = outline(release.family, sizes)
+    check_grid(card, arch, transformer, grid)
+    try:
+        teacher = outline(release.family, sizes)
+    except ValueError as error:
+        raise ValueError(f"--arch: {error}") from error
     check_writable(output)
     references = {"transformer": transformer, "tokenizer": tokenizer}
     files = {role: read_file(reference, card, role) for role, reference in references.items()}
-    codes = files["tokenizer"][0]
+    tensors = {role: content for role, (content, _) in files.items()}
+    codes = {key: value for key, value in tensors["tokenizer"].items() if key.startswith("quantize.")}
     if latent_only:
-        codes = {key: value for key, value in codes.items() if key.startswith("quantize.")}
-    elif codes and all(key.startswith("quantize.") for key in codes):
+        tensors["tokenizer"] = codes
+    elif len(codes) == len(tensors["tokenizer"]):
         raise ArtifactError(
             f"--tokenizer: {files['tokenizer'][1]} holds the quantiser only. With --latent-only it makes a teacher "
             f"that can be distilled, but not decode pictures"
         )
     sources = {role: f"{path} (as {card.name} {arch})" for role, (_, path) in files.items()}
-    fitted(teacher, release.state(files["transformer"][0], codes), sources)
+    fitted(release, teacher, tensors, sources)
     origin = {role: {"file": path.name, "sha256": sha256(path)} for role, (_, path) in files.items()}
     write_teacher(output, teacher, source={"release": card.name, "arch": Path(arch).name, **origin})
     print(f"{card.name} {arch} -> {output}")
 
 
-def check_grid(card: Card, transformer: str, grid: int | None) -> None:
-    """Refuse a published file for another grid; its weights do not tell, and the pictures would be wrong.
+def check_grid(card: Card, arch: str, transformer: str, grid: int | None) -> None:
+    """Refuse a grid that a model was not published for; its weights do not tell, and the pictures would be wrong.
 
     Raises:
-        ValueError: naming both grids.
+        ValueError: naming both.
     """
-    published = card.files().get(Path(transformer).name, {}).get("grid")
-    if published and grid != published:
-        raise ValueError(f"grid: {Path(transformer).name} was published for a grid of {published}, got {grid}")
+    published = {facts["file"]: facts["grid"] for facts in card.architectures.get(arch, {}).get("files", [])}
+    if published and grid not in published.values():
+        raise ValueError(
+            f"--grid: {card.name} {arch} was published for a grid of {' or '.join(map(str, published.values()))}, "
+            f"got {grid}; for another model give its sizes as a JSON file in arch"
+        )
+    expected = card.files().get(Path(transformer).name, {}).get("grid", grid)
+    if grid != expected:
+        raise ValueError(f"--grid: {Path(transformer).name} was published for a grid of {expected}, got {grid}")

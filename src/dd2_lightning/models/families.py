@@ -2,11 +2,16 @@
 
 from typing import Any
 
+from dd2_lightning.models.llamagen import LlamaGenSampling, LlamaGenTeacher
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var import VARTeacher
+from dd2_lightning.models.var import VARSampling, VARTeacher
+from dd2_lightning.sampling import Sampling
 
-FAMILIES: dict[str, type[CodebookTeacher]] = {"var": VARTeacher, "table": TableTeacher}
+FAMILIES: dict[str, type[CodebookTeacher]] = {"var": VARTeacher, "llamagen": LlamaGenTeacher, "table": TableTeacher}
+
+AnySampling = Sampling | VARSampling | LlamaGenSampling
+"""Settings as a config may give them: the common ones, or those with what one family adds."""
 
 
 def family_of(teacher: CodebookTeacher) -> str:

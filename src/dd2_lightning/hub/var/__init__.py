@@ -32,7 +32,7 @@ def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) ->
             the scales of a VAR are in its configuration.
     """
     if grid is not None:
-        raise ValueError("grid: the scales of a VAR model are part of its architecture (patch_nums)")
+        raise ValueError("--grid: the scales of a VAR model are part of its architecture (patch_nums)")
     return {**translate(config, RENAMED, FIXED), "pixels": not latent_only}
 
 
