@@ -51,6 +51,7 @@ class LlamaGenConfig(Sizes):
         norm_eps: of the RMS norms.
         continuous_input: an MLP C -> width -> width in the place of the embedding table.
         code_norm: length of the codebook vectors, see :class:`SphereVQ`.
+        pixels: False leaves out the tokenizer's encoder and decoder; such a teacher can be distilled, not looked at.
 
     Raises:
         ValueError: for sizes that do not make a model; the message names the key.
@@ -78,6 +79,7 @@ class LlamaGenConfig(Sizes):
     norm_eps: float = 1e-5
     continuous_input: bool = False
     code_norm: float = 1.0
+    pixels: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -222,6 +224,7 @@ class LlamaGenTeacher(CodebookTeacher):
             config.z_channels,
             config.image_channels,
             config.code_norm,
+            config.pixels,
         )
         classifier = LlamaGenClassifier(config.width, config.codes, config.norm_eps)
         super().__init__(LlamaGenBackbone(config), classifier, tokenizer)

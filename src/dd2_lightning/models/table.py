@@ -82,12 +82,20 @@ class CodebookOnly(Tokenizer):
         return self._codebook
 
     def encode(self, images: Tensor) -> Tensor:
-        """A table has no pictures."""
-        raise TypeError("this teacher has a codebook but no pictures to encode")
+        """Refused: there are no pictures.
+
+        Raises:
+            PixelsMissingError: always.
+        """
+        self.check_pixels()
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """A table has no pictures."""
-        raise TypeError("this teacher has a codebook but no pictures to decode")
+        """Refused: there are no pictures.
+
+        Raises:
+            PixelsMissingError: always.
+        """
+        self.check_pixels()
 
 
 class CausalBackbone(Backbone):

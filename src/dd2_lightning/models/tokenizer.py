@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
 
@@ -59,6 +60,18 @@ class Tokenizer(nn.Module, ABC):
         """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
 
+    def check_pixels(self) -> None:
+        """Refuse to encode or decode without the networks for it.
+
+        Raises:
+            PixelsMissingError: saying how the teacher comes to have them.
+        """
+        if not self.has_pictures:
+            raise PixelsMissingError(
+                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw pictures. "
+                "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
+            )
+
     def rescale_codebook(self, rms: float) -> None:
         """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
 
@@ -78,14 +91,27 @@ class Quantised(NamedTuple):
     maps: Tensor
 
 
+class PixelNetworks(NamedTuple):
+    """What lies between pixels and the latent map.
+
+    Attributes:
+        encoder: pictures (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
+        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
+        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
+        post_quant_conv: from latent maps to the decoder's.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+
 class VQTokenizer(Tokenizer):
     """Encoder, quantiser, decoder.
 
     Args:
-        encoder: pictures (B, *image_shape) in [-1, 1] to maps (B, z, H, H).
-        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
-        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
-        post_quant_conv: from latent maps to the decoder's.
+        pixels: everything but the quantiser; None leaves a codebook that can be distilled, not looked at.
         quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
         layout: the order of the tokens.
         image_shape: channels, height and width.
@@ -93,17 +119,15 @@ class VQTokenizer(Tokenizer):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        quant_conv: nn.Module,
-        post_quant_conv: nn.Module,
+        pixels: PixelNetworks | None,
         quantiser: nn.Module,
         layout: Layout,
         image_shape: tuple[int, int, int],
     ):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.quant_conv, self.post_quant_conv = quant_conv, post_quant_conv
+        self.has_pictures = pixels is not None
+        if pixels is not None:
+            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = pixels
         self.quantize = quantiser
         self.layout, self.image_shape = layout, image_shape
 
@@ -112,7 +136,9 @@ class VQTokenizer(Tokenizer):
 
         Raises:
             ValueError: for pictures of another size.
+            PixelsMissingError: if there is no encoder.
         """
+        self.check_pixels()
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"this tokenizer reads pictures (B, *{self.image_shape}), got {tuple(images.shape)}")
         return self.quant_conv(self.encoder(2 * images - 1))
@@ -127,7 +153,12 @@ class VQTokenizer(Tokenizer):
         """Embeddings (B, n, C) -> the latent map that they stand for, (B, C, H, H)."""
 
     def decode_map(self, latents: Tensor) -> Tensor:
-        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
+        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped.
+
+        Raises:
+            PixelsMissingError: if there is no decoder.
+        """
+        self.check_pixels()
         return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class VARConfig(Sizes):
         mlp_ratio: hidden width of the feed-forward over ``width``.
         l2_norm: unit queries and keys with a learned temperature a head.
         shared_adaln: one modulation for all blocks (VAR-d36).
+        pixels: False leaves out the tokenizer's encoder and decoder; such a teacher can be distilled, not looked at.
 
     Raises:
         ValueError: for sizes that do not make a model; the message names the key.
@@ -75,6 +76,7 @@ class VARConfig(Sizes):
     mlp_ratio: float = 4.0
     l2_norm: bool = True
     shared_adaln: bool = False
+    pixels: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -240,6 +242,7 @@ class VARTeacher(CodebookTeacher):
             config.num_res_blocks,
             config.image_channels,
             config.num_phi,
+            config.pixels,
         )
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
