@@ -16,9 +16,9 @@ from dd2_lightning.hub.release import outline
 from dd2_lightning.models.head import VelocityHead
 from dd2_lightning.planning import blank_batch, make_plan
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages import ARDiffusionInit, CSDDistill, PerformanceAlign, TeacherTraining
+from dd2_lightning.stages import ARDiffusionInit, ContinuousInput, CSDDistill, PerformanceAlign, TeacherTraining
 from runs import fails, run_chain, stage_config
-from teachers import FAMILIES
+from teachers import FAMILIES, llamagen_teacher
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 HEAD = {"head_width": 16, "head_depth": 2}
@@ -80,8 +80,8 @@ def test_activations_are_those_of_a_real_run(teacher, tmp_path, which):
     with saved_bytes(real) as saved:
         loss.loss(blank_batch(real, batch_size)).mean()
     # what does not grow with the batch (a codebook that is kept once) is not the sample's
-    assert sum(saved) - update.fixed <= per_sample * 1.01 and per_sample <= sum(saved) * 1.01
-    assert cost.peak == pytest.approx(update.cost.peak * batch_size + update.fixed, rel=0.01)
+    assert sum(saved) - update.fixed.saved <= per_sample * 1.01 and per_sample <= sum(saved) * 1.01
+    assert cost.peak == pytest.approx(update.cost.peak * batch_size + update.fixed.peak, rel=0.01)
     assert update.cost.flops * batch_size == pytest.approx(cost.flops, rel=1e-6)
 
 
@@ -159,8 +159,19 @@ def test_counts_of_a_run(teacher, tmp_path):
     assert (csd.sequences, csd.micro_batch, csd.sampling_flops) == (0, 2, 0)
     align = make_plan(csd_stage(teacher, tmp_path, PerformanceAlign, align_guidance_updates=8), PrefixData(8), TRAINER)
     assert [(u.name, u.count) for u in align.updates] == [("guidance", 20), ("generator", 6)]
-    total = sum(u.count * u.cost.flops * 8 for u in csd.updates)
+    total = sum(u.count * (u.cost.flops * 8 + u.fixed.flops) for u in csd.updates)
     assert csd.training_flops == total and csd.hours(total, 1e9) == total / (2 * 1e9 * 3600)
+
+
+def test_a_plan_of_the_adaptation(tmp_path):
+    write_teacher(tmp_path / "teacher", llamagen_teacher(continuous_input=False))
+    stage = ContinuousInput(str(tmp_path / "teacher"), input_iterations=3)
+    plan = make_plan(stage, PrefixData(8, "online"), TRAINER)
+    assert [(u.name, u.count) for u in plan.updates] == [("input", 3), ("transformer", 7)]
+    first, second = plan.updates
+    mlp = stage.model.backbone.tok_embeddings
+    assert first.parameters == sum(p.numel() for p in mlp.parameters()) < second.parameters
+    assert first.cost.flops == 0 and first.fixed.flops > 0  # it reads the codebook, not the batch
 
 
 def test_the_batch_that_fits(teacher):

@@ -46,11 +46,13 @@ class Cost(NamedTuple):
         flops: of forward and backward pass; a multiplication and an addition are two.
         saved: bytes that autograd keeps between the two, parameters not counted.
         peak: largest number of bytes alive at once, beyond weights and gradients.
+        updated: parameters that get a gradient.
     """
 
     flops: int
     saved: int
     peak: int
+    updated: int
 
 
 class Ledger(TorchDispatchMode):
@@ -153,8 +155,9 @@ def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], 
                     total = loss().mean()
                 total.backward()
             del total
+    updated = sum(parameter.numel() for parameter in trained.parameters() if parameter.grad is not None)
     trained.zero_grad()
-    return Cost(flops.get_total_flops(), sum(saved), ledger.peak - before)
+    return Cost(flops.get_total_flops(), sum(saved), ledger.peak - before, updated)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.hub.published import published
 from dd2_lightning.hub.release import outline
+from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.base import DistillationStage
 
@@ -36,16 +37,19 @@ class UpdatePlan:
     Attributes:
         name: what is updated.
         count: how many of them the run makes.
-        parameters: that it changes.
         cost: of one sample.
-        fixed: bytes of activations that do not grow with the batch.
+        fixed: what does not grow with the batch, its number of updated parameters included.
     """
 
     name: str
     count: int
-    parameters: int
     cost: Cost
-    fixed: int
+    fixed: Cost
+
+    @property
+    def parameters(self) -> int:
+        """How many it changes."""
+        return self.fixed.updated
 
 
 @dataclass
@@ -89,7 +93,7 @@ class Plan:
     @property
     def constant(self) -> int:
         """Bytes that do not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer + max(update.fixed for update in self.updates)
+        return self.weights + self.gradients + self.optimizer + max(update.fixed.peak for update in self.updates)
 
     @property
     def activations(self) -> int:
@@ -103,7 +107,7 @@ class Plan:
     @property
     def training_flops(self) -> float:
         """Operations of all updates."""
-        return float(self.batch_size * sum(update.count * update.cost.flops for update in self.updates))
+        return float(sum(u.count * (self.batch_size * u.cost.flops + u.fixed.flops) for u in self.updates))
 
     @property
     def sampling_flops(self) -> float:
@@ -139,7 +143,8 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
             f"data.batch_size {data.batch_size} is not divisible by {devices} GPUs times "
             f"model.accumulate {stage.settings.accumulate}"
         )
-    stage.teacher, source = outlined_teacher(stage.settings.teacher, release)
+    adapted = stage.leaves != "teacher"  # a stage that leaves a teacher starts from one as it was published
+    stage.teacher, source = outlined_teacher(stage.settings.teacher, release, adapted)
     with torch.device("meta"):
         stage.outline_students(head_of(stage))
     networks = {name: module for name, module in stage.named_children() if name != "teacher"}
@@ -162,8 +167,8 @@ def planned(stage: DistillationStage, update: Any, precision: Any) -> UpdatePlan
     )
     added = COUNTED_AT[1] - COUNTED_AT[0]
     cost = Cost(*((second - first) // added for first, second in zip(few, many, strict=True)))
-    fixed = max(0, many.peak - COUNTED_AT[1] * cost.peak)
-    return UpdatePlan(update.name, update.count, count(update.module), cost, fixed)
+    fixed = Cost(*(max(0, whole - COUNTED_AT[1] * part) for whole, part in zip(many, cost, strict=True)))
+    return UpdatePlan(update.name, update.count, cost, fixed)
 
 
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
@@ -177,10 +182,10 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def outlined_teacher(directory: str, release: str | None):
+def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
     """The shapes of a teacher, from its directory or, while that is not there, a published size; and which it was."""
     if release and not (Path(directory) / "config.json").is_file():
-        return outline(*published(release)), f"{release} ({directory} is not there yet)"
+        return outline(*published(release, adapted)), f"{release} ({directory} is not there yet)"
     config = Artifact.open(directory, ("teacher",), "model.teacher").config
     return outline(config["family"], config["architecture"]), directory
 

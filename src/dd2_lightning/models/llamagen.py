@@ -224,6 +224,7 @@ class LlamaGenTeacher(CodebookTeacher):
             config.z_channels,
             config.image_channels,
             config.code_norm,
+            config.pixels,
         )
         if not config.pixels:
             tokenizer.drop_pixels()

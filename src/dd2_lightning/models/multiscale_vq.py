@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.convnets import Decoder, Encoder, conv3x3
 from dd2_lightning.models.pyramid import ScalePyramid
-from dd2_lightning.models.tokenizer import Quantised, VQTokenizer
+from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
 
 
 class MultiScaleQuantiser(nn.Module):
@@ -58,6 +57,7 @@ class MultiScaleVQ(VQTokenizer):
         num_res_blocks: residual blocks a resolution (the decoder has one more).
         image_channels: colours of the pictures.
         num_phi: residual convolutions shared by the scales.
+        pixels: False leaves out everything but the quantiser.
 
     Raises:
         ValueError: for a ``ch`` that is no multiple of 32, or sides that do not increase.
@@ -73,17 +73,18 @@ class MultiScaleVQ(VQTokenizer):
         num_res_blocks: int,
         image_channels: int = 3,
         num_phi: int = 4,
+        pixels: bool = True,
     ):
         size = sides[-1] * 2 ** (len(ch_mult) - 1)
-        super().__init__(
+        networks = PixelNetworks(
             Encoder(image_channels, ch, ch_mult, num_res_blocks, token_dim),
             Decoder(image_channels, ch, ch_mult, num_res_blocks, token_dim),
             conv3x3(token_dim, token_dim),
             conv3x3(token_dim, token_dim),
-            MultiScaleQuantiser(sides, codes, token_dim, num_phi),
-            Layout(tuple(side**2 for side in sides)),
-            (image_channels, size, size),
         )
+        quantiser = MultiScaleQuantiser(sides, codes, token_dim, num_phi)
+        shape = (image_channels, size, size)
+        super().__init__(networks if pixels else None, quantiser, quantiser.quant_resi.layout, shape)
 
     @property
     def pyramid(self) -> ScalePyramid:

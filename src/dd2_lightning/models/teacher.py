@@ -193,6 +193,15 @@ class CodebookTeacher(nn.Module):
         check_labels(labels, self.num_classes)
         return self._logits(self.prepare(tokens), labels, self.settle(Sampling(guidance_scale)))
 
+    def predict(self, prepared: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, n, V) of one pass, as training wants them: labels (B,) may be the null label.
+
+        Args:
+            prepared: see :meth:`prepare`.
+            labels: 0..num_classes.
+        """
+        return self.classifier(self.backbone(prepared, labels), labels).float()
+
     def _logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling, cache: Cache | None = None) -> Tensor:
         if sampling.guidance_scale is None:
             return self.classifier(self._features(tokens, labels, cache), labels).float()

@@ -91,14 +91,27 @@ class Quantised(NamedTuple):
     maps: Tensor
 
 
+class PixelNetworks(NamedTuple):
+    """What lies between pixels and the latent map.
+
+    Attributes:
+        encoder: pictures (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
+        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
+        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
+        post_quant_conv: from latent maps to the decoder's.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+
 class VQTokenizer(Tokenizer):
     """Encoder, quantiser, decoder.
 
     Args:
-        encoder: pictures (B, *image_shape) in [-1, 1] to maps (B, z, H, H).
-        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
-        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
-        post_quant_conv: from latent maps to the decoder's.
+        pixels: everything but the quantiser; None leaves a codebook that can be distilled, not looked at.
         quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
         layout: the order of the tokens.
         image_shape: channels, height and width.
@@ -106,17 +119,15 @@ class VQTokenizer(Tokenizer):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        quant_conv: nn.Module,
-        post_quant_conv: nn.Module,
+        pixels: PixelNetworks | None,
         quantiser: nn.Module,
         layout: Layout,
         image_shape: tuple[int, int, int],
     ):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.quant_conv, self.post_quant_conv = quant_conv, post_quant_conv
+        self.has_pictures = pixels is not None
+        if pixels is not None:
+            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = pixels
         self.quantize = quantiser
         self.layout, self.image_shape = layout, image_shape
 

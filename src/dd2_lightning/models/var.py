@@ -242,6 +242,7 @@ class VARTeacher(CodebookTeacher):
             config.num_res_blocks,
             config.image_channels,
             config.num_phi,
+            config.pixels,
         )
         if not config.pixels:
             tokenizer.drop_pixels()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.convnets import Decoder, Encoder
-from dd2_lightning.models.tokenizer import Quantised, VQTokenizer
+from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
 
 
 class SphereQuantiser(nn.Module):
@@ -62,6 +62,7 @@ class SphereVQ(VQTokenizer):
         z_channels: channels between the pixel networks and the convolutions around the codebook.
         image_channels: colours of the pictures.
         code_norm: length of a token. 1 is the release's; noise of a flow has length √C. Pictures do not depend on it.
+        pixels: False leaves out everything but the quantiser.
 
     Raises:
         ValueError: for a ``ch`` that is no multiple of 32.
@@ -79,17 +80,17 @@ class SphereVQ(VQTokenizer):
         z_channels: int,
         image_channels: int = 3,
         code_norm: float = 1.0,
+        pixels: bool = True,
     ):
         size = grid * 2 ** (len(encoder_ch_mult) - 1)
-        super().__init__(
+        networks = PixelNetworks(
             Encoder(image_channels, ch, encoder_ch_mult, num_res_blocks, z_channels, fused=False),
             Decoder(image_channels, ch, decoder_ch_mult, num_res_blocks, z_channels, fused=False),
             nn.Conv2d(z_channels, token_dim, 1),
             nn.Conv2d(token_dim, z_channels, 1),
-            SphereQuantiser(codes, token_dim),
-            Layout((1,) * grid**2),
-            (image_channels, size, size),
         )
+        shape = (image_channels, size, size)
+        super().__init__(networks if pixels else None, SphereQuantiser(codes, token_dim), Layout((1,) * grid**2), shape)
         self.code_norm = code_norm
 
     @property

@@ -53,12 +53,14 @@ class Stage(pl.LightningModule):
     optimizer steps it takes. Checkpoints, logging and resume count iterations.
 
     Attributes:
-        name: the stage's name in artifacts and checkpoints.
+        name: the stage's name in checkpoints.
+        leaves: what its directory is, for those who read it; usually called like the stage.
         settings: the arguments of the constructor.
         per_position: the last per-token values of each monitored quantity, (n,), for callbacks.
     """
 
     name: ClassVar[str]
+    leaves: ClassVar[str | None] = None
 
     def __init__(self):
         super().__init__()
@@ -181,7 +183,7 @@ class Stage(pl.LightningModule):
             "settings": dict(self.hparams),
             "version": __version__,
         }
-        write_artifact(directory, self.name, {**config, **provenance}, modules)
+        write_artifact(directory, self.leaves or self.name, {**config, **provenance}, modules)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen teacher out; name the stage."""

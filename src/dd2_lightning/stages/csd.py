@@ -11,6 +11,7 @@ from dd2_lightning.artifacts import load_student
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
+from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import DistillationStage, Update
@@ -52,7 +53,7 @@ class CSDDistill(DistillationStage):
         self,
         teacher: str,
         init_from: str,
-        teacher_sampling: Sampling = Sampling(),
+        teacher_sampling: AnySampling = Sampling(),
         guidance_updates: int = 5,
         form: Literal["sid", "dmd"] = "sid",
         alpha: float = 1.0,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.losses import fcs_loss, gts_loss
+from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import DistillationStage, Update
@@ -39,7 +40,7 @@ class ARDiffusionInit(DistillationStage):
         self,
         teacher: str,
         loss: Literal["gts", "diffusion"] = "gts",
-        teacher_sampling: Sampling = Sampling(),
+        teacher_sampling: AnySampling = Sampling(),
         head_width: int = 1024,
         head_depth: int = 4,
         head_octaves: int = 0,
