@@ -1,5 +1,10 @@
 """Small models of every family: what the protocol tests run on."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +54,25 @@ def llamagen_teacher(**sizes) -> LlamaGenTeacher:
     return randomise(LlamaGenTeacher(LlamaGenConfig(**{**pixels, **heads, **shape, **sizes})))
 
 
-FAMILIES = {"table": table_teacher, "var": var_teacher, "llamagen": llamagen_teacher}
+DOCUMENT = (Path(__file__).parents[1] / "docs/custom_teacher.md").read_text()
+
+
+def code_of_the_document() -> list[str]:
+    """The Python blocks of ``docs/custom_teacher.md``: a module, and how it is used."""
+    return re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
+
+
+def gru_teacher() -> CodebookTeacher:
+    """The teacher of the document, under the name that it tells users to give it."""
+    if "gru_teacher" not in sys.modules:
+        sys.modules["gru_teacher"] = ModuleType("gru_teacher")
+        exec(code_of_the_document()[0], vars(sys.modules["gru_teacher"]))
+    teacher = sys.modules["gru_teacher"].GRUTeacher(tokens=4, codes=6, token_dim=2, num_classes=3, width=24)
+    teacher.tokenizer.table.copy_(circle(6))
+    return randomise(teacher)
+
+
+FAMILIES = {"table": table_teacher, "var": var_teacher, "llamagen": llamagen_teacher, "gru": gru_teacher}
 
 
 def student_of(teacher: CodebookTeacher) -> Student:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dd2_lightning.artifacts import load_generator, load_init, load_teacher
+    from dd2_lightning.artifacts import load_generator, load_init, load_teacher, write_teacher
     from dd2_lightning.sampling import Sampling
 
 try:
@@ -27,9 +27,10 @@ _PUBLIC = {
     "load_generator": "dd2_lightning.artifacts",
     "load_init": "dd2_lightning.artifacts",
     "load_teacher": "dd2_lightning.artifacts",
+    "write_teacher": "dd2_lightning.artifacts",
 }
 
-__all__ = ["Sampling", "__version__", "load_generator", "load_init", "load_teacher"]
+__all__ = ["Sampling", "__version__", "load_generator", "load_init", "load_teacher", "write_teacher"]
 
 
 def __getattr__(name: str) -> Any:

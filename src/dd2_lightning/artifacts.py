@@ -244,10 +244,13 @@ def load_teacher(directory: str | Path) -> CodebookTeacher:
     """Open a teacher: frozen, in evaluation mode, on the CPU.
 
     Raises:
-        ArtifactError: if the directory is not a finished teacher's.
+        ArtifactError: if the directory is not a finished teacher's, or its family is not known here.
     """
     artifact = Artifact.open(directory, ("teacher",), "teacher")
-    teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
+    try:
+        teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.directory / 'config.json'}: {error}") from error
     artifact.load_into(teacher, "teacher")
     return teacher.requires_grad_(False).eval()
 

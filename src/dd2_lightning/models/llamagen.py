@@ -5,7 +5,6 @@ embedding table, that is as indices only. What is distilled is an adapted model,
 space takes the table's place (DD2, arXiv 2510.21003, appendix on LlamaGen); see :meth:`LlamaGenTeacher.continuous`.
 """
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -292,7 +291,7 @@ class LlamaGenTeacher(CodebookTeacher):
         """
         if not self.backbone.continuous:
             raise InputTypeError(NOT_ADAPTED)
-        return copy.deepcopy(self.backbone).requires_grad_(True)
+        return super().student_backbone()
 
 
 def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The teacher: an autoregressive model read as an exact conditional flow."""
 
+import copy
 from typing import ClassVar
 
 import torch
@@ -30,8 +31,9 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 class CodebookTeacher(nn.Module):
     """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
 
-    Families override :meth:`guide`, :meth:`truncate` and :meth:`student_backbone`, and have their own
-    ``sampling_type`` where they are sampled with more than the common settings.
+    A family adds ``config``, its plain sizes, and the class method ``from_config`` that builds the same shapes from
+    them. It overrides :meth:`guide`, :meth:`truncate` and :meth:`student_backbone` where it differs, and has its own
+    ``sampling_type`` where it is sampled with more than the common settings.
 
     Args:
         backbone: features from tokens.
@@ -172,8 +174,8 @@ class CodebookTeacher(nn.Module):
         raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
 
     def student_backbone(self) -> Backbone:
-        """A trainable backbone for a student, initialised as far as the family can."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its student reads with")
+        """What a student reads with: a trainable copy of the teacher's backbone, unless the family says otherwise."""
+        return copy.deepcopy(self.backbone).requires_grad_(True)
 
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
         """Next-token logits before truncation, in float32.

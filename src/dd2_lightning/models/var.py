@@ -6,7 +6,6 @@ averaged down to scale k, and predicts token l. The class vector is both the fir
 adaptive layer norm.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -267,10 +266,6 @@ class VARTeacher(CodebookTeacher):
     def adopt_tokenizer(self) -> None:
         """Copy the tokenizer's pyramid into the backbone."""
         self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
-
-    def student_backbone(self) -> VARBackbone:
-        """A trainable copy of the teacher's backbone; its pyramid stays frozen."""
-        return copy.deepcopy(self.backbone).requires_grad_(True)
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
