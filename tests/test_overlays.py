@@ -1,11 +1,14 @@
 """Overlays: one file for every stage; and the paper's settings in those that are shipped."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dd2_lightning import planning
 from dd2_lightning.cli import main
+from dd2_lightning.costs import Cost
 from dd2_lightning.hub.published import published
 from dd2_lightning.hub.release import outline
 from dd2_lightning.models.student import build_student
@@ -20,16 +23,18 @@ INIT = {
     "var_d16": (2e-4, 512, 4, 300_000, 330_000),
     "var_d20": (2e-4, 512, 8, 300_000, 330_000),
     "var_d24": (2e-4, 512, 16, 200_000, 230_000),
+    "llamagen_l": (1e-4, 512, 4, 0, 100_000),
 }
 # learning rates of guidance network and generator, warm-up, batch, micro-batches, updates of the two, K
 CSD = {
     "var_d16": (2e-4, 2e-4, 40_000, 512, 4, 40_000, 8_000, 5),
     "var_d20": (2e-4, 2e-4, 40_000, 512, 8, 80_000, 16_000, 5),
     "var_d24": (4e-4, 5e-5, 20_000, 1024, 32, 30_000, 15_000, 2),
+    "llamagen_l": (2e-4, 1e-4, 40_000, 1024, 8, 60_000, 12_000, 5),
 }
 # guidance updates alone, then of both networks
 ALIGN = {"var_d16": (8_000, 15_000, 7_500), "var_d20": (8_000, 36_000, 18_000)}
-PAPER_SIZES = {"var_d16": 329e6, "var_d20": 619e6, "var_d24": 1.04e9}
+PAPER_SIZES = {"var_d16": 329e6, "var_d20": 619e6, "var_d24": 1.04e9, "llamagen_l": 335e6}
 PAPER = sorted(CONFIGS.glob("paper/*.yaml"))
 
 
@@ -86,6 +91,15 @@ def test_settings_of_stage_3(capsys, overlay):
     assert model["guidance_optimizer"]["warmup"] == 0
 
 
+def test_settings_of_stage_0(capsys):
+    config = settings(capsys, "llamagen_l", "adapt")
+    model = config["model"]["init_args"]
+    assert config["trainer"]["max_steps"] - model["input_iterations"] == 200_000
+    assert config["data"]["init_args"]["sampling"]["guidance_scale"] is None and model["targets"] == "codes"
+    later = settings(capsys, "llamagen_l", "init")["model"]["init_args"]["teacher"]
+    assert later == config["trainer"]["default_root_dir"] != model["teacher"]
+
+
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_stages_of_an_overlay_are_chained(capsys, path):
     chain = {stage: settings(capsys, path.stem, stage) for stage in STAGES}
@@ -108,6 +122,32 @@ def test_students_have_the_papers_size(path):
     student = build_student(teacher, width=settings["head_width"], depth=settings["head_depth"])
     size = sum(parameter.numel() for parameter in student.parameters())
     assert size == pytest.approx(PAPER_SIZES[path.stem], rel=0.01)
+
+
+CHAINS = [(path.stem, stage) for path in PAPER for stage in yaml.safe_load(path.read_text())["stages"]]
+
+
+@pytest.mark.parametrize(("overlay", "name"), CHAINS)
+def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overlay, name):
+    """The very networks of the config, on the meta device; only the counting of what they do is left out."""
+    seen = []
+
+    def planned(stage, update, precision):
+        seen.append((type(stage).__name__, {parameter.device.type for parameter in stage.teacher.parameters()}))
+        return planning.UpdatePlan(update.name, update.count, Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
+
+    @contextmanager
+    def as_they_are(stage):
+        yield
+
+    monkeypatch.setattr(planning, "planned", planned)
+    monkeypatch.setattr(planning, "shapes_only", as_they_are)
+    monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
+    base = next(stage for stage, kind in {**STAGES, "adapt": "ContinuousInput"}.items() if kind == name)
+    config = str(CONFIGS / f"{base}_{overlay.split('_')[0]}.yaml")
+    main(["plan", "--config", config, "--config", str(CONFIGS / f"paper/{overlay}.yaml")])
+    assert seen and all(entry == (name, {"meta"}) for entry in seen)
+    assert "GPU" in capsys.readouterr().out
 
 
 # --- the mechanism ---------------------------------------------------------------------------------------------------
