@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dd2_lightning.hub.cards import load_card
 from dd2_lightning.models import llamagen
 from dd2_lightning.models.llamagen import LlamaGenTeacher
 from dd2_lightning.models.var import VARTeacher, from_release
@@ -90,3 +91,22 @@ def manifest(name: str) -> dict[str, Tensor]:
 def close(value: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
     """Assert equality up to an absolute tolerance."""
     torch.testing.assert_close(value, expected, rtol=0, atol=tolerance)
+
+
+def release_files(root: Path, family: str, name: str | None = None) -> dict[str, Path]:
+    """Files as a release publishes them, made of the golden tensors: under every published name, and ``sizes.json``."""
+    transformer, tokenizer = {"var": ("var", "vae"), "llamagen": ("gpt", "vq")}[family]
+    files = {"var": (name or "var_tiny",), "llamagen": ("llamagen_tiny", "llamagen_vq_tiny")}[family]
+    tensors, config = {}, {}
+    for file in files:
+        more, sizes = golden(file)
+        tensors, config = tensors | more, config | sizes
+    root = root / family
+    root.mkdir(exist_ok=True)
+    for name, part in (("transformer.pth", transformer), ("tokenizer.pth", tokenizer)):
+        torch.save(weights(tensors, part), root / name)
+    (root / "sizes.json").write_text(json.dumps(config))
+    card = load_card(family)
+    published = {facts["file"]: root / "tokenizer.pth" for facts in card.tokenizers.values()}
+    own = {name: root / name for name in ("transformer.pth", "tokenizer.pth", "sizes.json")}
+    return {**{name: root / "transformer.pth" for name in card.files()}, **published, **own}

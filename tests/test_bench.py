@@ -9,20 +9,14 @@ from dd2_lightning.cli import main
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.teacher import CodebookTeacher
-from reference import golden
+from reference import release_files
 from runs import fails
 
 
 @pytest.fixture
 def sizes(tmp_path):
     """Both families at the sizes of the golden files, under the names that the command takes."""
-    (_, gpt), (_, vq) = golden("llamagen_tiny"), golden("llamagen_vq_tiny")
-    names = []
-    for family, config in (("var", golden("var_tiny")[1]), ("llamagen", {**gpt, **vq})):
-        path = tmp_path / f"{family}.json"
-        path.write_text(json.dumps(config))
-        names.append(f"{family}/{path}")
-    return names
+    return [f"{family}/{release_files(tmp_path, family)['sizes.json']}" for family in ("var", "llamagen")]
 
 
 def bench(output, sizes, *options):

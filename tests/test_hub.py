@@ -16,20 +16,18 @@ from dd2_lightning.hub.cards import load_card
 from dd2_lightning.hub.checkpoint import read_checkpoint
 from dd2_lightning.hub.published import RELEASES, published
 from dd2_lightning.hub.release import fitted, outline
-from reference import GOLDEN, close, golden, weights
+from reference import GOLDEN, close, golden, release_files
 from runs import fails
 
 
 class Files:
     """Files as a release publishes them, made of the golden tensors, and the command that converts them."""
 
-    def __init__(self, root: Path, family: str, transformer: dict, tokenizer: dict, config: dict, options: tuple = ()):
-        self.root, self.family, self.options = root, family, options
-        self.tensors = {"transformer": transformer, "tokenizer": tokenizer}
-        for role, tensors in self.tensors.items():
-            torch.save(tensors, root / f"{role}.pth")
-        self.config = config
-        (root / "sizes.json").write_text(json.dumps(config))
+    def __init__(self, root: Path, family: str, options: tuple = (), name: str | None = None):
+        paths = release_files(root, family, name)
+        self.root, self.family, self.options = root / family, family, options
+        self.tensors = {role: torch.load(paths[f"{role}.pth"]) for role in ("transformer", "tokenizer")}
+        self.config = json.loads(paths["sizes.json"].read_text())
 
     def convert(self, *options: str, **given: str) -> Path:
         """``dd2 convert FAMILY``; ``given`` are other files, sizes or directories."""
@@ -54,16 +52,12 @@ class Files:
 
 @pytest.fixture
 def var(tmp_path):
-    tensors, config = golden("var_tiny")
-    return Files(tmp_path, "var", weights(tensors, "var"), weights(tensors, "vae"), config)
+    return Files(tmp_path, "var")
 
 
 @pytest.fixture
 def llamagen(tmp_path):
-    (gpt, sizes), (vq, pixels) = golden("llamagen_tiny"), golden("llamagen_vq_tiny")
-    config = {**sizes, **pixels}
-    (tmp_path / "llamagen").mkdir()
-    return Files(tmp_path / "llamagen", "llamagen", weights(gpt, "gpt"), weights(vq, "vq"), config, ("--grid", "4"))
+    return Files(tmp_path, "llamagen", ("--grid", "4"))
 
 
 @pytest.fixture(params=["var", "llamagen"])
@@ -96,8 +90,8 @@ def test_a_converted_llamagen_has_the_logits_of_the_release(llamagen):
 
 @pytest.mark.parametrize("name", ["var_tiny_shared_aln", "var_tiny_no_l2norm"])
 def test_a_tokenizer_without_pixels(name, tmp_path, capsys):
-    tensors, config = golden(name)
-    files = Files(tmp_path, "var", weights(tensors, "var"), weights(tensors, "vae"), config)
+    tensors, _ = golden(name)
+    files = Files(tmp_path, "var", name=name)
     files.refused(capsys, 1, "tokenizer.pth", "holds the quantiser only", "--latent-only")
     teacher = dd2.load_teacher(files.convert("--latent-only"))
     close(teacher.logits(tensors["idx"], tensors["label"]), tensors["tf_logits_cond"])

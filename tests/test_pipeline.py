@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
+from reference import release_files
 from runs import fails
 
 ROOT = Path(__file__).parents[1]
@@ -146,8 +147,13 @@ def commands() -> list[str]:
     return sorted({line for line in lines if line})
 
 
+def replaced(words: list[str], values: dict[str, str]) -> list[str]:
+    """The words of a command with other values for some of its options."""
+    return [values.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
 @pytest.mark.parametrize("command", commands())
-def test_commands_of_the_readme(command, inside, capsys):
+def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
     words = shlex.split(command)
     if words[0] == "make":
         assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
@@ -161,5 +167,18 @@ def test_commands_of_the_readme(command, inside, capsys):
     elif words[:2] == ["dd2", "evaluate"]:
         arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
         main([*arguments, "--samples", "100", "--reference_samples", "200"])
+    elif words[:2] == ["dd2", "plan"]:
+        configs = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
+        main([*configs, "--model.teacher", "runs/var/teacher", "--model.init_from", "runs/var/init"])
+        assert "optimizer state" in capsys.readouterr().out
+    elif words[:2] == ["dd2", "convert"]:
+        small = release_files(tmp_path, words[2])
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, name: str(small[name]))
+        main([*replaced(words[1:], {"--arch": str(small["sizes.json"]), "--grid": "4"})])
+        assert dd2.load_teacher(words[words.index("--output") + 1]).tokenizer.has_pictures
+    elif words[:3] == ["dd2", "bench", "sample"]:
+        small = [f"{family}/{release_files(tmp_path, family)['sizes.json']}" for family in ("var", "llamagen")]
+        main([*replaced(words[1:], {"--models": f"[{','.join(small)}]"}), "--head_width", "16", "--rounds", "1"])
+        assert Path("benchmarks/sampling.json").exists()
     else:
         assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"
