@@ -134,6 +134,16 @@ def test_a_training_checkpoint_of_var(var):
     dd2.load_teacher(var.convert(transformer=path, tokenizer=path))
 
 
+def test_what_a_run_of_llamagen_leaves_in_a_file(llamagen):
+    """Rotations, mask and caches are no weights, and are dropped."""
+    more = {
+        "freqs_cis": torch.ones(3),
+        "causal_mask": torch.ones(2),
+        "layers.0.attention.kv_cache.k_cache": torch.ones(1),
+    }
+    dd2.load_teacher(llamagen.convert(transformer=llamagen.write("x.pt", llamagen.tensors["transformer"] | more)))
+
+
 # --- bad files -------------------------------------------------------------------------------------------------------
 
 

@@ -15,13 +15,14 @@ complete. A student's directory names its teacher by relative path and hash.
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
@@ -33,8 +34,9 @@ from dd2_lightning.models.teacher import CodebookTeacher
 FORMAT = 1
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+@contextmanager
+def whole_or_not_at_all(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` when it is complete.
 
     Raises:
         ArtifactError: naming the path, if the directory is read-only or the disk is full.
@@ -42,15 +44,24 @@ def write_atomically(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield part
+        with open(part, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         with suppress(OSError):  # where the directory itself cannot be reached, the first error says so
             part.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        ArtifactError: naming the path, if it cannot be written.
+    """
+    with whole_or_not_at_all(path) as part:
+        part.write_bytes(data)
 
 
 def check_writable(directory: str | Path) -> None:
@@ -222,7 +233,8 @@ def write_artifact(directory: str | Path, stage: str, config: dict[str, Any], mo
         (directory / "config.json").unlink()
     for name, module in modules.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        write_atomically(directory / f"{name}.safetensors", save(tensors))
+        with whole_or_not_at_all(directory / f"{name}.safetensors") as part:  # the largest need not fit twice
+            save_file(tensors, part)
     write_atomically(directory / "config.json", text.encode())
 
 
