@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_teacher, sha256, write_teacher
+from dd2_lightning.data.batch import Batch
 from dd2_lightning.models.llamagen import LlamaGenTeacher
 from dd2_lightning.stages.adapt import TOLERANCE, ContinuousInput
-from dd2_lightning.stages.teacher import cross_entropy
+from dd2_lightning.stages.teacher import cross_entropy, swapped, with_noise
 from runs import fails, fit, stage_config
 from teachers import llamagen_teacher, var_teacher
 
@@ -147,6 +148,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(adapted, tmp_path):
     assert not any(key.startswith("teacher.") for key in checkpoint["state_dict"])
     whole, parts = (load_file(tmp_path / path / "teacher.safetensors") for path in ("whole", "parts"))
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+# --- what a transformer is trained to read ---------------------------------------------------------------------------
+
+
+def test_swapped_codes_and_noise_belong_to_their_samples():
+    """A share of the codes is replaced, the same ones whether a batch is whole or in parts; indices take no noise."""
+    indices = torch.arange(4000).view(500, 8) % 12
+    batch = Batch(torch.zeros(500, dtype=torch.long), 3, 0, 0, 500)
+    assert torch.equal(swapped(indices, 12, batch, 0.0), indices)
+    some = swapped(indices, 12, batch, 0.3)
+    assert (some != indices).float().mean().item() == pytest.approx(0.3 * 11 / 12, abs=0.03)
+    assert torch.bincount(swapped(indices, 12, batch, 1.0).flatten(), minlength=12).min() > 4000 / 12 * 0.75
+    parts = [swapped(indices[250 * i : 250 * (i + 1)], 12, batch.part(i, 2), 0.3) for i in range(2)]
+    assert torch.equal(torch.cat(parts), some)
+    assert torch.equal(with_noise(indices, batch, 1.0), indices)
+    q = torch.zeros(500, 8, 4)
+    assert with_noise(q, batch, 0.1).std().item() == pytest.approx(0.1, abs=0.01)
+    noisy = [with_noise(q[:250], batch.part(i, 2), 0.1) for i in range(2)]
+    assert torch.equal(torch.cat(noisy), with_noise(q, batch, 0.1))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

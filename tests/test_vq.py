@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from dd2_lightning.commands import write_pictures
+from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.models.vq import SphereVQ, as_map
 from reference import close, golden_llamagen
+from teachers import llamagen_teacher, var_teacher
 from test_multiscale_vq import stripes
 
 
@@ -58,6 +60,25 @@ def test_codes_of_the_release(released):
     quant = tokenizer.latent_map(teacher.embed(indices))
     close(quant, tensors["enc_quant"], 1e-6)
     close(tokenizer.decode_map(quant), tensors["recon"])
+
+
+# --- without pixels --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [llamagen_teacher, var_teacher])
+def test_a_bare_codebook_can_be_distilled_and_not_looked_at(make):
+    whole = make()
+    bare = type(whole).from_config({**whole.config, "pixels": False})
+    kept = {key: value for key, value in whole.state_dict().items() if key in bare.state_dict()}
+    bare.load_state_dict(kept)
+    assert not any("encoder" in key or "decoder" in key or "_conv." in key for key in kept)
+    assert len(kept) < len(whole.state_dict())
+    indices, labels = torch.randint(12, (3, whole.layout.length)), torch.arange(3)
+    assert torch.equal(bare.logits(indices, labels), whole.logits(indices, labels))
+    side = whole.tokenizer.image_shape[-1]
+    for call in (lambda: bare.decode(indices), lambda: bare.encode(torch.zeros(1, 1, side, side))):
+        with pytest.raises(PixelsMissingError, match="no encoder and decoder"):
+            call()
 
 
 # --- the codebook ----------------------------------------------------------------------------------------------------

@@ -147,17 +147,19 @@ def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], 
     """
     whole.requires_grad_(False)
     trained.requires_grad_(True)
-    with Ledger() as ledger:
-        for _ in range(2):  # in the second round gradients are there already, as in all but the first micro-batch
-            before, ledger.peak = ledger.alive, ledger.alive
-            with count_flops() as flops, saved_bytes(whole) as saved:
-                with computing_in(precision):
-                    total = loss().mean()
-                total.backward()
-            del total
-    updated = sum(parameter.numel() for parameter in trained.parameters() if parameter.grad is not None)
+    updated: list[int] = []
+    hooks = []
+    for parameter in trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # there already, as in all but the first micro-batch
+        hooks.append(parameter.register_post_accumulate_grad_hook(lambda p: updated.append(p.numel())))
+    with Ledger() as ledger, count_flops() as flops, saved_bytes(whole) as saved:
+        with computing_in(precision):
+            total = loss().mean()
+        total.backward()
+    for hook in hooks:
+        hook.remove()
     trained.zero_grad()
-    return Cost(flops.get_total_flops(), sum(saved), ledger.peak - before, updated)
+    return Cost(flops.get_total_flops(), sum(saved), ledger.peak, sum(updated))
 
 
 @torch.no_grad()

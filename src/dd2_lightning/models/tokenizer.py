@@ -55,7 +55,11 @@ class Tokenizer(nn.Module, ABC):
         """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
 
     def training_losses(
-        self, images: Tensor, generator: torch.Generator | None = None, reconstruction_weight: float = 1.0
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        reconstruction_weight: float = 1.0,
+        commitment_weight: float = 0.25,
     ) -> TokenizerLosses:
         """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")

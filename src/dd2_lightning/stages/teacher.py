@@ -35,6 +35,15 @@ def drop_labels(model: CodebookTeacher, batch: Batch, share: float) -> Tensor:
     return torch.where(dropped, model.num_classes, batch.labels)
 
 
+def swapped(indices: Tensor, codes: int, batch: Batch, share: float) -> Tensor:
+    """Indices (b, n), some replaced by random ones of all ``codes``."""
+    if not share:
+        return indices
+    n = indices.shape[1]
+    drawn = (codes * batch.rand("swapped codes", shape=(n,))).long()
+    return torch.where(batch.rand("swaps", shape=(n,)) < share, drawn, indices)
+
+
 def with_noise(read: Tensor, batch: Batch, std: float) -> Tensor:
     """Embeddings (b, n, C) with Gaussian noise; indices as they are."""
     if not read.is_floating_point():
@@ -50,11 +59,14 @@ class TeacherTraining(Stage):
         architecture: its sizes, see the family's config class.
         tokenizer_iterations: iterations of the tokenizer; the transformer takes the rest of the run.
         reconstruction_weight: weight of the pixels' error against the codebook's in the tokenizer's loss.
+        commitment_weight: weight of what the encoder is charged for its distance from the codes.
         codebook_rms: root mean square of the codebook's entries, set (without changing a picture) when the tokenizer
             is done. Noise has 1.
         label_dropout: share of samples that learn the null label of classifier-free guidance.
         input_noise: standard deviation of noise on the embeddings that the transformer reads; a student will hand
             it tokens that are not quite codes. A teacher that reads indices takes no noise.
+        input_swaps: share of the tokens that the transformer reads that are replaced by random codes; keeps a
+            transformer from learning a few pictures by heart.
         tokenizer_optimizer: Adam of the tokenizer.
         transformer_optimizer: Adam of the transformer.
         ema_limit: largest rate of the transformer's EMA, which is what is kept.
@@ -73,9 +85,11 @@ class TeacherTraining(Stage):
         architecture: dict[str, Any],
         tokenizer_iterations: int = 1000,
         reconstruction_weight: float = 1.0,
+        commitment_weight: float = 0.25,
         codebook_rms: float = 1.0,
         label_dropout: float = 0.1,
         input_noise: float = 0.0,
+        input_swaps: float = 0.0,
         tokenizer_optimizer: OptimizerSettings = OptimizerSettings(),
         transformer_optimizer: OptimizerSettings = OptimizerSettings(),
         ema_limit: float = 0.99,
@@ -128,7 +142,10 @@ class TeacherTraining(Stage):
     def tokenizer_loss(self, batch: Batch) -> Tensor:
         """Reconstruction and commitment, (1, 1)."""
         losses = self.model.tokenizer.training_losses(
-            batch.images, batch.stream("codes"), self.settings.reconstruction_weight
+            batch.images,
+            batch.stream("codes"),
+            self.settings.reconstruction_weight,
+            self.settings.commitment_weight,
         )
         self.record(batch, {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}, prog_bar=True)
         return losses.loss.view(1, 1)
@@ -144,8 +161,8 @@ class TeacherTraining(Stage):
         with torch.no_grad():
             indices = self.model.encode(batch.images)
         labels = drop_labels(self.model, batch, self.settings.label_dropout)
-        read = with_noise(self.model.prepare(indices), batch, self.settings.input_noise)
-        return cross_entropy(self.model, read, labels, indices)
+        read = self.model.prepare(swapped(indices, len(self.model.codebook), batch, self.settings.input_swaps))
+        return cross_entropy(self.model, with_noise(read, batch, self.settings.input_noise), labels, indices)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction error and cross-entropy on held-out pictures."""
