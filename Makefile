@@ -1,7 +1,7 @@
 # Everything on a fresh machine with Python: `make demo` and `make test`.
 #
 #   make demo                     teacher, stages 1-3, table and picture, from nothing
-#   make teacher|init|csd|align   one stage, and whatever it needs that is missing
+#   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
@@ -11,7 +11,12 @@ FAMILY ?= var
 PYTHON ?= python3
 SEED   ?= 0
 RUNS   ?= runs/$(FAMILY)
-TEACHER ?= runs/$(FAMILY)/teacher
+
+# the stages that make the teacher; the last one leaves what is distilled
+TEACHERS_var      := teacher
+TEACHERS_llamagen := teacher adapt
+TEACHER ?= runs/$(FAMILY)/$(lastword $(TEACHERS_$(FAMILY)))
+ORIGINAL = $(dir $(TEACHER))teacher
 
 # networks of this size gain half as much again from a second thread and nothing from a third; on a machine that
 # is busy with other work, or for several runs at a time, set it to 1
@@ -36,12 +41,13 @@ BENCH_ALIGN := 400
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher init csd align evaluate benchmark tables install clean
+.PHONY: demo test lint docs teacher adapt init csd align evaluate benchmark tables install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
 
-teacher:  $(TEACHER)/config.json
+teacher:  $(ORIGINAL)/config.json
+adapt:    $(dir $(TEACHER))adapt/config.json
 init:     $(RUNS)/init/config.json
 csd:      $(RUNS)/csd/config.json
 align:    $(RUNS)/align/config.json
@@ -55,8 +61,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TEACHER)/config.json: | install
+$(ORIGINAL)/config.json: | install
 	$(FIT) --config configs/teacher_$(FAMILY).yaml --trainer.default_root_dir $(@D) $(call resume,$(@D)) $(call steps,$(@D))
+
+$(dir $(TEACHER))adapt/config.json: $(ORIGINAL)/config.json | install
+	$(FIT) --config configs/adapt_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(ORIGINAL) --data.cache_dir $(@D)/cache $(call resume,$(@D)) $(call steps,$(@D))
 
 $(RUNS)/init/config.json: $(TEACHER)/config.json | install
 	$(FIT) --config configs/init_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
@@ -91,7 +101,8 @@ test: | install
 
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
-		$(addprefix dd2_lightning.,flow losses sampling layout noise models data stages callbacks evaluation artifacts)
+		$(addprefix dd2_lightning.,flow losses sampling layout noise models data stages callbacks evaluation artifacts hub overlays \
+		costs planning benchmarks)
 
 lint: | install
 	$(BIN)/ruff check .

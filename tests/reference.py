@@ -1,4 +1,4 @@
-"""Golden tensors of the public releases, and VAR teachers that carry their weights."""
+"""Golden tensors of the public releases, and teachers that carry their weights."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dd2_lightning.hub.cards import load_card
+from dd2_lightning.models import llamagen
+from dd2_lightning.models.llamagen import LlamaGenTeacher
 from dd2_lightning.models.var import VARTeacher, from_release
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,6 +58,55 @@ def golden_var(name: str) -> tuple[VARTeacher, dict[str, Tensor]]:
     return teacher.eval().requires_grad_(False), tensors
 
 
+def golden_llamagen() -> tuple[LlamaGenTeacher, dict[str, Tensor], dict[str, Tensor]]:
+    """A teacher with the weights of both files, the transformer's tensors and the tokenizer's."""
+    (gpt, sizes), (vq, pixels) = golden("llamagen_tiny"), golden("llamagen_vq_tiny")
+    teacher = LlamaGenTeacher.from_config(
+        {
+            "grid": round(sizes["block_size"] ** 0.5),
+            "codes": sizes["vocab_size"],
+            "token_dim": pixels["codebook_embed_dim"],
+            "num_classes": sizes["num_classes"],
+            "width": sizes["dim"],
+            "depth": sizes["n_layer"],
+            "heads": sizes["n_head"],
+            "kv_heads": sizes["n_kv_head"],
+            "multiple_of": sizes["multiple_of"],
+            "rope_base": sizes["rope_base"],
+            "norm_eps": sizes["norm_eps"],
+            **{key: pixels[key] for key in ("ch", "encoder_ch_mult", "decoder_ch_mult")},
+            **{key: pixels[key] for key in ("num_res_blocks", "z_channels")},
+        }
+    )
+    teacher.load_state_dict(llamagen.from_release(weights(gpt, "gpt"), weights(vq, "vq")))
+    return teacher.eval().requires_grad_(False), gpt, vq
+
+
+def manifest(name: str) -> dict[str, Tensor]:
+    """The keys and shapes of a released file, without values."""
+    shapes = json.loads((GOLDEN / f"manifest_{name}.json").read_text())
+    return {key: torch.empty(shape, device="meta") for key, (shape, _) in shapes.items()}
+
+
 def close(value: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
     """Assert equality up to an absolute tolerance."""
     torch.testing.assert_close(value, expected, rtol=0, atol=tolerance)
+
+
+def release_files(root: Path, family: str, name: str | None = None) -> dict[str, Path]:
+    """Files as a release publishes them, made of the golden tensors: under every published name, and ``sizes.json``."""
+    transformer, tokenizer = {"var": ("var", "vae"), "llamagen": ("gpt", "vq")}[family]
+    files = {"var": (name or "var_tiny",), "llamagen": ("llamagen_tiny", "llamagen_vq_tiny")}[family]
+    tensors, config = {}, {}
+    for file in files:
+        more, sizes = golden(file)
+        tensors, config = tensors | more, config | sizes
+    root = root / family
+    root.mkdir(exist_ok=True)
+    for name, part in (("transformer.pth", transformer), ("tokenizer.pth", tokenizer)):
+        torch.save(weights(tensors, part), root / name)
+    (root / "sizes.json").write_text(json.dumps(config))
+    card = load_card(family)
+    published = {facts["file"]: root / "tokenizer.pth" for facts in card.tokenizers.values()}
+    own = {name: root / name for name in ("transformer.pth", "tokenizer.pth", "sizes.json")}
+    return {**{name: root / "transformer.pth" for name in card.files()}, **published, **own}

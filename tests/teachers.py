@@ -1,8 +1,14 @@
 """Small models of every family: what the protocol tests run on."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -40,7 +46,33 @@ def var_teacher() -> VARTeacher:
     return teacher
 
 
-FAMILIES = {"table": table_teacher, "var": var_teacher}
+def llamagen_teacher(**sizes) -> LlamaGenTeacher:
+    """An adapted LlamaGen of 9 tokens, with grouped-query heads."""
+    pixels = {"ch": 32, "encoder_ch_mult": (1,), "decoder_ch_mult": (1,), "num_res_blocks": 1, "z_channels": 8}
+    heads = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "multiple_of": 32, "continuous_input": True}
+    shape = {"grid": 3, "codes": 12, "token_dim": 4, "num_classes": 3, "image_channels": 1, "code_norm": 2.0}
+    return randomise(LlamaGenTeacher(LlamaGenConfig(**{**pixels, **heads, **shape, **sizes})))
+
+
+DOCUMENT = (Path(__file__).parents[1] / "docs/custom_teacher.md").read_text()
+
+
+def code_of_the_document() -> list[str]:
+    """The Python blocks of ``docs/custom_teacher.md``: a module, and how it is used."""
+    return re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
+
+
+def gru_teacher() -> CodebookTeacher:
+    """The teacher of the document, under the name that it tells users to give it."""
+    if "gru_teacher" not in sys.modules:
+        sys.modules["gru_teacher"] = ModuleType("gru_teacher")
+        exec(code_of_the_document()[0], vars(sys.modules["gru_teacher"]))
+    teacher = sys.modules["gru_teacher"].GRUTeacher(tokens=4, codes=6, token_dim=2, num_classes=3, width=24)
+    teacher.tokenizer.table.copy_(circle(6))
+    return randomise(teacher)
+
+
+FAMILIES = {"table": table_teacher, "var": var_teacher, "llamagen": llamagen_teacher, "gru": gru_teacher}
 
 
 def student_of(teacher: CodebookTeacher) -> Student:

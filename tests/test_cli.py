@@ -31,13 +31,21 @@ def printed(capsys, *args: str) -> str:
 
 def test_one_help_lists_every_command(capsys):
     text = printed(capsys, "--help")
-    for command in ("fit", "validate", "test", "predict", "sample", "evaluate"):
+    for command in ("fit", "validate", "test", "predict", "plan", "sample", "evaluate", "convert", "bench"):
         assert command in text
 
 
-@pytest.mark.parametrize("command", ["fit", "sample", "evaluate"])
+COMMANDS = ["fit", "plan", "sample", "evaluate", "convert var", "convert llamagen", "bench sample"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_its_options(capsys, command):
-    assert "--" in printed(capsys, command, "--help")
+    assert "--" in printed(capsys, *command.split(), "--help")
+
+
+def test_a_flag_is_explained(capsys):
+    text = " ".join(printed(capsys, "convert", "var", "--help").split())
+    assert "--latent-only take nothing of the tokenizer but its quantiser" in text
 
 
 def test_stage_settings_are_documented(capsys):

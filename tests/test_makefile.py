@@ -8,14 +8,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def plan(runs: Path, target: str) -> str:
+STAGES = {"var": ["teacher", "init", "csd", "align"], "llamagen": ["teacher", "adapt", "init", "csd", "align"]}
+LAST = {"var": "teacher", "llamagen": "adapt"}
+
+
+def plan(runs: Path, target: str, family: str = "var") -> str:
     """What ``make target`` would run, with its results in ``runs``."""
-    command = ["make", "-n", target, f"RUNS={runs}", f"TEACHER={runs}/teacher"]
+    command = ["make", "-n", target, f"FAMILY={family}", f"RUNS={runs}", f"TEACHER={runs}/{LAST[family]}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def stages(text: str) -> list[str]:
-    return [stage for stage in ("teacher", "init", "csd", "align") if f"--config configs/{stage}_var.yaml" in text]
+def stages(text: str, family: str) -> list[str]:
+    return [stage for stage in STAGES[family] if f"--config configs/{stage}_{family}.yaml" in text]
 
 
 def finish(runs: Path, *names: str) -> None:
@@ -24,17 +28,37 @@ def finish(runs: Path, *names: str) -> None:
         (runs / name / "config.json").write_text("{}")
 
 
-def test_everything_is_missing(tmp_path):
-    assert stages(plan(tmp_path, "align")) == ["teacher", "init", "csd", "align"]
-    assert stages(plan(tmp_path, "init")) == ["teacher", "init"]
+@pytest.mark.parametrize("family", STAGES)
+def test_everything_is_missing(tmp_path, family):
+    assert stages(plan(tmp_path, "align", family), family) == STAGES[family]
+    assert stages(plan(tmp_path, "init", family), family) == STAGES[family][:-2]
+    assert stages(plan(tmp_path, "teacher", family), family) == ["teacher"]
 
 
-def test_only_what_is_missing_is_built(tmp_path):
-    finish(tmp_path, "teacher", "init")
-    assert stages(plan(tmp_path, "align")) == ["csd", "align"]
+@pytest.mark.parametrize("family", STAGES)
+def test_only_what_is_missing_is_built(tmp_path, family):
+    finish(tmp_path, *STAGES[family][:-2])
+    assert stages(plan(tmp_path, "align", family), family) == ["csd", "align"]
     finish(tmp_path, "csd", "align")
-    assert stages(plan(tmp_path, "align")) == []
-    assert "dd2 evaluate" in plan(tmp_path, "demo")
+    assert stages(plan(tmp_path, "align", family), family) == []
+    assert "dd2 evaluate" in plan(tmp_path, "demo", family)
+
+
+@pytest.mark.parametrize("family", STAGES)
+def test_what_is_distilled_is_the_last_teacher(tmp_path, family):
+    """And the stages that make it build on each other in the same place, with the defaults too."""
+    text = plan(tmp_path, "align", family)
+    assert text.count(f"--model.teacher {tmp_path}/{LAST[family]}") >= 3
+    assert f"--trainer.default_root_dir {tmp_path}/teacher" in text
+    command = ["make", "-n", "align", f"FAMILY={family}", f"RUNS={tmp_path}"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--model.teacher runs/{family}/{LAST[family]}" in text
+
+
+def test_the_adaptation_reads_the_original(tmp_path):
+    text = plan(tmp_path, "adapt", "llamagen")
+    assert stages(text, "llamagen") == ["teacher", "adapt"]
+    assert f"--model.teacher {tmp_path}/teacher" in text
 
 
 def test_an_interrupted_stage_is_resumed(tmp_path):

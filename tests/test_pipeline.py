@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
+from reference import release_files
 from runs import fails
 
 ROOT = Path(__file__).parents[1]
@@ -21,23 +22,31 @@ README = (ROOT / "README.md").read_text()
 SMALL = {"--trainer.enable_progress_bar": "false", "--trainer.log_every_n_steps": "1", "--checkpoint_every": "2"}
 
 
-def fit(stage: str, *args: str) -> None:
+def fit(config: str, *args: str) -> None:
     options = [part for option in SMALL.items() for part in option]
-    main(["fit", "--config", str(ROOT / f"configs/{stage}_var.yaml"), *options, *args])
+    main(["fit", "--config", str(ROOT / f"configs/{config}.yaml"), *options, *args])
+
+
+def run_stages(family: str) -> None:
+    """All stages, as ``make demo`` would run them, but short."""
+    settings = ("--model.tokenizer_iterations", "20", "--trainer.val_check_interval", "30")
+    fit(f"teacher_{family}", *settings, "--trainer.max_steps", "30")
+    short = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--data.validation_size", "20")
+    cache = ("--data.cache_size", "100", "--data.batch_size", "8")
+    if (ROOT / f"configs/adapt_{family}.yaml").exists():
+        fit(f"adapt_{family}", *short, *cache, "--model.input_iterations", "2")
+    fit(f"init_{family}", *short, *cache)
+    fit(f"csd_{family}", *short, "--data.batch_size", "8")
+    fit(f"align_{family}", *short, "--data.batch_size", "8", "--model.align_guidance_updates", "4")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A directory in which all stages have run, as ``make demo`` would run them."""
+    """A directory in which all stages of VAR have run."""
     root = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        settings = ("--model.tokenizer_iterations", "20", "--trainer.val_check_interval", "30")
-        fit("teacher", *settings, "--trainer.max_steps", "30")
-        short = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--data.validation_size", "20")
-        fit("init", *short, "--data.cache_size", "100", "--data.batch_size", "8")
-        fit("csd", *short, "--data.batch_size", "8")
-        fit("align", *short, "--data.batch_size", "8", "--model.align_guidance_updates", "4")
+        run_stages("var")
         yield root
 
 
@@ -55,6 +64,41 @@ def test_every_stage_leaves_its_directory(runs):
     assert {"config.json", "student.safetensors"} <= files["init"]
     assert networks <= files["csd"] and networks <= files["align"]
     assert json.loads((runs / "runs/var/align/config.json").read_text())["teacher"]["path"] == "../teacher"
+
+
+def test_llamagen_goes_through_all_stages(tmp_path, monkeypatch):
+    """Embedding table, adapted, distilled, drawn with and without its teacher, measured."""
+    monkeypatch.chdir(tmp_path)
+    run_stages("llamagen")
+    architectures = {
+        stage: json.loads(Path(f"runs/llamagen/{stage}/config.json").read_text())["architecture"]
+        for stage in ("teacher", "adapt")
+    }
+    assert architectures["adapt"] == {**architectures["teacher"], "continuous_input": True}
+    config = json.loads(Path("runs/llamagen/align/config.json").read_text())
+    assert config["teacher"]["path"] == "../adapt" and config["family"] == "llamagen"
+    common = ["--model", "runs/llamagen/align", "--num", "4", "--output", "samples.npz"]
+    main(["sample", *common])
+    refined = ["--teacher", "runs/llamagen/adapt", "--steps", "3", "--sampling.cfg_interval", "5"]
+    main(["sample", *common, *refined, "--sampling.guidance_scale", "2.0"])
+    assert np.load("samples.npz")["arr_0"].shape == (4, 8, 8, 1)
+    sizes = ["--samples", "100", "--reference_samples", "200"]
+    main(["evaluate", "--config", str(ROOT / "configs/evaluate_llamagen.yaml"), *sizes])
+    results = json.loads(Path("runs/llamagen/report/results.json").read_text())
+    assert results["contenders"]["teacher"]["steps"] == 16 and set(results["ratios"]) == {"frechet", "nll"}
+
+
+def test_a_teacher_adapts_to_pictures_too(tmp_path, monkeypatch):
+    """Real pictures in the place of teacher sequences."""
+    monkeypatch.chdir(tmp_path)
+    short = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4")
+    fit("teacher_llamagen", *short, "--model.tokenizer_iterations", "2")
+    config = yaml.safe_load((ROOT / "configs/adapt_llamagen.yaml").read_text())
+    config["data"] = {"class_path": "DigitsData", "init_args": {"batch_size": 16}}
+    Path("pictures.yaml").write_text(yaml.safe_dump(config))
+    options = [part for option in SMALL.items() for part in option]
+    main(["fit", "--config", "pictures.yaml", *options, *short, "--model.input_iterations", "2"])
+    assert json.loads(Path("runs/llamagen/adapt/config.json").read_text())["cross_entropy_ratio"] > 0
 
 
 def test_tensorboard_shows_scores_per_position(runs):
@@ -146,8 +190,13 @@ def commands() -> list[str]:
     return sorted({line for line in lines if line})
 
 
+def replaced(words: list[str], values: dict[str, str]) -> list[str]:
+    """The words of a command with other values for some of its options."""
+    return [values.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
 @pytest.mark.parametrize("command", commands())
-def test_commands_of_the_readme(command, inside, capsys):
+def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
     words = shlex.split(command)
     if words[0] == "make":
         assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
@@ -161,5 +210,21 @@ def test_commands_of_the_readme(command, inside, capsys):
     elif words[:2] == ["dd2", "evaluate"]:
         arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
         main([*arguments, "--samples", "100", "--reference_samples", "200"])
+    elif words[:2] == ["dd2", "plan"]:
+        configs = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
+        main([*configs, "--model.teacher", "runs/var/teacher", "--model.init_from", "runs/var/init"])
+        assert "optimizer state" in capsys.readouterr().out
+    elif words[:2] == ["dd2", "convert"]:
+        small = release_files(tmp_path, words[2])
+        sizes = json.loads(small["sizes.json"].read_text())
+        sizes.pop("block_size", None)  # the grid is the command's, and no weight depends on it
+        small["sizes.json"].write_text(json.dumps(sizes))
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, name: str(small[name]))
+        main([*replaced(words[1:], {"--arch": str(small["sizes.json"])})])
+        assert dd2.load_teacher(words[words.index("--output") + 1]).tokenizer.has_pictures
+    elif words[:3] == ["dd2", "bench", "sample"]:
+        small = [f"{family}/{release_files(tmp_path, family)['sizes.json']}" for family in ("var", "llamagen")]
+        main([*replaced(words[1:], {"--models": f"[{','.join(small)}]"}), "--head_width", "16", "--rounds", "1"])
+        assert Path("benchmarks/sampling.json").exists()
     else:
         assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"

@@ -8,7 +8,15 @@ import torch
 
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.student import build_student
-from dd2_lightning.models.var import VARBackbone, VARClassifier, VARConfig, VARTeacher, from_release
+from dd2_lightning.models.var import (
+    VARBackbone,
+    VARClassifier,
+    VARConfig,
+    VARSampling,
+    VARTeacher,
+    from_release,
+    smooth_weights,
+)
 from dd2_lightning.sampling import Sampling
 from reference import close, golden, golden_var
 
@@ -82,14 +90,15 @@ def test_greedy_samples_of_the_release(released):
 def test_guidance_grows_with_the_scale():
     teacher, tensors = golden_var("var_tiny")
     scale, positions = tensors["cfg_scale"].item(), teacher.layout.position_of_token()
+    sampling = VARSampling(guidance_scale=scale)
     cond, uncond = tensors["tf_logits_cond"], tensors["tf_logits_uncond"]
-    close(teacher.guide(cond, uncond, scale, positions), tensors["tf_logits_cfg"], 3e-4)
+    close(teacher.guide(cond, uncond, sampling, positions), tensors["tf_logits_cfg"], 3e-4)
     close(teacher.logits(tensors["idx"], tensors["label"], scale), tensors["tf_logits_cfg"], 3e-4)
     t = tensors["cfg_t_per_token"]
     assert t[0] == 0
     assert t[-1] == scale
     zero = torch.zeros(1, len(t), 1)
-    close(teacher.guide(zero, zero - 1, scale, positions)[0, :, 0], t, 1e-6)
+    close(teacher.guide(zero, zero - 1, sampling, positions)[0, :, 0], t, 1e-6)
 
 
 def test_logits_along_a_cached_walk():
@@ -124,6 +133,32 @@ def test_truncation_of_the_release(case):
     expected = tensors[f"filter{case}_probs"]
     assert torch.equal(probabilities == 0, expected == 0)
     close(probabilities, expected, 1e-6)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_soft_tokens_of_the_release(case):
+    """More_smooth, at the release's own Gumbel noise."""
+    tensors, _ = golden("var_sampling")
+    ratio = tensors[f"smooth{case}_ratio_tau"][0].item()
+    weights = smooth_weights(tensors["logits"], tensors[f"smooth{case}_gumbel"], ratio)
+    close(weights @ tensors["smooth_embedding"], tensors[f"smooth{case}_h"], 1e-5)
+
+
+def test_smooth_samples_harden_along_the_scales():
+    """They are means of the codes that truncation leaves, and with one code left that code."""
+    teacher, labels = small().requires_grad_(False), torch.tensor([0, 1])
+    sampling = VARSampling(guidance_scale=1.0, more_smooth=True)
+    drawn = [teacher.sample(labels, sampling, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert drawn[0].shape == (B, 14, 2)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert teacher.decode(drawn[0]).isfinite().all()
+    lower, upper = teacher.codebook.amin(0), teacher.codebook.amax(0)
+    assert (drawn[0] > lower - 1e-5).all() and (drawn[0] < upper + 1e-5).all()
+    greedy = teacher.sample(labels, VARSampling(guidance_scale=1.0, top_k=1, more_smooth=True))
+    codes = teacher.sample(labels, Sampling(guidance_scale=1.0, top_k=1))
+    close(greedy, teacher.embed(codes), 1e-6)
+    prefix = codes[:, :5]
+    assert torch.equal(teacher.sample(labels, sampling, prefix=prefix)[:, :5], teacher.embed(prefix))
 
 
 def test_truncation_keeps_one_token():

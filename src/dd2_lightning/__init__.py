@@ -14,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dd2_lightning.artifacts import load_generator, load_init, load_teacher
+    from dd2_lightning.artifacts import load_generator, load_init, load_teacher, write_teacher
+    from dd2_lightning.models.llamagen import LlamaGenSampling
+    from dd2_lightning.models.var import VARSampling
     from dd2_lightning.sampling import Sampling
 
 try:
@@ -23,13 +25,25 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0"
 
 _PUBLIC = {
+    "LlamaGenSampling": "dd2_lightning.models.llamagen",
     "Sampling": "dd2_lightning.sampling",
+    "VARSampling": "dd2_lightning.models.var",
     "load_generator": "dd2_lightning.artifacts",
     "load_init": "dd2_lightning.artifacts",
     "load_teacher": "dd2_lightning.artifacts",
+    "write_teacher": "dd2_lightning.artifacts",
 }
 
-__all__ = ["Sampling", "__version__", "load_generator", "load_init", "load_teacher"]
+__all__ = [
+    "LlamaGenSampling",
+    "Sampling",
+    "VARSampling",
+    "__version__",
+    "load_generator",
+    "load_init",
+    "load_teacher",
+    "write_teacher",
+]
 
 
 def __getattr__(name: str) -> Any:

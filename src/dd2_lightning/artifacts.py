@@ -15,13 +15,14 @@ complete. A student's directory names its teacher by relative path and hash.
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
@@ -33,8 +34,9 @@ from dd2_lightning.models.teacher import CodebookTeacher
 FORMAT = 1
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+@contextmanager
+def whole_or_not_at_all(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` when it is complete.
 
     Raises:
         ArtifactError: naming the path, if the directory is read-only or the disk is full.
@@ -42,15 +44,24 @@ def write_atomically(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield part
+        with open(part, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         with suppress(OSError):  # where the directory itself cannot be reached, the first error says so
             part.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        ArtifactError: naming the path, if it cannot be written.
+    """
+    with whole_or_not_at_all(path) as part:
+        part.write_bytes(data)
 
 
 def check_writable(directory: str | Path) -> None:
@@ -168,23 +179,39 @@ def check_family(student: Artifact, teacher: CodebookTeacher) -> None:
         )
 
 
+def difference(own: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """What a state dict lacks, has too much and has in another shape; empty if it fits.
+
+    Args:
+        own: keys and shapes of the model.
+        found: keys and shapes of what is to be loaded.
+
+    Returns:
+        One line that names the first mismatched key with both shapes, and the first few of the others.
+    """
+    report = []
+    shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in own.items() if key in found}
+    mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
+    if mismatched:
+        theirs, ours = shapes[mismatched[0]]
+        report.append(f"{len(mismatched)} mismatched, first {mismatched[0]}: it is {theirs}, the model has {ours}")
+    missing = [key for key in own if key not in found]
+    unexpected = [key for key in found if key not in own]
+    for what, keys in (("missing", missing), ("unexpected", unexpected)):
+        if keys:
+            report.append(f"{len(keys)} {what}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}")
+    return "; ".join(report)
+
+
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load a state dict and report every key that does not fit.
 
     Raises:
         ArtifactError: listing missing, unexpected and mismatched keys.
     """
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own.keys() - tensors.keys()]
-    problems += [f"unexpected {key}" for key in tensors.keys() - own.keys()]
-    problems += [
-        f"{key} is {tuple(tensors[key].shape)}, the model has {tuple(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if own[key].shape != tensors[key].shape
-    ]
+    problems = difference(module.state_dict(), tensors)
     if problems:
-        shown = "; ".join(sorted(problems)[:8])
-        raise ArtifactError(f"{source} does not fit the model, {len(problems)} keys differ: {shown}")
+        raise ArtifactError(f"{source} does not fit the model: {problems}")
     module.load_state_dict(tensors)
 
 
@@ -206,7 +233,8 @@ def write_artifact(directory: str | Path, stage: str, config: dict[str, Any], mo
         (directory / "config.json").unlink()
     for name, module in modules.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        write_atomically(directory / f"{name}.safetensors", save(tensors))
+        with whole_or_not_at_all(directory / f"{name}.safetensors") as part:  # the largest need not fit twice
+            save_file(tensors, part)
     write_atomically(directory / "config.json", text.encode())
 
 
@@ -228,10 +256,13 @@ def load_teacher(directory: str | Path) -> CodebookTeacher:
     """Open a teacher: frozen, in evaluation mode, on the CPU.
 
     Raises:
-        ArtifactError: if the directory is not a finished teacher's.
+        ArtifactError: if the directory is not a finished teacher's, or its family is not known here.
     """
     artifact = Artifact.open(directory, ("teacher",), "teacher")
-    teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
+    try:
+        teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.directory / 'config.json'}: {error}") from error
     artifact.load_into(teacher, "teacher")
     return teacher.requires_grad_(False).eval()
 

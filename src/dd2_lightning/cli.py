@@ -1,5 +1,6 @@
 """The one door: ``dd2 …``."""
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,42 @@ TRAINING = {
     "validate": "score gaps and likelihood of a checkpoint on held-out teacher sequences",
     "test": "the same on the test data of the data module",
     "predict": "one-step pictures from a checkpoint",
+    "plan": "what a stage would take: parameters, memory, operations, hours; the options of fit",
 }
 
 
 def tools() -> dict[str, Any]:
-    """The commands that do not train, by name."""
+    """The commands that do not train, by name; a dictionary is a command with commands of its own."""
+    from dd2_lightning.benchmarks import bench_sample
     from dd2_lightning.commands import sample
     from dd2_lightning.evaluation.evaluate import evaluate
     from dd2_lightning.evaluation.report import write_benchmark
+    from dd2_lightning.hub.convert import convert_llamagen, convert_var
     from dd2_lightning.tables import tables
 
-    return {"sample": sample, "evaluate": evaluate, "summary": write_benchmark, "tables": tables}
+    return {
+        "sample": sample,
+        "evaluate": evaluate,
+        "convert": Group(
+            "Published checkpoint files into a teacher's directory.", {"var": convert_var, "llamagen": convert_llamagen}
+        ),
+        "bench": Group("Speed, measured.", {"sample": bench_sample}),
+        "summary": write_benchmark,
+        "tables": tables,
+    }
+
+
+class Group(dict):
+    """A command with commands of its own.
+
+    Args:
+        description: one line.
+        commands: by name.
+    """
+
+    def __init__(self, description: str, commands: dict[str, Any]):
+        super().__init__(commands)
+        self.__doc__ = description
 
 
 def main(args: list[str] | None = None) -> None:
@@ -31,9 +57,9 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:]
     try:
         if args and args[0] in TRAINING:
-            from dd2_lightning.training import TrainingCLI
+            from dd2_lightning.training import PlanCLI, TrainingCLI
 
-            TrainingCLI.run()
+            (PlanCLI if args[0] == "plan" else TrainingCLI).run()
         else:
             run_tool(args)
     except DD2Error as error:
@@ -50,18 +76,42 @@ def run_tool(args: list[str]) -> None:
     subcommands = parser.add_subcommands()
     for name, text in TRAINING.items():  # parsed by Lightning; here for the help
         subcommands.add_subcommand(name, ArgumentParser(), help=text)
-    for name, function in tools().items():
-        tool = ArgumentParser(description=(function.__doc__ or "").split("\n")[0])
-        tool.add_argument("--config", action="config", help="YAML file with these options")
-        tool.add_function_arguments(function)
-        subcommands.add_subcommand(name, tool, help=(function.__doc__ or "").split("\n")[0])
-    config = parser.parse_args(args or ["--help"])
-    options = parser.instantiate_classes(config)[config.subcommand].as_dict()
+    add_tools(subcommands, tools())
+    config = parser.instantiate_classes(parser.parse_args(args or ["--help"]))
+    tool = tools()
+    while isinstance(tool, dict):
+        tool, config = tool[config.subcommand], config[config.subcommand]
+    options = config.as_dict()
     options.pop("config", None)
     try:
-        tools()[config.subcommand](**options)
+        tool(**options)
     except ValueError as error:
         parser.error(str(error))
+
+
+def add_tools(subcommands: Any, commands: dict[str, Any]) -> None:
+    """Add functions as subcommands, their arguments as options; a boolean is a flag of its own: ``--latent-only``."""
+    from jsonargparse import ArgumentParser
+
+    for name, tool in commands.items():
+        description = (tool.__doc__ or "").split("\n")[0]
+        own = ArgumentParser(description=description)
+        subcommands.add_subcommand(name, own, help=description)
+        if isinstance(tool, dict):
+            add_tools(own.add_subcommands(), tool)
+            continue
+        flags = [key for key, value in inspect.signature(tool).parameters.items() if value.annotation is bool]
+        own.add_argument("--config", action="config", help="YAML file with these options")
+        own.add_function_arguments(tool, skip=set(flags))
+        for flag in flags:
+            own.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=parameter_help(tool, flag))
+
+
+def parameter_help(function: Any, name: str) -> str:
+    """What a docstring says of an argument."""
+    from docstring_parser import parse
+
+    return next(entry.description or "" for entry in parse(function.__doc__).params if entry.arg_name == name)
 
 
 def version() -> str:

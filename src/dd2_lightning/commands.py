@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dd2_lightning.artifacts import load_generator, load_teacher, write_atomically
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.teacher import check_labels
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
@@ -22,7 +23,7 @@ def sample(
     num: int | None = None,
     steps: int = 1,
     teacher: str | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: AnySampling = Sampling(),
     seed: int = 0,
     batch_size: int = 500,
     device: str = "cpu",

@@ -11,3 +11,11 @@ class ArtifactError(DD2Error):
 
 class NonFiniteLossError(DD2Error):
     """A loss became NaN or infinite. Raised before the weights are touched."""
+
+
+class PixelsMissingError(DD2Error, TypeError):
+    """A tokenizer without pixel networks was asked for pictures."""
+
+
+class InputTypeError(DD2Error, TypeError):
+    """A model was given something that it does not read; the message says what it reads."""

@@ -60,7 +60,7 @@ class Layout:
     def position_of_token(self, device: torch.device | None = None) -> Tensor:
         """Position number of every token, (n,)."""
         counts = torch.tensor(self.counts, device=device)
-        return torch.arange(self.num_positions, device=device).repeat_interleave(counts)
+        return torch.arange(self.num_positions, device=device).repeat_interleave(counts, output_size=self.length)
 
     def mean_per_position(self, values: Tensor) -> Tensor:
         """Average (..., n) over the tokens of each position: (..., N)."""

@@ -1,5 +1,6 @@
 """``dd2 fit|validate|test|predict``: LightningCLI with the defaults of this project."""
 
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,6 +22,8 @@ from dd2_lightning.callbacks import (
     SampleGrid,
 )
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.overlays import resolve
+from dd2_lightning.planning import PlanTrainer
 from dd2_lightning.stages import Stage
 
 TRAINER_DEFAULTS = {
@@ -46,6 +49,8 @@ EXPECTED = (
 class TrainingCLI(LightningCLI):
     """Every stage is a ``--model``, every data module a ``--data``; what a run leaves lies in ``default_root_dir``."""
 
+    trainer_type: type[Trainer] = Trainer
+
     @classmethod
     def run(cls) -> "TrainingCLI":
         """Parse the command line and run."""
@@ -57,6 +62,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            trainer_class=cls.trainer_type,
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "dd2", "description": "Train, validate and run the stages."},
@@ -68,6 +74,15 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the command line; an overlay gives the settings of the stage that is run."""
+        try:
+            resolved = resolve(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            parser.error(str(error))
+        self.releases = resolved.releases
+        self.config = parser.parse_args(resolved.arguments)
 
     def _parse_ckpt_path(self) -> None:
         """Resume takes weights and counters from a checkpoint, never settings: those are what was given here.
@@ -118,3 +133,26 @@ class TrainingCLI(LightningCLI):
         kwargs["callbacks"] = callbacks + [callback for callback in wanted if type(callback) not in given]
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
+
+
+class PlanCLI(TrainingCLI):
+    """``dd2 plan`` reads what ``dd2 fit`` reads."""
+
+    trainer_type = PlanTrainer
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one command, and the arguments of its method that are no options."""
+        return {"plan": {"model", "datamodule"}}
+
+    def instantiate_trainer(self, **kwargs: Any) -> PlanTrainer:
+        """One that plans."""
+        settings = self.config[self.subcommand].trainer.as_dict()
+        return PlanTrainer.of_settings(settings, self.releases[-1] if self.releases else None)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Plan; settings that cannot be are a usage error."""
+        try:
+            super()._run_subcommand(subcommand)
+        except ValueError as error:
+            self.parser.error(str(error))

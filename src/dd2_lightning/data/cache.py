@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import trange
 
 from dd2_lightning.artifacts import sha256, write_atomically
-from dd2_lightning.errors import ArtifactError
+from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
@@ -28,8 +28,30 @@ def describe(teacher_path: str | Path, sampling: Sampling, num: int, seed: int) 
     }
 
 
+def sample_codes(
+    teacher: CodebookTeacher,
+    labels: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    chance: Tensor | None = None,
+) -> Tensor:
+    """Teacher sequences as indices (B, n), see :meth:`CodebookTeacher.sample`.
+
+    Raises:
+        DD2Error: for settings that make soft tokens.
+    """
+    tokens = teacher.sample(labels, sampling, generator, chance=chance)
+    if tokens.is_floating_point():
+        raise DD2Error(f"data.sampling: stages learn from sequences of codes, {sampling} makes soft tokens")
+    return tokens
+
+
 def build_cache(
-    directory: str | Path, teacher: CodebookTeacher, description: dict[str, Any], batch_size: int = 500
+    directory: str | Path,
+    teacher: CodebookTeacher,
+    sampling: Sampling,
+    description: dict[str, Any],
+    batch_size: int = 500,
 ) -> None:
     """Sample ``num`` sequences with labels that go round the classes; the manifest is written last.
 
@@ -38,10 +60,11 @@ def build_cache(
     directory, num, seed = Path(directory), description["num"], description["seed"]
     device = teacher.codebook.device
     labels = torch.arange(num, device=device) % teacher.num_classes
-    sampling = Sampling(**description["sampling"])
     tokens = [
-        teacher.sample(labels[i : i + batch_size], sampling, stream(seed, "cache", i, device=device)).cpu().numpy()
-        for i in trange(0, num, batch_size, desc="teacher sequences", unit="batch")
+        sample_codes(teacher, part, sampling, stream(seed, "cache", i, device=device)).cpu().numpy()
+        for i, part in zip(
+            trange(0, num, batch_size, desc="teacher sequences", unit="batch"), labels.split(batch_size), strict=True
+        )
     ]
     kind = np.min_scalar_type(len(teacher.codebook) - 1)
     for name, array in (("tokens", np.concatenate(tokens).astype(kind)), ("labels", labels.cpu().numpy())):

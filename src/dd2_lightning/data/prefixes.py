@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dd2_lightning.data.batch import Batch, iteration_loader, share
-from dd2_lightning.data.cache import build_cache, cache_is_ready, describe, open_cache
+from dd2_lightning.data.cache import build_cache, cache_is_ready, describe, open_cache, sample_codes
+from dd2_lightning.models.families import AnySampling
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
 
@@ -62,7 +63,7 @@ class PrefixData(LightningDataModule):
         self,
         batch_size: int = 64,
         sequences: Literal["cached", "online", "none"] = "none",
-        sampling: Sampling | None = None,
+        sampling: AnySampling | None = None,
         cache_dir: str | None = None,
         cache_size: int = 20_000,
         validation_size: int = 500,
@@ -90,7 +91,7 @@ class PrefixData(LightningDataModule):
     def _ensure_cache(self, module) -> None:
         description = describe(module.settings.teacher, self.sampling, self.cache_size, self.seed)
         if self.trainer.is_global_zero and not cache_is_ready(self.cache_dir, description):
-            build_cache(self.cache_dir, module.teacher, description)
+            build_cache(self.cache_dir, module.teacher, self.sampling, description)
         self.trainer.strategy.barrier("cache")
 
     def val_dataloader(self) -> DataLoader:
@@ -111,9 +112,9 @@ class PrefixData(LightningDataModule):
         teacher = self.trainer.lightning_module.teacher
         if not self.trainer.training:
             if self._held_out is None:
-                self._held_out = teacher.sample(batch.labels, self.sampling, batch.stream("held out"))
+                self._held_out = sample_codes(teacher, batch.labels, self.sampling, batch.stream("held out"))
             batch.tokens = self._held_out
         elif self.sequences == "online":
             chance = batch.rand("online", shape=(teacher.layout.length,))
-            batch.tokens = teacher.sample(batch.labels, self.sampling, chance=chance)
+            batch.tokens = sample_codes(teacher, batch.labels, self.sampling, chance=chance)
         return batch

@@ -1,10 +1,10 @@
 """Measuring contenders against a large teacher sample, and against each other's clock."""
 
 import math
-import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -24,6 +24,7 @@ from dd2_lightning.evaluation.metrics import (
     agree,
     sequence_nll,
 )
+from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 
@@ -210,23 +211,15 @@ def time_contenders(
     Returns:
         Name to seconds.
     """
-    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     device = contenders[0].teacher.codebook.device
     labels = torch.arange(batch_size, device=device) % contenders[0].teacher.num_classes
     noise = SampleNoise(seed, 0, batch_size, device)
-    for _ in range(rounds + 1):
-        for contender in contenders:
-            _synchronise(device)
-            start = time.perf_counter()
-            contender.teacher.decode(contender.sample(labels, noise))
-            _synchronise(device)
-            times[contender.name].append((time.perf_counter() - start) / batch_size)
-    return {name: median(taken[1:]) for name, taken in times.items()}
 
+    def draw(contender: Contender) -> None:
+        contender.teacher.decode(contender.sample(labels, noise))
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    times = interleaved({contender.name: partial(draw, contender) for contender in contenders}, rounds, device)
+    return {name: median(taken) / batch_size for name, taken in times.items()}
 
 
 def compare(

@@ -22,6 +22,7 @@ from dd2_lightning.evaluation.contenders import (
 )
 from dd2_lightning.evaluation.pictures import save_comparison
 from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
+from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -35,7 +36,7 @@ def evaluate(
     generator: str,
     output: str,
     init: str | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: AnySampling = Sampling(),
     samples: int = 20_000,
     reference_samples: int = 30_000,
     seed: int = 0,

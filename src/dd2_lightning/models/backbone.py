@@ -1,7 +1,9 @@
 """What a causal backbone is, whatever its family."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
@@ -43,6 +45,23 @@ class Backbone(nn.Module, ABC):
         """Features of the position that follows ``tokens`` alone, (B, n_i, d), whatever else was new to the cache."""
         features = self(tokens, labels, cache)
         return features[:, -self.layout.counts[cache.positions - 1] :]
+
+    @staticmethod
+    def shifted(first: Tensor, embed: Callable[[Tensor], Tensor], tokens: Tensor, start: int, stop: int) -> Tensor:
+        """Inputs of slots start..stop-1 where every position holds one token: slot i reads token i - 1.
+
+        Args:
+            first: what slot 0 reads instead, (B, d).
+            embed: ``tokens (B, k, ...) -> (B, k, d)``.
+            tokens: (B, n', ...), at least stop - 1 of them.
+            start: first slot.
+            stop: the slot after the last.
+
+        Returns:
+            (B, stop - start, d).
+        """
+        inputs = embed(tokens[:, max(start - 1, 0) : stop - 1])
+        return inputs if start else torch.cat([first[:, None], inputs], 1)
 
     def new_positions(self, tokens: Tensor, cache: Cache | None) -> tuple[int, int]:
         """The half-open range of positions whose features a call has to compute; advances the cache."""

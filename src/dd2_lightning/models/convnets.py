@@ -99,10 +99,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, each followed by attention if ``attention``."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool):
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, fused: bool = True):
         super().__init__()
         self.block = nn.ModuleList(ConvBlock(out_channels if i else in_channels, out_channels) for i in range(blocks))
-        self.attn = nn.ModuleList(ConvAttention(out_channels) for _ in range(blocks if attention else 0))
+        self.attn = nn.ModuleList(ConvAttention(out_channels, fused) for _ in range(blocks if attention else 0))
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
@@ -121,10 +121,10 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Block, attention, block at the lowest resolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, fused: bool = True):
         super().__init__()
         self.block_1 = ConvBlock(channels, channels)
-        self.attn_1 = ConvAttention(channels)
+        self.attn_1 = ConvAttention(channels, fused)
         self.block_2 = ConvBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,19 +141,28 @@ class Encoder(nn.Module):
         ch_mult: width of each resolution over ``ch``, the finest first.
         num_res_blocks: blocks a resolution.
         z_channels: channels of the latent map.
+        fused: see :class:`ConvAttention`.
     """
 
-    def __init__(self, image_channels: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
+    def __init__(
+        self,
+        image_channels: int,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        z_channels: int,
+        fused: bool = True,
+    ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
         last = len(widths) - 1
         self.conv_in = conv3x3(image_channels, ch)
         self.down = nn.ModuleList()
         for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
-            self.down.append(Level(before, width, num_res_blocks, attention=level == last))
+            self.down.append(Level(before, width, num_res_blocks, level == last, fused))
             if level < last:
                 self.down[level].downsample = Downsample(width)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], fused)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = conv3x3(widths[-1], z_channels)
 
@@ -168,15 +177,23 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The mirror image of :class:`Encoder`, with one more block a resolution; level 0 is the finest."""
 
-    def __init__(self, image_channels: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
+    def __init__(
+        self,
+        image_channels: int,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        z_channels: int,
+        fused: bool = True,
+    ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
         last = len(widths) - 1
         self.conv_in = conv3x3(z_channels, widths[-1])
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], fused)
         self.up = nn.ModuleList()
         for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            self.up.append(Level(before, width, num_res_blocks + 1, attention=level == last))
+            self.up.append(Level(before, width, num_res_blocks + 1, level == last, fused))
             if level > 0:
                 self.up[level].upsample = Upsample(width)
         self.norm_out = group_norm(widths[0])

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.student import Student
-from dd2_lightning.models.teacher import Tokenizer, check_labels
+from dd2_lightning.models.teacher import check_labels
+from dd2_lightning.models.tokenizer import Tokenizer
 
 
 class OneStepGenerator(nn.Module):

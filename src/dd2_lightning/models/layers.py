@@ -1,4 +1,4 @@
-"""Transformer parts with the names and arithmetic of the public VAR release (arXiv 2404.02905)."""
+"""Transformer parts: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
 
 import math
 from dataclasses import dataclass, field
@@ -108,6 +108,21 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def init_linear(linear: nn.Linear) -> None:
+    """Truncated normal of standard deviation 0.02, no bias."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear map in float32 or wider, whatever the precision of its input and of autocast."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
 
 
 def with_octaves(x: Tensor, octaves: int) -> Tensor:

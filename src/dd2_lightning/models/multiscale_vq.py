@@ -1,29 +1,12 @@
 """VAR's multi-scale residual VQ tokenizer (arXiv 2404.02905, sec. 3), under the names of the public release."""
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd2_lightning.models.codebook import nearest_code, perplexity, reseed_dead_codes
+from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.convnets import Decoder, Encoder, conv3x3
 from dd2_lightning.models.pyramid import ScalePyramid
-from dd2_lightning.models.teacher import Tokenizer, TokenizerLosses
-
-
-class Quantised(NamedTuple):
-    """A latent map taken apart into scales.
-
-    Attributes:
-        indices: nearest codes, (B, n).
-        residuals: the vectors that were quantised, (B, n, C).
-        maps: accumulated map after each scale, (K, B, C, H, H); differentiable in codebook and phi.
-    """
-
-    indices: Tensor
-    residuals: Tensor
-    maps: Tensor
+from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
 
 
 class MultiScaleQuantiser(nn.Module):
@@ -42,7 +25,10 @@ class MultiScaleQuantiser(nn.Module):
         self.quant_resi = ScalePyramid(sides, token_dim, num_phi)
 
     def forward(self, f: Tensor) -> Quantised:
-        """Quantise a latent map (B, C, H, H) scale by scale, each scale what the coarser ones left over."""
+        """Quantise a latent map (B, C, H, H) scale by scale, each scale what the coarser ones left over.
+
+        The maps are the accumulated ones after each scale, differentiable in codebook and phi.
+        """
         pyramid, target = self.quant_resi, f.detach()
         f_hat, indices, residuals, maps = None, [], [], []
         for k in range(len(pyramid.sides)):
@@ -54,7 +40,7 @@ class MultiScaleQuantiser(nn.Module):
         return Quantised(torch.cat(indices, 1), torch.cat(residuals, 1), torch.stack(maps))
 
 
-class MultiScaleVQ(Tokenizer):
+class MultiScaleVQ(VQTokenizer):
     """Pictures to a pyramid of token maps and back.
 
     Its state dict has the keys of the release, except the usage statistics ``quantize.ema_vocab_hit_SV``, which
@@ -71,6 +57,7 @@ class MultiScaleVQ(Tokenizer):
         num_res_blocks: residual blocks a resolution (the decoder has one more).
         image_channels: colours of the pictures.
         num_phi: residual convolutions shared by the scales.
+        pixels: False leaves out everything but the quantiser.
 
     Raises:
         ValueError: for a ``ch`` that is no multiple of 32, or sides that do not increase.
@@ -86,16 +73,18 @@ class MultiScaleVQ(Tokenizer):
         num_res_blocks: int,
         image_channels: int = 3,
         num_phi: int = 4,
+        pixels: bool = True,
     ):
-        super().__init__()
         size = sides[-1] * 2 ** (len(ch_mult) - 1)
-        self.image_shape = (image_channels, size, size)
-        self.encoder = Encoder(image_channels, ch, ch_mult, num_res_blocks, token_dim)
-        self.decoder = Decoder(image_channels, ch, ch_mult, num_res_blocks, token_dim)
-        self.quant_conv = conv3x3(token_dim, token_dim)
-        self.post_quant_conv = conv3x3(token_dim, token_dim)
-        self.quantize = MultiScaleQuantiser(sides, codes, token_dim, num_phi)
-        self.layout = self.pyramid.layout
+        networks = PixelNetworks(
+            Encoder(image_channels, ch, ch_mult, num_res_blocks, token_dim),
+            Decoder(image_channels, ch, ch_mult, num_res_blocks, token_dim),
+            conv3x3(token_dim, token_dim),
+            conv3x3(token_dim, token_dim),
+        )
+        quantiser = MultiScaleQuantiser(sides, codes, token_dim, num_phi)
+        shape = (image_channels, size, size)
+        super().__init__(networks if pixels else None, quantiser, quantiser.quant_resi.layout, shape)
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -107,67 +96,12 @@ class MultiScaleVQ(Tokenizer):
         """(V, C), as stored."""
         return self.quantize.embedding.weight
 
-    def latents(self, images: Tensor) -> Tensor:
-        """The map that is quantised: pictures (B, channels, S, S) in [0, 1] -> (B, C, H, H).
-
-        Raises:
-            ValueError: for pictures of another size.
-        """
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"this tokenizer reads pictures (B, *{self.image_shape}), got {tuple(images.shape)}")
-        return self.quant_conv(self.encoder(2 * images - 1))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, S, S) in [0, 1] -> indices (B, n)."""
-        return self.quantize(self.latents(images)).indices
-
-    def decode_map(self, f_hat: Tensor) -> Tensor:
-        """Accumulated map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(f_hat))
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n', C) of the first scales or all -> pictures (B, channels, S, S) in [0, 1].
+    def latent_map(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, n', C) of the first scales or all -> accumulated map (B, C, H, H).
 
         Fewer scales give a coarse preview.
         """
-        return (self.decode_map(self.pyramid(tokens)).clamp(-1, 1) + 1) / 2
-
-    def training_losses(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        reconstruction_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-    ) -> TokenizerLosses:
-        """Reconstruction through a straight-through estimator, codebook and commitment losses.
-
-        The two latter are averaged over the accumulated maps of all scales, so that every scale alone brings the
-        map nearer.
-
-        Args:
-            images: (B, channels, S, S) in [0, 1].
-            generator: draws which unused codes are re-seeded for the next batch; None: none.
-            reconstruction_weight: weight of the pixels' squared error.
-            commitment_weight: weight of the commitment loss.
-        """
-        f = self.latents(images)
-        indices, residuals, maps = self.quantize(f)
-        codebook = F.mse_loss(maps, f.detach().expand_as(maps))
-        commitment = F.mse_loss(f.expand_as(maps), maps.detach())
-        pixels = self.decode_map(f + (maps[-1] - f).detach())
-        reconstruction = F.mse_loss(pixels, 2 * images - 1)
-        counts = torch.bincount(indices.flatten(), minlength=len(self.codebook))
-        if generator is not None:
-            # the graph holds gathered codes, not the table, so writing to it leaves backward alone
-            reseed_dead_codes(self.codebook, counts, residuals.flatten(0, 1), generator)
-        return TokenizerLosses(
-            reconstruction_weight * reconstruction + codebook + commitment_weight * commitment,
-            reconstruction.detach() / 4,
-            codebook.detach(),
-            commitment.detach(),
-            perplexity(counts),
-        )
+        return self.pyramid(tokens)
 
     @torch.no_grad()
     def rescale_codebook(self, rms: float, weights: Tensor | None = None) -> float:

@@ -12,7 +12,9 @@ from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility, with_octaves
-from dd2_lightning.models.teacher import CodebookTeacher, Tokenizer
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.tokenizer import Tokenizer
+from dd2_lightning.sampling import Sampling
 
 
 def normalise(joint: Tensor) -> Tensor:
@@ -80,12 +82,20 @@ class CodebookOnly(Tokenizer):
         return self._codebook
 
     def encode(self, images: Tensor) -> Tensor:
-        """A table has no pictures."""
-        raise TypeError("this teacher has a codebook but no pictures to encode")
+        """Refused: there are no pictures.
+
+        Raises:
+            PixelsMissingError: always.
+        """
+        self.check_pixels()
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """A table has no pictures."""
-        raise TypeError("this teacher has a codebook but no pictures to decode")
+        """Refused: there are no pictures.
+
+        Raises:
+            PixelsMissingError: always.
+        """
+        self.check_pixels()
 
 
 class CausalBackbone(Backbone):
@@ -121,11 +131,8 @@ class CausalBackbone(Backbone):
         """See :meth:`Backbone.forward`."""
         start, stop = self.new_positions(tokens, cache)
         c = self.classes(labels)
-        shifted = torch.cat(
-            [c[:, None], self.input(with_octaves(tokens[:, : self.layout.length - 1], self.octaves))], 1
-        )
-        new = slice(self.layout.offsets[start], self.layout.offsets[stop])
-        x = shifted[:, new] + self.place[new]
+        new = slice(start, stop)
+        x = self.shifted(c, lambda q: self.input(with_octaves(q, self.octaves)), tokens, start, stop) + self.place[new]
         mask = visibility(self.layout, new, tokens.device)
         for i, block in enumerate(self.blocks):
             x = block(x, c, mask, cache.layer(i) if cache else None)
@@ -165,10 +172,10 @@ class TableTeacher(CodebookTeacher):
         joint = torch.ones(config["classes"], *[config["codes"]] * config["tokens"])
         return cls(joint, torch.zeros(config["codes"], config["token_dim"]), config["student"])
 
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float, positions: Tensor) -> Tensor:
+    def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """See :meth:`CodebookTeacher.guide`; where a token is impossible there is nothing to extrapolate."""
         impossible = cond.isinf() | uncond.isinf()
-        return torch.where(impossible, cond, super().guide(cond, uncond, scale, positions))
+        return torch.where(impossible, cond, super().guide(cond, uncond, sampling, positions))
 
     def student_backbone(self) -> CausalBackbone:
         """A freshly initialised causal transformer."""

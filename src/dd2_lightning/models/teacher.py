@@ -1,70 +1,20 @@
 """The teacher: an autoregressive model read as an exact conditional flow."""
 
-from abc import ABC, abstractmethod
-from typing import NamedTuple
+import copy
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.errors import InputTypeError
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.models.walk import Walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
-
-
-class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars ().
-
-    Attributes:
-        loss: what to differentiate: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
-        reconstruction: mean squared error of pixels in [0, 1]; no gradient.
-        codebook: how far the codes are from the latents; no gradient.
-        commitment: the same distance, as the encoder is charged for it, unweighted; no gradient.
-        perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
-    """
-
-    loss: Tensor
-    reconstruction: Tensor
-    codebook: Tensor
-    commitment: Tensor
-    perplexity: Tensor
-
-
-class Tokenizer(nn.Module, ABC):
-    """Pictures to tokens and back. It owns grid sides and pixels; a :class:`Layout` holds counts only.
-
-    Attributes:
-        layout: the order of the tokens.
-        has_pictures: whether it can encode and decode; False for a bare codebook.
-    """
-
-    layout: Layout
-    has_pictures: bool = True
-
-    @property
-    @abstractmethod
-    def codebook(self) -> Tensor:
-        """Codebook vectors as they are used, (V, C)."""
-
-    @abstractmethod
-    def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
-
-    @abstractmethod
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
-
-    def training_losses(
-        self, images: Tensor, generator: torch.Generator | None = None, reconstruction_weight: float = 1.0
-    ) -> TokenizerLosses:
-        """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
-
-    def rescale_codebook(self, rms: float) -> None:
-        """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -81,13 +31,17 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 class CodebookTeacher(nn.Module):
     """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
 
-    Families override :meth:`guide`, :meth:`truncate` and :meth:`student_backbone`.
+    A family adds ``config``, its plain sizes, and the class method ``from_config`` that builds the same shapes from
+    them. It overrides :meth:`guide`, :meth:`truncate` and :meth:`student_backbone` where it differs, and has its own
+    ``sampling_type`` where it is sampled with more than the common settings.
 
     Args:
         backbone: features from tokens.
         classifier: ``(features (B, n, d), labels) -> logits (B, n, V)``.
         tokenizer: owner of the codebook.
     """
+
+    sampling_type: ClassVar[type[Sampling]] = Sampling
 
     def __init__(self, backbone: Backbone, classifier: nn.Module, tokenizer: Tokenizer):
         super().__init__()
@@ -113,44 +67,71 @@ class CodebookTeacher(nn.Module):
         """(V, C)."""
         return self.tokenizer.codebook
 
-    def embed(self, indices: Tensor) -> Tensor:
-        """Codebook vectors of indices: (B, n) -> (B, n, C)."""
-        return self.codebook[indices.long()]  # a byte would be taken for a mask
+    def are_indices(self, tokens: Tensor) -> bool:
+        """Whether tokens are integer indices (B, n), rather than floating embeddings (B, n, C).
+
+        Raises:
+            InputTypeError: a ``TypeError``, for anything else.
+        """
+        integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+        if tokens.ndim == 2 and integer:
+            return True
+        if tokens.ndim == 3 and tokens.is_floating_point() and tokens.shape[-1] == self.token_dim:
+            return False
+        raise InputTypeError(
+            f"tokens are integer indices (B, n) or floating embeddings (B, n, {self.token_dim}), "
+            f"got {tokens.dtype} {tuple(tokens.shape)}"
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Codebook vectors of indices (B, n), and embeddings (B, n, C) as they are: (B, n, C).
+
+        Raises:
+            InputTypeError: see :meth:`are_indices`.
+        """
+        return self.codebook[tokens.long()] if self.are_indices(tokens) else tokens  # a byte would be taken for a mask
 
     def snap(self, tokens: Tensor) -> Tensor:
         """Nearest code of every token: (B, n, C) -> indices (B, n)."""
         return nearest_code(tokens, self.codebook)
 
     def prepare(self, tokens: Tensor) -> Tensor:
-        """What the backbone reads, from indices (B, n) or embeddings (B, n, C).
+        """What the backbone reads, from indices (B, n) or embeddings (B, n, C): by default embeddings.
 
         Raises:
-            TypeError: for anything else.
+            InputTypeError: a ``TypeError``, for anything else, and for embeddings where a family reads indices only.
         """
-        integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
-        if tokens.ndim == 2 and integer:
-            return self.embed(tokens)
-        if tokens.ndim == 3 and tokens.is_floating_point() and tokens.shape[-1] == self.token_dim:
-            return tokens
-        raise TypeError(
-            f"tokens are integer indices (B, n) or floating embeddings (B, n, {self.token_dim}), "
-            f"got {tokens.dtype} {tuple(tokens.shape)}"
+        return self.embed(tokens)
+
+    def settle(self, sampling: Sampling | None) -> Sampling:
+        """Sampling settings as the family has them; its own are off where only the common ones are given.
+
+        Raises:
+            InputTypeError: for the settings of another family.
+        """
+        sampling = sampling or Sampling()
+        if type(sampling) is self.sampling_type:
+            return sampling
+        if type(sampling) is Sampling:
+            return self.sampling_type(**vars(sampling))
+        raise InputTypeError(
+            f"{type(sampling).__name__} is for teachers of another family; this one has {self.sampling_type.__name__}"
         )
 
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float, positions: Tensor) -> Tensor:
-        """Classifier-free guidance: uncond + scale (cond - uncond).
+    def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
+        """Classifier-free guidance: uncond + s (cond - uncond).
 
         Args:
             cond: logits with the label, (B, n', V).
             uncond: logits with the null label, (B, n', V).
-            scale: guidance scale in the family's convention.
+            sampling: the family's own; its ``guidance_scale`` s is in the family's convention.
             positions: position number of each of the n' tokens, (n',).
         """
-        return uncond + scale * (cond - uncond)
+        return uncond + sampling.guidance_scale * (cond - uncond)
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
-        """Temperature, top-k and top-p on guided logits (B, n', V); tokens that are cut become -inf."""
-        logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
+        """Temperature (1e-5 at least), top-k and top-p on guided logits (B, n', V); what is cut becomes -inf."""
+        logits = keep_top_k(logits / max(sampling.temperature, 1e-5), sampling.top_k)
         if sampling.top_p < 1:
             ordered, order = logits.sort(-1, descending=True)
             mass = ordered.softmax(-1).cumsum(-1)
@@ -160,12 +141,41 @@ class CodebookTeacher(nn.Module):
             logits = logits.masked_fill(gone.gather(-1, order.argsort(-1)), -torch.inf)
         return logits
 
+    def choose(
+        self, flow: CodebookFlow, sampling: Sampling, chance: Tensor, position: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """The tokens of one position of a sample.
+
+        Args:
+            flow: of the position.
+            sampling: the family's own.
+            chance: uniform numbers, (B, n_i).
+            position: its number.
+            generator: for settings that need more numbers than that.
+
+        Returns:
+            Indices (B, n_i), or embeddings (B, n_i, C) for settings that make soft tokens.
+        """
+        return draw(flow, chance)
+
     def adopt_tokenizer(self) -> None:
         """Copy what the backbone needs of a tokenizer that was just trained; most families need nothing."""
 
+    def continuous(self) -> "CodebookTeacher":
+        """A copy that reads embeddings, for families whose release reads indices only; its input is still untrained.
+
+        Raises:
+            InputTypeError: where there is nothing to adapt.
+        """
+        raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
+
+    def input_error(self, original: "CodebookTeacher") -> Tensor:
+        """How far the input of a :meth:`continuous` copy is from the original's, summed over channels, (V,)."""
+        raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
+
     def student_backbone(self) -> Backbone:
-        """A trainable backbone for a student, initialised as far as the family can."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its student reads with")
+        """What a student reads with: a trainable copy of the teacher's backbone, unless the family says otherwise."""
+        return copy.deepcopy(self.backbone).requires_grad_(True)
 
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
         """Next-token logits before truncation, in float32.
@@ -183,26 +193,33 @@ class CodebookTeacher(nn.Module):
             TypeError: see :meth:`prepare`.
         """
         check_labels(labels, self.num_classes)
-        return self._logits(self.prepare(tokens), labels, guidance_scale)
+        return self._logits(self.prepare(tokens), labels, self.settle(Sampling(guidance_scale)))
 
-    def _logits(
-        self, tokens: Tensor, labels: Tensor, guidance_scale: float | None, cache: Cache | None = None
-    ) -> Tensor:
-        if guidance_scale is None:
+    def predict(self, prepared: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, n, V) of one pass, as training wants them: labels (B,) may be the null label.
+
+        Args:
+            prepared: see :meth:`prepare`.
+            labels: 0..num_classes.
+        """
+        return self.classifier(self.backbone(prepared, labels), labels).float()
+
+    def _logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling, cache: Cache | None = None) -> Tensor:
+        if sampling.guidance_scale is None:
             return self.classifier(self._features(tokens, labels, cache), labels).float()
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         features = self._features(torch.cat([tokens, tokens]), both, cache)
         cond, uncond = self.classifier(features, both).float().chunk(2)
         span = self.layout.span(cache.positions - 1) if cache else slice(cond.shape[1])
         positions = self.layout.position_of_token(tokens.device)[span]
-        return self.guide(cond, uncond, guidance_scale, positions)
+        return self.guide(cond, uncond, sampling, positions)
 
     def _features(self, tokens: Tensor, labels: Tensor, cache: Cache | None) -> Tensor:
         return self.backbone.next_position(tokens, labels, cache) if cache else self.backbone(tokens, labels)
 
     def _flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None) -> CodebookFlow:
-        sampling = sampling or Sampling()
-        logits = self._logits(tokens, labels, sampling.guidance_scale, cache)
+        sampling = self.settle(sampling)
+        logits = self._logits(tokens, labels, sampling, cache)
         return CodebookFlow(self.codebook, self.truncate(logits, sampling).log_softmax(-1))
 
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> CodebookFlow:
@@ -225,7 +242,7 @@ class CodebookTeacher(nn.Module):
         """
         check_labels(labels, self.num_classes)
         if prefix is None:
-            prefix = self.codebook.new_zeros(len(labels), 0, self.token_dim)
+            prefix = labels.new_zeros(len(labels), 0)
         cache = Cache()
         return Walk(
             self.layout,
@@ -253,18 +270,21 @@ class CodebookTeacher(nn.Module):
             chance: the uniform numbers themselves, (B, n), instead of a generator.
 
         Returns:
-            Indices (B, n).
+            Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens.
         """
+        sampling = self.settle(sampling)
         walk = self.walk(labels, sampling, prefix)
         if chance is None:
             chance = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
-        indices = []
+        drawn = []
         if walk.position:
-            indices.append(prefix if prefix.ndim == 2 else self.snap(prefix))
+            drawn.append(prefix if self.are_indices(prefix) else self.snap(prefix))
         for flow in walk:
-            indices.append(draw(flow, chance[:, walk.span]))
-            walk.append(indices[-1])
-        return torch.cat(indices, 1)
+            drawn.append(self.choose(flow, sampling, chance[:, walk.span], walk.position, generator))
+            walk.append(drawn[-1])
+        if drawn[-1].is_floating_point():
+            drawn = [self.embed(tokens) for tokens in drawn]
+        return torch.cat(drawn, 1)
 
     @torch.no_grad()
     def refine(
@@ -298,8 +318,8 @@ class CodebookTeacher(nn.Module):
         if steps == 1:
             return tokens
         kept = tokens[:, : self.layout.offsets[N + 1 - steps]]
-        indices = self.sample(labels, sampling, generator, kept, chance)
-        return torch.cat([kept, self.embed(indices[:, kept.shape[1] :])], 1)
+        drawn = self.sample(labels, sampling, generator, kept, chance)
+        return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
@@ -307,4 +327,4 @@ class CodebookTeacher(nn.Module):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Indices (B, n) or embeddings (B, n, C) -> pictures (B, channels, H, W) in [0, 1]."""
-        return self.tokenizer.decode(self.prepare(tokens))
+        return self.tokenizer.decode(self.embed(tokens))

@@ -6,26 +6,34 @@ averaged down to scale k, and predicts token l. The class vector is both the fir
 adaptive layer norm.
 """
 
-import copy
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
-from dd2_lightning.models.convnets import GROUPS
-from dd2_lightning.models.layers import AdaLNBlock, Cache, adaptive, layer_norm, visibility
+from dd2_lightning.models.layers import (
+    AdaLNBlock,
+    Cache,
+    adaptive,
+    exact_linear,
+    init_linear,
+    layer_norm,
+    visibility,
+)
 from dd2_lightning.models.multiscale_vq import MultiScaleVQ
 from dd2_lightning.models.pyramid import ScalePyramid
+from dd2_lightning.models.sizes import Sizes
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling, keep_top_k
 
 
 @dataclass(frozen=True)
-class VARConfig:
+class VARConfig(Sizes):
     """Sizes of a VAR teacher, tokenizer included; plain values only.
 
     Attributes:
@@ -44,10 +52,13 @@ class VARConfig:
         mlp_ratio: hidden width of the feed-forward over ``width``.
         l2_norm: unit queries and keys with a learned temperature a head.
         shared_adaln: one modulation for all blocks (VAR-d36).
+        pixels: False leaves out the tokenizer's encoder and decoder; such a teacher can be distilled, not looked at.
 
     Raises:
         ValueError: for sizes that do not make a model; the message names the key.
     """
+
+    FAMILY: ClassVar[str] = "VAR"
 
     sides: tuple[int, ...]
     codes: int
@@ -64,47 +75,14 @@ class VARConfig:
     mlp_ratio: float = 4.0
     l2_norm: bool = True
     shared_adaln: bool = False
+    pixels: bool = True
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == tuple[int, ...]:
-                if not isinstance(value, (list, tuple)) or not value or not all(map(_is_count, value)):
-                    raise ValueError(f"'{field.name}' must be a list of positive integers, got {value!r}")
-                object.__setattr__(self, field.name, tuple(value))
-            elif field.type is int and not _is_count(value):
-                raise ValueError(f"'{field.name}' must be a positive integer, got {value!r}")
-            elif field.type is bool and not isinstance(value, bool):
-                raise ValueError(f"'{field.name}' must be true or false, got {value!r}")
+        super().__post_init__()
         if len(self.sides) < 2 or list(self.sides) != sorted(set(self.sides)):
             raise ValueError(f"'sides' must grow from scale to scale, and be two or more, got {self.sides}")
-        if self.width % self.heads:
-            raise ValueError(f"'width' must be a multiple of 'heads', got {self.width} and {self.heads}")
-        if self.ch % GROUPS:
-            raise ValueError(f"'ch' must be a multiple of the {GROUPS} groups of GroupNorm, got {self.ch}")
-        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.mlp_ratio <= 0:
-            raise ValueError(f"'mlp_ratio' must be a positive number, got {self.mlp_ratio!r}")
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> "VARConfig":
-        """Read plain values.
-
-        Raises:
-            ValueError: for a key that is unknown or missing, or a value that is refused.
-        """
-        known = {field.name: field for field in fields(cls)}
-        unknown = sorted(config.keys() - known.keys())
-        if unknown:
-            raise ValueError(f"unknown key '{unknown[0]}' for a VAR teacher; there are: {', '.join(known)}")
-        required = [name for name, field in known.items() if field.default is MISSING]
-        missing = [name for name in required if name not in config]
-        if missing:
-            raise ValueError(f"a VAR teacher needs '{missing[0]}'; required are: {', '.join(required)}")
-        return cls(**config)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that survive JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        self.check_multiple("width", "heads")
+        self.check_ch()
 
     @property
     def layout(self) -> Layout:
@@ -112,8 +90,16 @@ class VARConfig:
         return Layout(tuple(side**2 for side in self.sides))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+@dataclass(frozen=True)
+class VARSampling(Sampling):
+    """How VAR is sampled.
+
+    Attributes:
+        more_smooth: soft tokens, means of codes under a Gumbel-softmax that hardens along the scales: smoother
+            pictures, but not samples of the model. For looking at, never for training or measuring.
+    """
+
+    more_smooth: bool = False
 
 
 class VARBackbone(Backbone):
@@ -229,17 +215,7 @@ class VARClassifier(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Features (B, n, width), labels (B,) -> logits (B, n, V), in float32 or wider."""
-        x = self.head_nm(features, self._classes[0](labels))
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return nn.functional.linear(x.to(dtype), self.head.weight.to(dtype), self.head.bias.to(dtype))
-
-
-def init_linear(linear: nn.Linear) -> None:
-    """Truncated normal of standard deviation 0.02, no bias."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+        return exact_linear(self.head, self.head_nm(features, self._classes[0](labels)))
 
 
 class VARTeacher(CodebookTeacher):
@@ -252,6 +228,8 @@ class VARTeacher(CodebookTeacher):
         config: sizes.
     """
 
+    sampling_type = VARSampling
+
     def __init__(self, config: VARConfig):
         backbone = VARBackbone(config)
         tokenizer = MultiScaleVQ(
@@ -263,7 +241,10 @@ class VARTeacher(CodebookTeacher):
             config.num_res_blocks,
             config.image_channels,
             config.num_phi,
+            config.pixels,
         )
+        if not config.pixels:
+            tokenizer.drop_pixels()
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
         self.adopt_tokenizer()
@@ -286,13 +267,9 @@ class VARTeacher(CodebookTeacher):
         """Copy the tokenizer's pyramid into the backbone."""
         self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
 
-    def student_backbone(self) -> VARBackbone:
-        """A trainable copy of the teacher's backbone; its pyramid stays frozen."""
-        return copy.deepcopy(self.backbone).requires_grad_(True)
-
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float, positions: Tensor) -> Tensor:
+    def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
-        t = (scale * positions / (self.layout.num_positions - 1)).to(cond.dtype)[:, None]
+        t = (sampling.guidance_scale * positions / (self.layout.num_positions - 1)).to(cond.dtype)[:, None]
         return (1 + t) * cond - t * uncond
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
@@ -306,6 +283,31 @@ class VARTeacher(CodebookTeacher):
             gone[..., -1] = False
             logits = logits.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
         return logits
+
+    def choose(
+        self, flow: CodebookFlow, sampling: Sampling, chance: Tensor, position: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """See :meth:`CodebookTeacher.choose`; with ``more_smooth`` embeddings (B, n_i, C)."""
+        if not sampling.more_smooth:
+            return super().choose(flow, sampling, chance, position, generator)
+        gumbel = -torch.empty_like(flow.log_p).exponential_(generator=generator).log()
+        return smooth_weights(flow.log_p, gumbel, position / (self.layout.num_positions - 1)) @ self.codebook
+
+
+def smooth_weights(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
+    """Weights of the codes in a soft token of ``more_smooth``.
+
+    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005) and Gumbel noise g.
+
+    Args:
+        logits: guided and truncated, (..., V).
+        gumbel: -log of exponential noise, (..., V).
+        ratio: r = k / (K - 1) of scale k.
+
+    Returns:
+        (..., V).
+    """
+    return ((logits * (1 + ratio) + gumbel) / max(0.27 * (1 - 0.95 * ratio), 0.005)).softmax(-1)
 
 
 def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,22 @@ from dd2_lightning.stages.schedule import OptimizerSettings
 FROZEN = "teacher."
 
 
+class Update(NamedTuple):
+    """One kind of optimizer step of a stage.
+
+    Attributes:
+        name: what is updated.
+        module: its parameters get gradients.
+        loss: from a micro-batch to losses (b, n).
+        count: how many of them a run makes.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Batch], Tensor]
+    count: int
+
+
 class Stage(pl.LightningModule):
     """A training stage.
 
@@ -37,12 +53,14 @@ class Stage(pl.LightningModule):
     optimizer steps it takes. Checkpoints, logging and resume count iterations.
 
     Attributes:
-        name: the stage's name in artifacts and checkpoints.
+        name: the stage's name in checkpoints.
+        leaves: what its directory is, for those who read it; usually called like the stage.
         settings: the arguments of the constructor.
         per_position: the last per-token values of each monitored quantity, (n,), for callbacks.
     """
 
     name: ClassVar[str]
+    leaves: ClassVar[str | None] = None
 
     def __init__(self):
         super().__init__()
@@ -165,7 +183,7 @@ class Stage(pl.LightningModule):
             "settings": dict(self.hparams),
             "version": __version__,
         }
-        write_artifact(directory, self.name, {**config, **provenance}, modules)
+        write_artifact(directory, self.leaves or self.name, {**config, **provenance}, modules)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen teacher out; name the stage."""
@@ -225,6 +243,14 @@ class DistillationStage(Stage):
     @abstractmethod
     def configure_students(self) -> None:
         """Build the trainable networks."""
+
+    @abstractmethod
+    def outline_students(self, head: dict[str, int]) -> None:
+        """Build networks of the same shapes from nothing but the teacher; ``head`` is used where no setting says it."""
+
+    @abstractmethod
+    def updates(self, iterations: int) -> list[Update]:
+        """What a run of so many iterations consists of."""
 
     def on_train_start(self) -> None:
         """The teacher never leaves evaluation mode."""

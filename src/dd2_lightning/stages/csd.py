@@ -11,9 +11,10 @@ from dd2_lightning.artifacts import load_student
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
-from dd2_lightning.models.student import Student
+from dd2_lightning.models.families import AnySampling
+from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage
+from dd2_lightning.stages.base import DistillationStage, Update
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 
 
@@ -52,7 +53,7 @@ class CSDDistill(DistillationStage):
         self,
         teacher: str,
         init_from: str,
-        teacher_sampling: Sampling = Sampling(),
+        teacher_sampling: AnySampling = Sampling(),
         guidance_updates: int = 5,
         form: Literal["sid", "dmd"] = "sid",
         alpha: float = 1.0,
@@ -76,7 +77,17 @@ class CSDDistill(DistillationStage):
 
     def configure_students(self) -> None:
         """Generator, its EMA, and guidance network."""
-        self.generator, self.guidance, self.head_config = self.start()
+        self.adopt(*self.start())
+
+    def outline_students(self, head: dict[str, int]) -> None:
+        """The same networks with a head of these sizes."""
+        if self.settings.head_time is None:
+            self.settings.head_time = 1.0
+        self.adopt(build_student(self.teacher, **head), build_student(self.teacher, **head), head)
+
+    def adopt(self, generator: Student, guidance: Student, head: dict[str, int]) -> None:
+        """Take these networks, and a copy of the generator as its EMA."""
+        self.generator, self.guidance, self.head_config = generator, guidance, head
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
 
     def start(self) -> tuple[Student, Student, dict[str, int]]:
@@ -116,6 +127,19 @@ class CSDDistill(DistillationStage):
         if settings.form == "dmd":
             return dmd_loss(teacher, guidance, noised, settings.normaliser)
         return sid_loss(teacher, guidance, noised, settings.alpha, settings.normaliser)
+
+    def generator_objective(self, batch: Batch) -> CSDLoss:
+        """L_CSD per token, (b, n), at fresh generator samples that carry gradients."""
+        return self.generator_loss(batch, self.generate(self.generator, batch, "generator"), "generator")
+
+    def updates(self, iterations: int) -> list[Update]:
+        """Guidance updates, and generator updates where the iteration has one."""
+        alternating = sum(self.trains_generator(iteration) for iteration in range(iterations))
+        guidance = iterations * self.settings.guidance_updates
+        return [
+            Update("guidance", self.guidance, lambda part: self.guidance_loss(part, 0), guidance),
+            Update("generator", self.generator, lambda part: self.generator_objective(part).loss, alternating),
+        ]
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +182,7 @@ class CSDDistill(DistillationStage):
         weight = position_weight(self.layout, *self.settings.position_weights, device=self.device)
 
         def loss(part: Batch) -> Tensor:
-            csd = self.generator_loss(part, self.generate(self.generator, part, "generator"), "generator")
+            csd = self.generator_objective(part)
             gaps.append(csd.gap.mean(0))
             return weight * csd.loss
 

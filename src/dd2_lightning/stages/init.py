@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.losses import fcs_loss, gts_loss
+from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage
+from dd2_lightning.stages.base import DistillationStage, Update
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 
@@ -39,7 +40,7 @@ class ARDiffusionInit(DistillationStage):
         self,
         teacher: str,
         loss: Literal["gts", "diffusion"] = "gts",
-        teacher_sampling: Sampling = Sampling(),
+        teacher_sampling: AnySampling = Sampling(),
         head_width: int = 1024,
         head_depth: int = 4,
         head_octaves: int = 0,
@@ -57,6 +58,20 @@ class ARDiffusionInit(DistillationStage):
     def configure_students(self) -> None:
         """A student with the teacher's backbone and a fresh head."""
         self.student = build_student(self.teacher, **self.head_config)
+
+    def outline_students(self, head: dict[str, int]) -> None:
+        """The same; the size of the head is a setting of this stage."""
+        self.configure_students()
+
+    def updates(self, iterations: int) -> list[Update]:
+        """The head alone, then everything."""
+        head = min(self.settings.head_iterations, iterations)
+        phases = ("head", self.student.head, head), ("whole model", self.student, iterations - head)
+        return [
+            Update(name, module, lambda part: self.losses(part, "init"), count)
+            for name, module, count in phases
+            if count
+        ]
 
     @property
     def head_config(self) -> dict[str, int]:

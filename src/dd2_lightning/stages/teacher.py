@@ -9,11 +9,46 @@ from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.layout import Layout
-from dd2_lightning.models.families import teacher_from_config
+from dd2_lightning.models.families import AnySampling, teacher_from_config
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
+
+
+def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """Of every token, (b, n).
+
+    Args:
+        model: whose prediction it is.
+        read: what its backbone reads, see :meth:`CodebookTeacher.prepare`.
+        labels: (b,), the null label included.
+        target: indices (b, n) or probabilities (b, n, V).
+    """
+    target = target.transpose(1, 2) if target.is_floating_point() else target.long()
+    return F.cross_entropy(model.predict(read, labels).transpose(1, 2), target, reduction="none")
+
+
+def drop_labels(model: CodebookTeacher, batch: Batch, share: float) -> Tensor:
+    """The batch's labels (b,), some replaced by the null label of classifier-free guidance."""
+    dropped = batch.rand("label dropout", shape=()) < share
+    return torch.where(dropped, model.num_classes, batch.labels)
+
+
+def swapped(indices: Tensor, codes: int, batch: Batch, share: float) -> Tensor:
+    """Indices (b, n), some replaced by random ones of all ``codes``."""
+    if not share:
+        return indices
+    n = indices.shape[1]
+    drawn = (codes * batch.rand("swapped codes", shape=(n,))).long()
+    return torch.where(batch.rand("swaps", shape=(n,)) < share, drawn, indices)
+
+
+def with_noise(read: Tensor, batch: Batch, std: float) -> Tensor:
+    """Embeddings (b, n, C) with Gaussian noise; indices as they are."""
+    if not read.is_floating_point():
+        return read
+    return read + std * batch.randn("input noise", shape=read.shape[1:])
 
 
 class TeacherTraining(Stage):
@@ -24,11 +59,14 @@ class TeacherTraining(Stage):
         architecture: its sizes, see the family's config class.
         tokenizer_iterations: iterations of the tokenizer; the transformer takes the rest of the run.
         reconstruction_weight: weight of the pixels' error against the codebook's in the tokenizer's loss.
+        commitment_weight: weight of what the encoder is charged for its distance from the codes.
         codebook_rms: root mean square of the codebook's entries, set (without changing a picture) when the tokenizer
             is done. Noise has 1.
         label_dropout: share of samples that learn the null label of classifier-free guidance.
         input_noise: standard deviation of noise on the embeddings that the transformer reads; a student will hand
-            it tokens that are not quite codes.
+            it tokens that are not quite codes. A teacher that reads indices takes no noise.
+        input_swaps: share of the tokens that the transformer reads that are replaced by random codes; keeps a
+            transformer from learning a few pictures by heart.
         tokenizer_optimizer: Adam of the tokenizer.
         transformer_optimizer: Adam of the transformer.
         ema_limit: largest rate of the transformer's EMA, which is what is kept.
@@ -47,13 +85,15 @@ class TeacherTraining(Stage):
         architecture: dict[str, Any],
         tokenizer_iterations: int = 1000,
         reconstruction_weight: float = 1.0,
+        commitment_weight: float = 0.25,
         codebook_rms: float = 1.0,
         label_dropout: float = 0.1,
         input_noise: float = 0.0,
+        input_swaps: float = 0.0,
         tokenizer_optimizer: OptimizerSettings = OptimizerSettings(),
         transformer_optimizer: OptimizerSettings = OptimizerSettings(),
         ema_limit: float = 0.99,
-        sampling: Sampling = Sampling(),
+        sampling: AnySampling = Sampling(),
         accumulate: int = 1,
     ):
         super().__init__()
@@ -102,7 +142,10 @@ class TeacherTraining(Stage):
     def tokenizer_loss(self, batch: Batch) -> Tensor:
         """Reconstruction and commitment, (1, 1)."""
         losses = self.model.tokenizer.training_losses(
-            batch.images, batch.stream("codes"), self.settings.reconstruction_weight
+            batch.images,
+            batch.stream("codes"),
+            self.settings.reconstruction_weight,
+            self.settings.commitment_weight,
         )
         self.record(batch, {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}, prog_bar=True)
         return losses.loss.view(1, 1)
@@ -117,26 +160,17 @@ class TeacherTraining(Stage):
         """Cross-entropy per token, (b, n), with some labels dropped."""
         with torch.no_grad():
             indices = self.model.encode(batch.images)
-        dropped = batch.rand("label dropout", shape=()) < self.settings.label_dropout
-        labels = torch.where(dropped, self.model.num_classes, batch.labels)
-        q = self.model.embed(indices)
-        q = q + self.settings.input_noise * batch.randn("input noise", shape=q.shape[1:])
-        return self.cross_entropy(self.model, q, labels, indices)
-
-    @staticmethod
-    def cross_entropy(model: CodebookTeacher, q: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Per token, (b, n)."""
-        logits = model.classifier(model.backbone(q, labels), labels).float()
-        return F.cross_entropy(logits.transpose(1, 2), indices, reduction="none")
+        labels = drop_labels(self.model, batch, self.settings.label_dropout)
+        read = self.model.prepare(swapped(indices, len(self.model.codebook), batch, self.settings.input_swaps))
+        return cross_entropy(self.model, with_noise(read, batch, self.settings.input_noise), labels, indices)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruction error and cross-entropy on held-out pictures."""
         indices = self.model.encode(batch.images)
-        q = self.model.embed(indices)
-        error = F.mse_loss(self.model.decode(q), batch.images)
+        error = F.mse_loss(self.model.decode(indices), batch.images)
         self.log("val/reconstruction", error, batch_size=len(batch), sync_dist=True)
         if self.trainer.global_step > self.settings.tokenizer_iterations:
-            losses = self.cross_entropy(self.ema, q, batch.labels, indices)
+            losses = cross_entropy(self.ema, self.ema.prepare(indices), batch.labels, indices)
             self.log("val/cross_entropy", losses.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     def pictures(self, batch: Batch) -> Tensor | None:

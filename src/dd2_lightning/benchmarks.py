@@ -1,0 +1,120 @@
+"""``dd2 bench``: how long things take here, on this machine."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from dd2_lightning.artifacts import check_writable, write_atomically
+from dd2_lightning.evaluation.report import commit, hardware, to_json
+from dd2_lightning.evaluation.timing import interleaved
+from dd2_lightning.hub.published import published
+from dd2_lightning.models.families import teacher_from_config
+from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.models.student import build_student
+from dd2_lightning.sampling import Sampling
+
+
+def bench_sample(
+    output: str,
+    models: list[str],
+    batch_size: int = 1,
+    rounds: int = 3,
+    sampling: Sampling = Sampling(guidance_scale=2.0),
+    head_width: int = 1024,
+    head_depth: int = 4,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Time a teacher against a one-step generator, at published sizes with random weights.
+
+    Weights do not change the time, so none are needed. Teacher, generator and decoder take turns.
+
+    Args:
+        output: JSON file: ``{"models": {name: …}, "batch_size", "rounds", "sampling", "hardware", "torch", "commit"}``.
+        models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
+        batch_size: pictures at a time.
+        rounds: how often each is timed, after one round to warm up; medians count.
+        sampling: guidance and truncation of the teacher.
+        head_width: width of the generator's velocity head.
+        head_depth: its residual blocks.
+        device: where to compute.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: for numbers below 1, or a size that there is not.
+        ArtifactError: if the file cannot be written.
+    """
+    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_writable(Path(output).parent)
+    sizes = {name: published(name) for name in models}
+    report = {
+        "models": {},
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "sampling": vars(sampling),
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+    for name, (family, architecture) in sizes.items():
+        timed = time_sampling(family, architecture, batch_size, rounds, sampling, (head_width, head_depth), device)
+        report["models"][name] = timed
+        print(
+            "{name}: teacher {teacher:.3f} s in {steps} steps, one step {one_step:.3f} s ({ratio:.1f}x), "
+            "decoder {decoder:.3f} s ({ratio_with_decoder:.1f}x with it)".format(
+                name=name, **timed, **timed["median_seconds"]
+            )
+        )
+    write_atomically(Path(output), to_json(report))
+    return report
+
+
+@torch.no_grad()
+def time_sampling(
+    family: str,
+    architecture: dict[str, Any],
+    batch_size: int,
+    rounds: int,
+    sampling: Sampling,
+    head: tuple[int, int],
+    device: str,
+) -> dict[str, Any]:
+    """Seconds a batch of teacher sequences, of one-step sequences, and of decoding them.
+
+    Returns:
+        ``steps`` and ``tokens`` of the teacher, ``parameters`` of both, ``seconds`` of every round,
+        ``median_seconds``, ``ratio`` of the networks alone and ``ratio_with_decoder``.
+    """
+    with torch.device(device):
+        teacher = teacher_from_config(family, architecture).to(device).eval()
+        student = build_student(teacher, width=head[0], depth=head[1]).to(device).eval()
+    generator = OneStepGenerator(student, teacher.tokenizer, head_time=1.0)
+    labels = torch.arange(batch_size, device=device) % teacher.num_classes
+    tokens = torch.randn(batch_size, teacher.layout.length, teacher.token_dim, device=device)
+    seconds = interleaved(
+        {
+            "teacher": lambda: teacher.sample(labels, sampling),
+            "one_step": lambda: generator.sample(labels),
+            "decoder": lambda: generator.decode(tokens),
+        },
+        rounds,
+        device,
+    )
+    middle = {name: median(taken) for name, taken in seconds.items()}
+    return {
+        "steps": teacher.layout.num_positions,
+        "tokens": teacher.layout.length,
+        "parameters": {
+            "teacher": sum(p.numel() for part in (teacher.backbone, teacher.classifier) for p in part.parameters()),
+            "one_step": sum(p.numel() for p in student.parameters()),
+        },
+        "seconds": seconds,
+        "median_seconds": middle,
+        "ratio": middle["teacher"] / middle["one_step"],
+        "ratio_with_decoder": (middle["teacher"] + middle["decoder"]) / (middle["one_step"] + middle["decoder"]),
+    }

@@ -1,0 +1,195 @@
+"""What networks cost, counted on shapes alone: floating-point operations, memory, without a number being computed.
+
+Modules on the meta device are run as *fake tensors*: every operation happens, with shapes and precisions instead of
+values. So the counts are those of the code that trains, whatever the family, and hold for sizes that fit nowhere.
+"""
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.teacher import CodebookTeacher
+
+PRECISIONS = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Of the trainer, as far as they are counted, to the type that autocast computes in."""
+
+# the counter of torch knows the attention kernels of GPUs; this is the one that fake CPU tensors go through
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+WALK_SAMPLES = 16
+"""Positions of a walk whose cost is counted, if it has more; the others lie between them on straight lines."""
+
+
+class Cost(NamedTuple):
+    """What a loss costs.
+
+    Attributes:
+        flops: of forward and backward pass; a multiplication and an addition are two.
+        saved: bytes that autograd keeps between the two, parameters not counted.
+        peak: largest number of bytes alive at once, beyond weights and gradients.
+        updated: parameters that get a gradient.
+    """
+
+    flops: int
+    saved: int
+    peak: int
+    updated: int
+
+
+class Ledger(TorchDispatchMode):
+    """Keeps count of the memory that operations allocate and free.
+
+    Attributes:
+        alive: bytes in use that were allocated in this mode.
+        peak: the largest value of ``alive``.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run the operation and enter what it made."""
+        out = func(*args, **(kwargs or {}))
+        before = {storage_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and storage_of(leaf) not in self._known | before:
+                self._enter(leaf.untyped_storage())
+        return out
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._leave, key, size)
+
+    def _leave(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells the memory of one tensor from that of another."""
+    return tensor.untyped_storage()._cdata
+
+
+@contextmanager
+def saved_bytes(module: nn.Module) -> Iterator[list[int]]:
+    """Collect the sizes of what autograd saves, each memory once, parameters and buffers of ``module`` left out."""
+    seen = {storage_of(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if storage_of(tensor) not in seen:
+            seen.add(storage_of(tensor))
+            sizes.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+@contextmanager
+def shapes_only(module: nn.Module) -> Iterator[None]:
+    """Within this, ``module``, which may be on the meta device, and new tensors have shapes but no values."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module.to_empty(device="cpu")
+        yield
+
+
+def count_flops() -> FlopCounterMode:
+    """A context that counts floating-point operations, see its ``get_total_flops``."""
+    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+
+
+def computing_in(precision: str | int | None):
+    """The autocast of a trainer's precision.
+
+    Raises:
+        ValueError: for one that is not counted.
+    """
+    name = str(precision or "32-true")
+    if name not in PRECISIONS:
+        raise ValueError(f"trainer.precision {name} is not counted; these are: {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[name]
+    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+
+def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], precision: Any = None) -> Cost:
+    """Cost of a loss and its gradient.
+
+    Args:
+        whole: everything that the loss runs through; only ``trained`` gets gradients.
+        trained: part of it.
+        loss: the computation.
+        precision: of the trainer.
+    """
+    whole.requires_grad_(False)
+    trained.requires_grad_(True)
+    updated: list[int] = []
+    hooks = []
+    for parameter in trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # there already, as in all but the first micro-batch
+        hooks.append(parameter.register_post_accumulate_grad_hook(lambda p: updated.append(p.numel())))
+    with Ledger() as ledger, count_flops() as flops, saved_bytes(whole) as saved:
+        with computing_in(precision):
+            total = loss().mean()
+        total.backward()
+    for hook in hooks:
+        hook.remove()
+    trained.zero_grad()
+    return Cost(flops.get_total_flops(), sum(saved), ledger.peak, sum(updated))
+
+
+@torch.no_grad()
+def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None) -> float:
+    """Floating-point operations of one teacher sequence, drawn position by position with a key-value cache.
+
+    Args:
+        teacher: on shapes.
+        guided: whether the null label goes along.
+        precision: of the trainer.
+    """
+    layout = teacher.layout
+    N = layout.num_positions
+    counted = sorted({round(i * (N - 1) / (WALK_SAMPLES - 1)) for i in range(WALK_SAMPLES)}) if N > 1 else [0]
+    with computing_in(precision):
+        costs = {k: position_flops(teacher, layout, k) for k in counted}
+    total = sum(costs.values())
+    for first, last in itertools.pairwise(counted):
+        total += (last - first - 1) * (costs[first] + costs[last]) / 2
+    return (2 if guided else 1) * total
+
+
+def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> int:
+    """Backbone and classifier at one position of a walk, all earlier ones being in the cache."""
+    labels = torch.zeros(1, dtype=torch.long)
+    q = teacher.prepare(torch.zeros(1, layout.length, dtype=torch.long))
+    cache = Cache()
+    if position:
+        teacher.backbone(q[:, : layout.offsets[position - 1]], labels, cache)
+    with count_flops() as flops:
+        features = teacher.backbone.next_position(q[:, : layout.offsets[position]], labels, cache)
+        teacher.classifier(features, labels)
+    return flops.get_total_flops()

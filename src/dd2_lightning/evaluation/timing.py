@@ -1,0 +1,36 @@
+"""Wall time of several things, measured in turn, so that a busy or warming machine treats all of them alike."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def interleaved(
+    functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device | str = "cpu"
+) -> dict[str, list[float]]:
+    """Call every function once a round; the first round is not counted.
+
+    Args:
+        functions: what to time, by name.
+        rounds: rounds that count.
+        device: where they compute; it is waited for.
+
+    Returns:
+        Name to the seconds of every round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            _synchronise(torch.device(device))
+            start = time.perf_counter()
+            function()
+            _synchronise(torch.device(device))
+            times[name].append(time.perf_counter() - start)
+    return {name: taken[1:] for name, taken in times.items()}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

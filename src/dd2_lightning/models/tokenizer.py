@@ -1,0 +1,211 @@
+"""Tokenizers: pictures to tokens and back, and how those with a VQ codebook are trained."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd2_lightning.errors import PixelsMissingError
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
+
+
+class TokenizerLosses(NamedTuple):
+    """Losses of a VQ tokenizer on a batch, all scalars ().
+
+    Attributes:
+        loss: what to differentiate: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
+        reconstruction: mean squared error of pixels in [0, 1]; no gradient.
+        codebook: how far the codes are from the latents; no gradient.
+        commitment: the same distance, as the encoder is charged for it, unweighted; no gradient.
+        perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    codebook: Tensor
+    commitment: Tensor
+    perplexity: Tensor
+
+
+class Tokenizer(nn.Module, ABC):
+    """Pictures to tokens and back. It owns grid sides and pixels; a :class:`Layout` holds counts only.
+
+    Attributes:
+        layout: the order of the tokens.
+        has_pictures: whether it can encode and decode; False for a bare codebook.
+    """
+
+    layout: Layout
+    has_pictures: bool = True
+
+    @property
+    @abstractmethod
+    def codebook(self) -> Tensor:
+        """Codebook vectors as they are used, (V, C)."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
+
+    def training_losses(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        reconstruction_weight: float = 1.0,
+        commitment_weight: float = 0.25,
+    ) -> TokenizerLosses:
+        """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
+
+    def check_pixels(self) -> None:
+        """Refuse to encode or decode without the networks for it.
+
+        Raises:
+            PixelsMissingError: saying how the teacher comes to have them.
+        """
+        if not self.has_pictures:
+            raise PixelsMissingError(
+                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw pictures. "
+                "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
+            )
+
+    def rescale_codebook(self, rms: float) -> None:
+        """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
+
+
+class Quantised(NamedTuple):
+    """A latent map in codes.
+
+    Attributes:
+        indices: nearest codes, (B, n).
+        residuals: the vectors that were quantised, (B, n, C).
+        maps: what the codes so far add up to after each scale (a single one without scales), (K, B, C, H, W);
+            differentiable in the codebook.
+    """
+
+    indices: Tensor
+    residuals: Tensor
+    maps: Tensor
+
+
+class PixelNetworks(NamedTuple):
+    """What lies between pixels and the latent map.
+
+    Attributes:
+        encoder: pictures (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
+        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
+        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
+        post_quant_conv: from latent maps to the decoder's.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+
+class VQTokenizer(Tokenizer):
+    """Encoder, quantiser, decoder.
+
+    Args:
+        pixels: everything but the quantiser; None leaves a codebook that can be distilled, not looked at.
+        quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
+        layout: the order of the tokens.
+        image_shape: channels, height and width.
+    """
+
+    def __init__(
+        self,
+        pixels: PixelNetworks | None,
+        quantiser: nn.Module,
+        layout: Layout,
+        image_shape: tuple[int, int, int],
+    ):
+        super().__init__()
+        self.has_pictures = pixels is not None
+        if pixels is not None:
+            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = pixels
+        self.quantize = quantiser
+        self.layout, self.image_shape = layout, image_shape
+
+    def drop_pixels(self) -> None:
+        """Keep the quantiser alone: the tokenizer of a teacher that is distilled, but not looked at."""
+        self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = None
+        self.has_pictures = False
+
+    def latents(self, images: Tensor) -> Tensor:
+        """The map that is quantised: pictures (B, channels, S, S) in [0, 1] -> (B, C, H, H).
+
+        Raises:
+            ValueError: for pictures of another size.
+            PixelsMissingError: if there is no encoder.
+        """
+        self.check_pixels()
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"this tokenizer reads pictures (B, *{self.image_shape}), got {tuple(images.shape)}")
+        return self.quant_conv(self.encoder(2 * images - 1))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, channels, S, S) in [0, 1] -> indices (B, n)."""
+        return self.quantize(self.latents(images)).indices
+
+    @abstractmethod
+    def latent_map(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, n, C) -> the latent map that they stand for, (B, C, H, H)."""
+
+    def decode_map(self, latents: Tensor) -> Tensor:
+        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped.
+
+        Raises:
+            PixelsMissingError: if there is no decoder.
+        """
+        self.check_pixels()
+        return self.decoder(self.post_quant_conv(latents))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, n, C) -> pictures (B, channels, S, S) in [0, 1]."""
+        return (self.decode_map(self.latent_map(tokens)).clamp(-1, 1) + 1) / 2
+
+    def training_losses(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        reconstruction_weight: float = 1.0,
+        commitment_weight: float = 0.25,
+    ) -> TokenizerLosses:
+        """Reconstruction through a straight-through estimator, codebook and commitment losses.
+
+        The two latter are averaged over the maps of all scales, so that every scale alone brings the map nearer.
+
+        Args:
+            images: (B, channels, S, S) in [0, 1].
+            generator: draws which unused codes are re-seeded for the next batch; None: none.
+            reconstruction_weight: weight of the pixels' squared error.
+            commitment_weight: weight of the commitment loss.
+        """
+        f = self.latents(images)
+        indices, residuals, maps = self.quantize(f)
+        codebook = F.mse_loss(maps, f.detach().expand_as(maps))
+        commitment = F.mse_loss(f.expand_as(maps), maps.detach())
+        pixels = self.decode_map(f + (maps[-1] - f).detach())
+        reconstruction = F.mse_loss(pixels, 2 * images - 1)
+        stored = self.quantize.embedding.weight
+        counts = torch.bincount(indices.flatten(), minlength=len(stored))
+        if generator is not None:
+            # the graph holds gathered codes, not the table, so writing to it leaves backward alone
+            reseed_dead_codes(stored, counts, residuals.flatten(0, 1), generator)
+        return TokenizerLosses(
+            reconstruction_weight * reconstruction + codebook + commitment_weight * commitment,
+            reconstruction.detach() / 4,
+            codebook.detach(),
+            commitment.detach(),
+            perplexity(counts),
+        )

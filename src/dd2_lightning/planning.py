@@ -1,0 +1,311 @@
+"""``dd2 plan``: what a run would take, counted on the shapes of its networks."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from dd2_lightning.artifacts import Artifact
+from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.hub.published import published
+from dd2_lightning.hub.release import outline
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.stages import ARDiffusionInit, Stage
+from dd2_lightning.stages.base import DistillationStage
+
+GIGA = 1e9
+USABLE = 0.9
+"""Share of a GPU's memory that is planned with; the rest is for its runtime, communication and fragmentation."""
+
+COUNTED_AT = (8, 16)
+"""Batch sizes that are counted; with fewer samples something else than the activations can be the peak."""
+
+
+@dataclass
+class UpdatePlan:
+    """One kind of optimizer step.
+
+    Attributes:
+        name: what is updated.
+        count: how many of them the run makes.
+        cost: of one sample.
+        fixed: what does not grow with the batch, its number of updated parameters included.
+    """
+
+    name: str
+    count: int
+    cost: Cost
+    fixed: Cost
+
+    @property
+    def parameters(self) -> int:
+        """How many it changes."""
+        return self.fixed.updated
+
+
+@dataclass
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        stage: its name.
+        teacher: where the sizes are from.
+        parameters: network to its number of parameters.
+        weights: bytes of all networks, buffers included.
+        updates: the kinds of optimizer steps.
+        batch_size: of all GPUs together.
+        devices: number of GPUs.
+        micro_batch: samples a GPU holds at a time.
+        sequences: teacher sequences to sample.
+        sequence_flops: operations of one of them.
+    """
+
+    stage: str
+    teacher: str
+    parameters: dict[str, int]
+    weights: int
+    updates: list[UpdatePlan]
+    batch_size: int
+    devices: int
+    micro_batch: int
+    sequences: int
+    sequence_flops: float
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of the gradients; those of one kind of update are gone before the next."""
+        return 4 * max(update.parameters for update in self.updates)
+
+    @property
+    def optimizer(self) -> int:
+        """Bytes of Adam's two moments, of every optimizer."""
+        return 8 * sum(update.parameters for update in self.updates)
+
+    @property
+    def constant(self) -> int:
+        """Bytes that do not depend on the batch."""
+        return self.weights + self.gradients + self.optimizer + max(update.fixed.peak for update in self.updates)
+
+    @property
+    def activations(self) -> int:
+        """Bytes of activations a sample, in the update that needs the most."""
+        return max(update.cost.peak for update in self.updates)
+
+    def fits(self, memory: float) -> int:
+        """The largest micro-batch for a GPU of so many bytes; 0 if not even the networks fit."""
+        return max(0, math.floor((USABLE * memory - self.constant) / self.activations))
+
+    @property
+    def training_flops(self) -> float:
+        """Operations of all updates."""
+        return float(sum(u.count * (self.batch_size * u.cost.flops + u.fixed.flops) for u in self.updates))
+
+    @property
+    def sampling_flops(self) -> float:
+        """Operations of all teacher sequences."""
+        return self.sequences * self.sequence_flops
+
+    def hours(self, flops: float, throughput: float) -> float:
+        """Hours at so many operations a second and GPU."""
+        return flops / (self.devices * throughput) / 3600
+
+
+def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], release: str | None = None) -> Plan:
+    """Count what a configured stage would take.
+
+    Args:
+        stage: as its config makes it; nothing of it needs to exist.
+        data: its data module.
+        trainer: settings of the trainer: ``max_steps``, ``devices``, ``num_nodes``, ``precision``.
+        release: published size that stands in for a teacher's directory that is not there.
+
+    Raises:
+        ValueError: for a stage that trains a teacher, or settings that cannot be.
+        ArtifactError: if the teacher's directory is missing, and no published size stands in for it.
+    """
+    if not isinstance(stage, DistillationStage):
+        raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
+    iterations, devices = trainer["max_steps"], device_count(trainer)
+    share, rest = divmod(data.batch_size, devices * stage.settings.accumulate)
+    if iterations < 1:
+        raise ValueError("set trainer.max_steps: the number of iterations of this stage")
+    if rest:
+        raise ValueError(
+            f"data.batch_size {data.batch_size} is not divisible by {devices} GPUs times "
+            f"model.accumulate {stage.settings.accumulate}"
+        )
+    adapted = stage.leaves != "teacher"  # a stage that leaves a teacher starts from one as it was published
+    stage.teacher, source = outlined_teacher(stage.settings.teacher, release, adapted)
+    with torch.device("meta"):
+        stage.outline_students(head_of(stage))
+    networks = {name: module for name, module in stage.named_children() if name != "teacher"}
+    parts = ("backbone", "classifier", "tokenizer")
+    parameters = {f"teacher's {part}": count(getattr(stage.teacher, part)) for part in parts}
+    parameters |= {name: count(module) for name, module in networks.items()}
+    with shapes_only(stage):
+        updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
+        guided = data.sampling.guidance_scale is not None
+        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"))
+        weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
+    sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
+    return Plan(stage.name, source, parameters, weights, updates, data.batch_size, devices, share, sequences, sequence)
+
+
+def planned(stage: DistillationStage, update: Any, precision: Any) -> UpdatePlan:
+    """Count one kind of update, at two sizes of the batch: what grows is the sample's."""
+    few, many = (
+        loss_cost(stage, update.module, lambda b=b: update.loss(blank_batch(stage, b)), precision) for b in COUNTED_AT
+    )
+    added = COUNTED_AT[1] - COUNTED_AT[0]
+    cost = Cost(*((second - first) // added for first, second in zip(few, many, strict=True)))
+    fixed = Cost(*(max(0, whole - COUNTED_AT[1] * part) for whole, part in zip(many, cost, strict=True)))
+    return UpdatePlan(update.name, update.count, cost, fixed)
+
+
+def blank_batch(stage: DistillationStage, size: int) -> Batch:
+    """A batch of shapes."""
+    tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
+    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens)
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
+    """The shapes of a teacher, from its directory or, while that is not there, a published size; and which it was."""
+    if release and not (Path(directory) / "config.json").is_file():
+        return outline(*published(release, adapted)), f"{release} ({directory} is not there yet)"
+    config = Artifact.open(directory, ("teacher",), "model.teacher").config
+    return outline(config["family"], config["architecture"]), directory
+
+
+def head_of(stage: DistillationStage) -> dict[str, int]:
+    """The head's sizes from the stage that comes before, or the defaults while it is not there."""
+    path = Path(getattr(stage.settings, "init_from", "")) / "config.json"
+    if path.is_file():
+        return json.loads(path.read_text())["head"]
+    return ARDiffusionInit(teacher="").head_config
+
+
+def device_count(trainer: dict[str, Any]) -> int:
+    """Processes of a trainer.
+
+    Raises:
+        ValueError: if the settings leave it to the machine.
+    """
+    devices = trainer.get("devices")
+    if devices in (None, "auto"):
+        devices = 1
+    if isinstance(devices, list):
+        devices = len(devices)
+    if not str(devices).isdigit() or int(devices) < 1:
+        raise ValueError(f"trainer.devices must be a number of GPUs for a plan, got {devices}")
+    return int(devices) * (trainer.get("num_nodes") or 1)
+
+
+class PlanTrainer(Trainer):
+    """Stands where the trainer stands on the command line, and does not train."""
+
+    def plan(
+        self,
+        model: Stage,
+        datamodule: LightningDataModule,
+        memory: float = 80.0,
+        throughput: float = 100.0,
+    ) -> None:
+        """Count parameters, memory and operations of a stage, without running it.
+
+        Args:
+            model: the stage.
+            datamodule: its data.
+            memory: of one GPU, in GB (10⁹ bytes).
+            throughput: what one GPU achieves, in TFLOP/s; 100 is a third of an A100's peak in bfloat16.
+
+        Raises:
+            ValueError: for values that are not positive, and as :func:`make_plan`.
+        """
+        for name, value in (("memory", memory), ("throughput", throughput)):
+            if not value > 0:
+                raise ValueError(f"--{name} must be positive, got {value}")
+        plan = make_plan(model, datamodule, self.settings, self.release)
+        print_plan(plan, memory * GIGA, throughput * 1e12)
+
+    @classmethod
+    def of_settings(cls, settings: dict[str, Any], release: str | None) -> "PlanTrainer":
+        """One that knows what a trainer would be told; a real one would look for its GPUs."""
+        trainer = cls.__new__(cls)
+        trainer.settings, trainer.release = settings, release
+        return trainer
+
+
+def print_plan(plan: Plan, memory: float, throughput: float, console: Console | None = None) -> None:
+    """The plan as tables.
+
+    Args:
+        plan: see :func:`make_plan`.
+        memory: of one GPU, in bytes.
+        throughput: of one GPU, in operations a second.
+        console: where to.
+    """
+    console = console or Console()
+    fits, needed = plan.fits(memory), plan.constant + plan.micro_batch * plan.activations
+    batch = f"{plan.batch_size} = {plan.devices} GPUs x {plan.batch_size // plan.devices // plan.micro_batch}"
+    tables = {
+        ("network", "parameters"): [(name, f"{number:,}") for name, number in plan.parameters.items()],
+        ("update", "how many", "GFLOP/sample", "activations/sample", "kept for backward"): [
+            (u.name, f"{u.count:,}", f"{u.cost.flops / GIGA:,.3f}", size(u.cost.peak), size(u.cost.saved))
+            for u in plan.updates
+        ],
+        ("memory of a GPU", "bytes"): [
+            ("weights", size(plan.weights)),
+            ("gradients", size(plan.gradients)),
+            ("optimizer state", size(plan.optimizer)),
+            (f"activations of {plan.micro_batch} samples", size(plan.micro_batch * plan.activations)),
+            ("sum", size(needed)),
+            (f"micro-batch that fits {memory / GIGA:g} GB", f"{fits:,} samples" if fits else "none"),
+        ],
+        ("time", "sequences", "PFLOP", "hours"): [
+            time_row(plan, "training", plan.batch_size * sum(u.count for u in plan.updates), throughput),
+            time_row(plan, "sampling the teacher", plan.sequences, throughput),
+        ],
+    }
+    console.print(f"Stage {plan.stage}, teacher {plan.teacher}; batch {batch} x {plan.micro_batch}\n", highlight=False)
+    for header, rows in tables.items():
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i, column in enumerate(header):
+            table.add_column(column, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    console.print(
+        f"Hours at {throughput / 1e12:g} TFLOP/s a GPU, on {plan.devices}. One teacher sequence: "
+        f"{plan.sequence_flops / GIGA:,.3f} GFLOP. {1 - USABLE:.0%} of the memory is left for the runtime.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def time_row(plan: Plan, name: str, sequences: int, throughput: float) -> tuple[str, ...]:
+    """A row of the last table."""
+    flops = plan.sampling_flops if name.startswith("sampling") else plan.training_flops
+    return name, f"{sequences:,}", f"{flops / 1e15:,.3f}", f"{plan.hours(flops, throughput):,.2f}"
+
+
+def size(number: int) -> str:
+    """Bytes as people read them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:,.2f} {unit}"
+    return f"{number} B"

@@ -1,0 +1,189 @@
+"""Overlays: one file for every stage; and the paper's settings in those that are shipped."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dd2_lightning import planning
+from dd2_lightning.cli import main
+from dd2_lightning.costs import Cost
+from dd2_lightning.hub.published import published
+from dd2_lightning.hub.release import outline
+from dd2_lightning.models.student import build_student
+from dd2_lightning.overlays import resolve
+from runs import fails, fit, make_teacher, stage_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STAGES = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign"}
+
+# section 9 of the settings: learning rate, batch, micro-batches, iterations of the head alone, iterations
+INIT = {
+    "var_d16": (2e-4, 512, 4, 300_000, 330_000),
+    "var_d20": (2e-4, 512, 8, 300_000, 330_000),
+    "var_d24": (2e-4, 512, 16, 200_000, 230_000),
+    "llamagen_l": (1e-4, 512, 4, 0, 100_000),
+}
+# learning rates of guidance network and generator, warm-up, batch, micro-batches, updates of the two, K
+CSD = {
+    "var_d16": (2e-4, 2e-4, 40_000, 512, 4, 40_000, 8_000, 5),
+    "var_d20": (2e-4, 2e-4, 40_000, 512, 8, 80_000, 16_000, 5),
+    "var_d24": (4e-4, 5e-5, 20_000, 1024, 32, 30_000, 15_000, 2),
+    "llamagen_l": (2e-4, 1e-4, 40_000, 1024, 8, 60_000, 12_000, 5),
+}
+# guidance updates alone, then of both networks
+ALIGN = {"var_d16": (8_000, 15_000, 7_500), "var_d20": (8_000, 36_000, 18_000)}
+PAPER_SIZES = {"var_d16": 329e6, "var_d20": 619e6, "var_d24": 1.04e9, "llamagen_l": 335e6}
+PAPER = sorted(CONFIGS.glob("paper/*.yaml"))
+
+
+def settings(capsys, overlay: str, stage: str) -> dict:
+    """The whole config of a stage under one of the paper's overlays."""
+    family = overlay.split("_")[0]
+    base = str(CONFIGS / f"{stage}_{family}.yaml")
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", base, "--config", str(CONFIGS / f"paper/{overlay}.yaml"), "--print_config"])
+    assert end.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_every_overlay_is_checked():
+    assert {path.stem for path in PAPER} == set(INIT) == set(CSD) == set(PAPER_SIZES)
+
+
+@pytest.mark.parametrize("overlay", INIT)
+def test_settings_of_stage_1(capsys, overlay):
+    config = settings(capsys, overlay, "init")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    lr, batch, accumulate, head, total = INIT[overlay]
+    assert model["optimizer"]["lr"] == lr and model["optimizer"]["betas"] == [0.9, 0.95]
+    assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
+    assert (model["head_iterations"], config["trainer"]["max_steps"]) == (head, total)
+    assert (model["head_width"], model["head_depth"], model["head_octaves"]) == (1024, 4, 0)
+    assert model["loss"] == "gts" and data["sequences"] != "none"
+    assert data["sampling"]["guidance_scale"] == 2.0
+
+
+@pytest.mark.parametrize("overlay", CSD)
+def test_settings_of_stage_2(capsys, overlay):
+    config = settings(capsys, overlay, "csd")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    guidance, generator, warmup, batch, accumulate, psi, theta, K = CSD[overlay]
+    for name, lr in (("guidance", guidance), ("generator", generator)):
+        optimizer = model[f"{name}_optimizer"]
+        assert optimizer["lr"] == lr and optimizer["betas"] == [0.9, 0.95]
+        assert (optimizer["warmup"], optimizer["lr_start"], optimizer["decay_from"]) == (warmup, 1e-6, 1.0)
+    assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
+    assert (model["guidance_updates"], config["trainer"]["max_steps"]) == (K, theta) and K * theta == psi
+    assert (model["form"], model["alpha"], model["head_time"]) == ("sid", 1.0, 1.0)
+    assert (model["teacher_sampling"]["guidance_scale"], model["teacher_sampling"]["top_k"]) == (2.0, 900)
+
+
+@pytest.mark.parametrize("overlay", ALIGN)
+def test_settings_of_stage_3(capsys, overlay):
+    config = settings(capsys, overlay, "align")
+    model = config["model"]["init_args"]
+    alone, psi, theta = ALIGN[overlay]
+    K = model["guidance_updates"]
+    assert (K, model["align_guidance_updates"]) == (2, alone)
+    assert config["trainer"]["max_steps"] == alone / K + theta and K * theta == psi
+    assert model["guidance_optimizer"]["warmup"] == 0
+
+
+def test_settings_of_stage_0(capsys):
+    config = settings(capsys, "llamagen_l", "adapt")
+    model = config["model"]["init_args"]
+    assert config["trainer"]["max_steps"] - model["input_iterations"] == 200_000
+    assert config["data"]["init_args"]["sampling"]["guidance_scale"] is None and model["targets"] == "codes"
+    later = settings(capsys, "llamagen_l", "init")["model"]["init_args"]["teacher"]
+    assert later == config["trainer"]["default_root_dir"] != model["teacher"]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_stages_of_an_overlay_are_chained(capsys, path):
+    chain = {stage: settings(capsys, path.stem, stage) for stage in STAGES}
+    roots = {stage: config["trainer"]["default_root_dir"] for stage, config in chain.items()}
+    assert len(set(roots.values())) == 3
+    assert chain["csd"]["model"]["init_args"]["init_from"] == roots["init"]
+    assert chain["align"]["model"]["init_args"]["init_from"] == roots["csd"]
+    assert len({config["model"]["init_args"]["teacher"] for config in chain.values()}) == 1
+    for stage, config in chain.items():
+        assert config["model"]["class_path"].endswith(STAGES[stage])
+        batch, devices = config["data"]["init_args"]["batch_size"], config["trainer"]["devices"]
+        assert batch % (devices * config["model"]["init_args"]["accumulate"]) == 0
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_students_have_the_papers_size(path):
+    content = yaml.safe_load(path.read_text())
+    settings = content["stages"]["ARDiffusionInit"]["model"]["init_args"]
+    teacher = outline(*published(content["release"]))
+    student = build_student(teacher, width=settings["head_width"], depth=settings["head_depth"])
+    size = sum(parameter.numel() for parameter in student.parameters())
+    assert size == pytest.approx(PAPER_SIZES[path.stem], rel=0.01)
+
+
+CHAINS = [(path.stem, stage) for path in PAPER for stage in yaml.safe_load(path.read_text())["stages"]]
+
+
+@pytest.mark.parametrize(("overlay", "name"), CHAINS)
+def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overlay, name):
+    """The very networks of the config, on the meta device; only the counting of what they do is left out."""
+    seen = []
+
+    def planned(stage, update, precision):
+        seen.append((type(stage).__name__, {parameter.device.type for parameter in stage.teacher.parameters()}))
+        return planning.UpdatePlan(update.name, update.count, Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
+
+    @contextmanager
+    def as_they_are(stage):
+        yield
+
+    monkeypatch.setattr(planning, "planned", planned)
+    monkeypatch.setattr(planning, "shapes_only", as_they_are)
+    monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
+    base = next(stage for stage, kind in {**STAGES, "adapt": "ContinuousInput"}.items() if kind == name)
+    config = str(CONFIGS / f"{base}_{overlay.split('_')[0]}.yaml")
+    main(["plan", "--config", config, "--config", str(CONFIGS / f"paper/{overlay}.yaml")])
+    assert seen and all(entry == (name, {"meta"}) for entry in seen)
+    assert "GPU" in capsys.readouterr().out
+
+
+# --- the mechanism ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overlay(tmp_path):
+    path = tmp_path / "overlay.yaml"
+    stages = {
+        "ARDiffusionInit": {"model": {"init_args": {"draws": 3}}},
+        "CSDDistill": {"model": {"init_args": {"draws": 5}}, "trainer": {"max_steps": 2}},
+    }
+    path.write_text(yaml.safe_dump({"release": "var/d16", "trainer": {"max_steps": 3}, "stages": stages}))
+    return path
+
+
+def test_a_run_under_an_overlay(tmp_path, overlay):
+    make_teacher(tmp_path)
+    fit(stage_config(tmp_path, "init"), tmp_path, "--config", str(overlay))
+    saved = yaml.safe_load((tmp_path / "init/tensorboard/config.yaml").read_text())
+    assert saved["model"]["init_args"]["draws"] == 3 and saved["trainer"]["max_steps"] == 3
+    fit(stage_config(tmp_path, "csd"), tmp_path, f"--config={overlay}", "--model.init_args.draws", "1")
+    saved = yaml.safe_load((tmp_path / "csd/tensorboard/config.yaml").read_text())
+    assert saved["model"]["init_args"]["draws"] == 1 and saved["trainer"]["max_steps"] == 2  # later ones win
+
+
+def test_other_arguments_are_left_alone():
+    arguments = ["fit", "--config", "nowhere.yaml", "--model.draws=3", "--config"]
+    assert resolve(arguments).arguments == arguments
+
+
+def test_overlays_that_do_not_fit(tmp_path, overlay, capsys):
+    with fails(capsys, 2, "overlay.yaml has no settings for the stage PerformanceAlign", "CSDDistill"):
+        fit(stage_config(tmp_path, "align"), tmp_path, "--config", str(overlay))
+    with fails(capsys, 2, "overlay.yaml is an overlay for", "give the config of a stage before it"):
+        main(["fit", "--config", str(overlay)])
+    overlay.write_text(yaml.safe_dump({"stages": {"ARDiffusionInit": {"model": {"init_args": {"drwas": 3}}}}}))
+    with fails(capsys, 2, "drwas"):
+        fit(stage_config(tmp_path, "init"), tmp_path, "--config", str(overlay))
