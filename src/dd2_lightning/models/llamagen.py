@@ -225,8 +225,6 @@ class LlamaGenTeacher(CodebookTeacher):
             config.code_norm,
             config.pixels,
         )
-        if not config.pixels:
-            tokenizer.drop_pixels()
         classifier = LlamaGenClassifier(config.width, config.codes, config.norm_eps)
         super().__init__(LlamaGenBackbone(config), classifier, tokenizer)
         self.sizes = config

@@ -135,11 +135,6 @@ class VQTokenizer(Tokenizer):
         self.quantize = quantiser
         self.layout, self.image_shape = layout, image_shape
 
-    def drop_pixels(self) -> None:
-        """Keep the quantiser alone: the tokenizer of a teacher that is distilled, but not looked at."""
-        self.encoder = self.decoder = self.quant_conv = self.post_quant_conv = None
-        self.has_pictures = False
-
     def latents(self, images: Tensor) -> Tensor:
         """The map that is quantised: pictures (B, channels, S, S) in [0, 1] -> (B, C, H, H).
 

@@ -243,8 +243,6 @@ class VARTeacher(CodebookTeacher):
             config.num_phi,
             config.pixels,
         )
-        if not config.pixels:
-            tokenizer.drop_pixels()
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
         self.adopt_tokenizer()
