@@ -35,9 +35,12 @@ resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/las
 
 # budgets of `make benchmark`, in iterations
 BENCH_SEEDS := 0 1 2
-BENCH_INIT  := 1500
-BENCH_CSD   := 5000
-BENCH_ALIGN := 400
+BENCH_init_var       := 1500
+BENCH_init_llamagen  := 1000
+BENCH_csd_var        := 5000
+BENCH_csd_llamagen   := 2000
+BENCH_align_var      := 400
+BENCH_align_llamagen := 200
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
@@ -87,7 +90,7 @@ $(RUNS)/report/results.json: $(RUNS)/align/config.json | install
 # the teacher is the same for all seeds: what is measured is its distillation
 seed%: $(TEACHER)/config.json
 	$(MAKE) evaluate RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
-		STEPS_init=$(BENCH_INIT) STEPS_csd=$(BENCH_CSD) STEPS_align=$(BENCH_ALIGN)
+		$(foreach stage,init csd align,STEPS_$(stage)=$(BENCH_$(stage)_$(FAMILY)))
 
 benchmark: $(addprefix seed,$(BENCH_SEEDS))
 	$(DD2) summary --output benchmarks/digits_$(FAMILY).json \
