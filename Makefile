@@ -35,8 +35,8 @@ resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/las
 
 # budgets of `make benchmark`, in iterations
 BENCH_SEEDS := 0 1 2
-BENCH_INIT  := 2000
-BENCH_CSD   := 6000
+BENCH_INIT  := 1500
+BENCH_CSD   := 5000
 BENCH_ALIGN := 400
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))

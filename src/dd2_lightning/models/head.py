@@ -70,7 +70,7 @@ class VelocityHead(nn.Module):
 
         Args:
             x_t: (B, n, m, C).
-            t: (B, n, m).
+            t: (B, n, m), or an axis of length 1 where a time is shared.
             features: (B, n, d), shared by the m draws.
 
         Returns:

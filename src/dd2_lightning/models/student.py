@@ -62,7 +62,7 @@ class Student(nn.Module):
         Returns:
             Tokens q, (B, n, C).
         """
-        t = noise.new_full((*noise.shape[:2], 1), head_time)
+        t = noise.new_full((1, 1, 1), head_time)  # one time for all tokens: its embedding is computed once
         return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]
 
 
