@@ -8,38 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_teacher, sha256, write_teacher
-from dd2_lightning.models.llamagen import LlamaGenTeacher
 from dd2_lightning.stages.adapt import TOLERANCE, ContinuousInput
 from dd2_lightning.stages.teacher import cross_entropy
-from runs import fails, fit, stage_config
-from teachers import llamagen_teacher, var_teacher
-
-
-def original() -> LlamaGenTeacher:
-    """A LlamaGen that reads indices; its random weights make what follows a token far from uniform."""
-    torch.manual_seed(3)
-    teacher = llamagen_teacher(continuous_input=False)
-    with torch.no_grad():
-        teacher.backbone.tok_embeddings.weight.mul_(5)
-        for name, parameter in teacher.named_parameters():
-            if "norm" in name and not name.startswith("tokenizer."):
-                parameter.fill_(1.0)
-    return teacher
-
-
-def adapt_config(root, name="adapt", data=None, **model):
-    config = stage_config(root, "init")
-    settings = {
-        "teacher": str(root / "teacher"),
-        "input_iterations": 4,
-        "targets": "teacher",
-        "input_optimizer": {"lr": 1e-2},
-        "optimizer": {"lr": 1e-3},
-    }
-    config["model"] = {"class_path": "ContinuousInput", "init_args": {**settings, **model}}
-    config["data"]["init_args"] |= {"batch_size": 16, **(data or {})}
-    config["trainer"] |= {"default_root_dir": str(root / name), "max_steps": 8, "val_check_interval": 4}
-    return config
+from runs import adapt_config, fails, fit, original, stage_config
+from teachers import var_teacher
 
 
 @pytest.fixture(scope="module")
