@@ -10,7 +10,6 @@ from processes import forked, together
 from runs import any_config, fit
 
 ITERATIONS = 20
-RATE = 1e-3
 
 
 def config_of(root: Path, stage: str, output: Path, processes: int, strategy: str = "ddp") -> dict:

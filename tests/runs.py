@@ -99,6 +99,8 @@ def teacher_config(root: Path, **model) -> dict:
     config = yaml.safe_load((Path(__file__).parents[1] / "configs/teacher_var.yaml").read_text())
     settings = config["model"]["init_args"]
     settings["architecture"] |= {"width": 16, "depth": 1, "heads": 2, "codes": 8}
+    # norms over one channel would leave biases before them no gradient but rounding, and Adam makes steps of that
+    settings["architecture"]["ch"] = 64
     settings |= {"tokenizer_iterations": 3, **model}
     config["data"]["init_args"]["batch_size"] = 16
     base = stage_config(root, "init")

@@ -7,6 +7,7 @@ import torch
 
 from dd2_lightning.stages import Stage
 from evidence import left_behind, readable, unequal
+from faults import die_at
 from processes import forked
 from runs import STAGES, any_config, fit, prepare_all
 
@@ -19,29 +20,19 @@ def root(tmp_path_factory):
     return root
 
 
-def kill_in_update(monkeypatch, number: int, iteration: int, how: int) -> None:
-    """Send the process a signal in the middle of this iteration, after its first backward pass."""
-    original, calls = Stage._check_finite, []
-
-    def check(self, losses, name, at):
-        if at == iteration and len(calls) < number:
-            calls.append(at)
-            signal.raise_signal(how)
-        original(self, losses, name, at)
-
-    monkeypatch.setattr(Stage, "_check_finite", check)
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_inside_an_iteration(root, tmp_path, monkeypatch, stage):
+def test_killed_inside_an_iteration(root, tmp_path, stage):
     """Checkpoints after 2 and 4 iterations; SIGKILL in the third, then SIGTERM in the fifth."""
     config = any_config(root, stage, tmp_path / "whole")
     fit(config, tmp_path)
     config = any_config(root, stage, tmp_path / "parts")
     for iteration, how, status, saved in ((2, signal.SIGKILL, -9, 2), (4, signal.SIGTERM, 143, 5)):
-        with monkeypatch.context() as patch:
-            kill_in_update(patch, 1, iteration, how)
-            ended, output = forked(lambda: fit(config, tmp_path, "--ckpt_path", "last"), tmp_path / "log")
+
+        def killed(iteration=iteration, how=how):
+            die_at(iteration, how)
+            fit(config, tmp_path, "--ckpt_path", "last")
+
+        ended, output = forked(killed, tmp_path / "log")
         assert ended == status, output
         checkpoint = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)
         assert checkpoint["global_step"] == saved
