@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import psutil
+
 
 class Forked:
     """A function in a forked process.
@@ -48,14 +50,19 @@ class Forked:
             sys.stderr.flush()
             os._exit(status)  # nothing of the parent's is to be cleaned up
 
-    def wait(self, seconds: float = 600) -> int | None:
-        """Exit status, negative for a signal; None if it is still running after so many seconds."""
+    def wait(self, seconds: float = 600, work: float = float("inf")) -> int | None:
+        """Exit status, negative for a signal; None if it is still running after so many seconds, or so many at work.
+
+        Seconds at work are those of the processor: they do not depend on what else a machine is doing.
+        """
         until = time.monotonic() + seconds
         while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
+                self.worked = usage.ru_utime + usage.ru_stime
                 return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > until:
+            times = psutil.Process(self.pid).cpu_times()
+            if time.monotonic() > until or times.user + times.system >= work:
                 return None
             time.sleep(0.01)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_teacher, sha256, write_teacher
-from dd2_lightning.stages.adapt import TOLERANCE, ContinuousInput
+from dd2_lightning.stages.adapt import TOLERANCE
 from dd2_lightning.stages.teacher import cross_entropy
 from runs import adapt_config, fails, fit, original, stage_config
 from teachers import var_teacher
@@ -106,19 +106,6 @@ def test_soft_targets_have_the_gradient_of_the_codes_on_average():
     hard, soft = (cross_entropy(after, read, labels, target).mean(0) for target in (indices, probabilities))
     torch.testing.assert_close(hard, soft, rtol=0.06, atol=0)
     assert not torch.equal(hard, soft)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(adapted, tmp_path):
-    for path, args in (("whole", ()), ("parts", ("--trainer.max_steps", "6"))):
-        config = adapt_config(adapted)
-        config["trainer"]["default_root_dir"] = str(tmp_path / path)
-        fit(config, tmp_path, *args)
-    fit(config, tmp_path, "--ckpt_path", str(tmp_path / "parts/checkpoints/last.ckpt"))
-    checkpoint = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["stage"] == ContinuousInput.name
-    assert not any(key.startswith("teacher.") for key in checkpoint["state_dict"])
-    whole, parts = (load_file(tmp_path / path / "teacher.safetensors") for path in ("whole", "parts"))
-    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
