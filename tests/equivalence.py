@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dd2_lightning.callbacks import ExportArtifact
+from dd2_lightning.stages.base import whole_state
 from processes import forked, together
 from runs import any_config, fit
 
@@ -29,7 +30,7 @@ def fit_and_tell(config: dict, directory: Path) -> None:
     original, rank = ExportArtifact.on_fit_end, os.environ.get("RANK", "0")
 
     def on_fit_end(self, trainer, stage):
-        torch.save(stage.state_dict(), directory / f"rank{rank}.pt")
+        torch.save(whole_state(stage), directory / f"rank{rank}.pt")
         original(self, trainer, stage)
 
     ExportArtifact.on_fit_end = on_fit_end

@@ -94,10 +94,11 @@ def together(function: Callable[[], None], number: int, log: Path) -> None:
     }
     common |= {"LOCAL_WORLD_SIZE": str(number), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
     processes = [Forked(function, log, {**common, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(number)]
-    try:
-        status = [process.wait(300) for process in processes]
-        assert status == [0] * number, f"{status}: {log.read_text()[-3000:]}"
-    finally:
-        for process, code in zip(processes, status, strict=True):
-            if code is None:
-                process.send(signal.SIGKILL)
+    status = dict.fromkeys(processes)
+    while None in status.values() and not any(status.values()):
+        status |= {process: process.wait(0.05) for process in processes if status[process] is None}
+    for process in processes:
+        if status[process] is None:  # it would wait for the one that failed
+            process.send(signal.SIGKILL)
+            process.wait()
+    assert not any(status.values()), f"{list(status.values())}: {log.read_text()[-3000:]}"

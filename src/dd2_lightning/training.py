@@ -113,9 +113,6 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and config.trainer.max_steps < 1:
             self.parser.error("set trainer.max_steps: the number of iterations of this stage")
         root = Path(config.trainer.default_root_dir or ".")
-        if self.subcommand == "fit":
-            check_writable(root)
-            remove_parts(root)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False)
         callbacks = list(self._get(self.config_init, "trainer.callbacks") or [])
@@ -128,6 +125,9 @@ class TrainingCLI(LightningCLI):
         kwargs["callbacks"] = callbacks + [callback for callback in wanted if type(callback) not in given]
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and trainer.is_global_zero:
+            check_writable(root)
+            remove_parts(root)
         if isinstance(trainer.strategy, DDPStrategy):
             # an update gives gradients to one of the networks
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
