@@ -159,7 +159,7 @@ LOSSES = {"init": "gts", "csd": "guidance"}
 
 def measure(kills: int, work: Path) -> dict[str, Any]:
     """Everything, as ``benchmarks/reliability.json`` has it."""
-    root = work / "root"
+    root, measured = work / "root", once(work / "commit.json", commit)
     once(work / "root.json", lambda: forked(lambda: prepare_all(root), work / "log"))
     records = kill(kills, root, work)
     split = {s: once(work / f"ddp-{s}.json", lambda s=s: distribute(s, root, work)) for s in STAGES}
@@ -186,7 +186,7 @@ def measure(kills: int, work: Path) -> dict[str, Any]:
         "runs": records,
         "ddp": split,
         "curves": curves,
-        "commit": commit(),
+        "commit": measured,
     }
 
 
