@@ -50,7 +50,7 @@ class Forked:
             sys.stderr.flush()
             os._exit(status)  # nothing of the parent's is to be cleaned up
 
-    def wait(self, seconds: float = 600, work: float = float("inf")) -> int | None:
+    def wait(self, seconds: float = 3600, work: float = float("inf")) -> int | None:
         """Exit status, negative for a signal; None if it is still running after so many seconds, or so many at work.
 
         Seconds at work are those of the processor: they do not depend on what else a machine is doing.

@@ -37,7 +37,10 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide parameters, gradients and optimizer states among the processes of a mesh (FSDP2), block by block."""
-    for block in blocks_of(network):
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    """Divide parameters, gradients and optimizer states among the processes of a mesh (FSDP2), block by block.
+
+    Whole parameters are given up after every forward pass: those that stayed would keep the ``requires_grad`` of the
+    update before, in which this network may have been frozen.
+    """
+    for part in (*blocks_of(network), network):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
