@@ -5,6 +5,7 @@
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
+#   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
 #   make test | lint | docs      (docs: the API in docs/api)
 
 FAMILY ?= var
@@ -44,7 +45,7 @@ BENCH_align_llamagen := 200
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align evaluate benchmark tables install clean
+.PHONY: demo test lint docs teacher adapt init csd align evaluate benchmark tables reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -98,6 +99,10 @@ benchmark: $(addprefix seed,$(BENCH_SEEDS))
 
 tables: | install
 	$(DD2) tables --output benchmarks/tables.json
+
+# tiny runs; what is done lies in runs/reliability and is not done again
+reliability: | install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability.py
 
 test: | install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -1,4 +1,4 @@
-"""Tiny runs of the stages on a table teacher, through the command line's own entry."""
+"""Tiny runs of the stages, through the command line's own entry."""
 
 from pathlib import Path
 
@@ -8,8 +8,11 @@ import yaml
 
 from dd2_lightning.artifacts import write_teacher
 from dd2_lightning.cli import main
+from dd2_lightning.models.llamagen import LlamaGenTeacher
 from dd2_lightning.models.table import TableTeacher
+from teachers import llamagen_teacher
 
+STAGES = ("teacher", "adapt", "init", "csd", "align")
 ADAM = {"lr": 1e-3, "betas": [0.0, 0.95]}
 
 
@@ -61,6 +64,66 @@ def stage_config(root: Path, stage: str, **model) -> dict:
         },
         "checkpoint_every": 2,
     }
+
+
+def original() -> LlamaGenTeacher:
+    """A LlamaGen that reads indices; its random weights make what follows a token far from uniform."""
+    torch.manual_seed(3)
+    teacher = llamagen_teacher(continuous_input=False)
+    with torch.no_grad():
+        teacher.backbone.tok_embeddings.weight.mul_(5)
+        for name, parameter in teacher.named_parameters():
+            if "norm" in name and not name.startswith("tokenizer."):
+                parameter.fill_(1.0)
+    return teacher
+
+
+def adapt_config(root: Path, name: str = "adapt", teacher: str = "teacher", data: dict | None = None, **model) -> dict:
+    """Configuration of a tiny run of stage 0."""
+    config = stage_config(root, "init")
+    settings = {
+        "teacher": str(root / teacher),
+        "input_iterations": 4,
+        "targets": "teacher",
+        "input_optimizer": {"lr": 1e-2},
+        "optimizer": {"lr": 1e-3},
+    }
+    config["model"] = {"class_path": "ContinuousInput", "init_args": {**settings, **model}}
+    config["data"]["init_args"] |= {"batch_size": 16, **(data or {})}
+    config["trainer"] |= {"default_root_dir": str(root / name), "max_steps": 8, "val_check_interval": 4}
+    return config
+
+
+def teacher_config(root: Path, **model) -> dict:
+    """Configuration of a tiny run of the stage that trains a teacher, on the digits."""
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs/teacher_var.yaml").read_text())
+    settings = config["model"]["init_args"]
+    settings["architecture"] |= {"width": 16, "depth": 1, "heads": 2, "codes": 8}
+    # norms over one channel would leave biases before them no gradient but rounding, and Adam makes steps of that
+    settings["architecture"]["ch"] = 64
+    settings |= {"tokenizer_iterations": 3, **model}
+    config["data"]["init_args"]["batch_size"] = 16
+    base = stage_config(root, "init")
+    config["trainer"] = {**base["trainer"], "default_root_dir": str(root / "digits")}
+    return {**config, "checkpoint_every": base["checkpoint_every"]}
+
+
+def any_config(root: Path, stage: str, output: Path, **model) -> dict:
+    """Configuration of a tiny run of any stage into ``output``; it starts from what :func:`prepare_all` made."""
+    if stage == "teacher":
+        config = teacher_config(root, **model)
+    elif stage == "adapt":
+        config = adapt_config(root, teacher="original", **model)
+    else:
+        config = stage_config(root, stage, **model)
+    config["trainer"]["default_root_dir"] = str(output)
+    return config
+
+
+def prepare_all(root: Path) -> None:
+    """What the runs of all stages start from."""
+    write_teacher(root / "original", original())
+    run_chain(root, "init", "csd")
 
 
 def fit(config: dict, root: Path, *args: str) -> None:

@@ -9,38 +9,10 @@ from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_teacher, sha256, write_teacher
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.models.llamagen import LlamaGenTeacher
-from dd2_lightning.stages.adapt import TOLERANCE, ContinuousInput
+from dd2_lightning.stages.adapt import TOLERANCE
 from dd2_lightning.stages.teacher import cross_entropy, swapped, with_noise
-from runs import fails, fit, stage_config
-from teachers import llamagen_teacher, var_teacher
-
-
-def original() -> LlamaGenTeacher:
-    """A LlamaGen that reads indices; its random weights make what follows a token far from uniform."""
-    torch.manual_seed(3)
-    teacher = llamagen_teacher(continuous_input=False)
-    with torch.no_grad():
-        teacher.backbone.tok_embeddings.weight.mul_(5)
-        for name, parameter in teacher.named_parameters():
-            if "norm" in name and not name.startswith("tokenizer."):
-                parameter.fill_(1.0)
-    return teacher
-
-
-def adapt_config(root, name="adapt", data=None, **model):
-    config = stage_config(root, "init")
-    settings = {
-        "teacher": str(root / "teacher"),
-        "input_iterations": 4,
-        "targets": "teacher",
-        "input_optimizer": {"lr": 1e-2},
-        "optimizer": {"lr": 1e-3},
-    }
-    config["model"] = {"class_path": "ContinuousInput", "init_args": {**settings, **model}}
-    config["data"]["init_args"] |= {"batch_size": 16, **(data or {})}
-    config["trainer"] |= {"default_root_dir": str(root / name), "max_steps": 8, "val_check_interval": 4}
-    return config
+from runs import adapt_config, fails, fit, original, stage_config
+from teachers import var_teacher
 
 
 @pytest.fixture(scope="module")
@@ -135,19 +107,6 @@ def test_soft_targets_have_the_gradient_of_the_codes_on_average():
     hard, soft = (cross_entropy(after, read, labels, target).mean(0) for target in (indices, probabilities))
     torch.testing.assert_close(hard, soft, rtol=0.06, atol=0)
     assert not torch.equal(hard, soft)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(adapted, tmp_path):
-    for path, args in (("whole", ()), ("parts", ("--trainer.max_steps", "6"))):
-        config = adapt_config(adapted)
-        config["trainer"]["default_root_dir"] = str(tmp_path / path)
-        fit(config, tmp_path, *args)
-    fit(config, tmp_path, "--ckpt_path", str(tmp_path / "parts/checkpoints/last.ckpt"))
-    checkpoint = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["stage"] == ContinuousInput.name
-    assert not any(key.startswith("teacher.") for key in checkpoint["state_dict"])
-    whole, parts = (load_file(tmp_path / path / "teacher.safetensors") for path in ("whole", "parts"))
-    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
 
 
 # --- what a transformer is trained to read ---------------------------------------------------------------------------

@@ -64,6 +64,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def remove_parts(directory: str | Path) -> None:
+    """Remove what killed processes left of :func:`whole_or_not_at_all`; none must be writing there."""
+    for part in Path(directory).glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def check_writable(directory: str | Path) -> None:
     """Find out now, not hours later, whether a directory can be written.
 
@@ -215,14 +221,16 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) ->
     module.load_state_dict(tensors)
 
 
-def write_artifact(directory: str | Path, stage: str, config: dict[str, Any], modules: dict[str, nn.Module]) -> None:
+def write_artifact(
+    directory: str | Path, stage: str, config: dict[str, Any], states: dict[str, dict[str, Tensor]]
+) -> None:
     """Write a stage's directory: all tensors first, ``config.json`` last.
 
     Args:
         directory: made if missing.
         stage: its name, checked by whoever reads the directory.
         config: plain settings and provenance.
-        modules: file name (without ending) to the module whose state it holds.
+        states: file name (without ending) to the state dict that it holds.
 
     Raises:
         ArtifactError: if something cannot be written; no ``config.json`` is left then.
@@ -231,8 +239,8 @@ def write_artifact(directory: str | Path, stage: str, config: dict[str, Any], mo
     text = json.dumps({"format": FORMAT, "stage": stage, **config}, indent=2, ensure_ascii=False)
     if (directory / "config.json").exists():
         (directory / "config.json").unlink()
-    for name, module in modules.items():
-        tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    for name, state in states.items():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         with whole_or_not_at_all(directory / f"{name}.safetensors") as part:  # the largest need not fit twice
             save_file(tensors, part)
     write_atomically(directory / "config.json", text.encode())
@@ -249,7 +257,7 @@ def teacher_reference(teacher: Artifact, directory: str | Path) -> dict[str, str
 def write_teacher(directory: str | Path, teacher: CodebookTeacher, **provenance: Any) -> None:
     """Write a teacher's directory."""
     config = {"family": family_of(teacher), "architecture": teacher.config, **provenance}
-    write_artifact(directory, "teacher", config, {"teacher": teacher})
+    write_artifact(directory, "teacher", config, {"teacher": teacher.state_dict()})
 
 
 def load_teacher(directory: str | Path) -> CodebookTeacher:

@@ -20,12 +20,14 @@ def tools() -> dict[str, Any]:
     """The commands that do not train, by name; a dictionary is a command with commands of its own."""
     from dd2_lightning.benchmarks import bench_sample
     from dd2_lightning.commands import sample
+    from dd2_lightning.data.build import cache
     from dd2_lightning.evaluation.evaluate import evaluate
     from dd2_lightning.evaluation.report import write_benchmark
     from dd2_lightning.hub.convert import convert_llamagen, convert_var
     from dd2_lightning.tables import tables
 
     return {
+        "cache": cache,
         "sample": sample,
         "evaluate": evaluate,
         "convert": Group(

@@ -1,27 +1,30 @@
 """``dd2 fit|validate|test|predict``: LightningCLI with the defaults of this project."""
 
+import signal
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import dd2_lightning.data
 import dd2_lightning.stages  # noqa: F401  (makes the stages known by their bare names)
-from dd2_lightning.artifacts import check_writable
+from dd2_lightning.artifacts import check_writable, remove_parts
 from dd2_lightning.callbacks import (
     AtomicCheckpointIO,
+    ContinuedLogs,
     ExportArtifact,
+    IterationCheckpoint,
     IterationProgressBar,
     PerPositionMonitor,
     SampleGrid,
 )
-from dd2_lightning.errors import ArtifactError
+from dd2_lightning.models.execution import Execution
 from dd2_lightning.overlays import resolve
 from dd2_lightning.planning import PlanTrainer
 from dd2_lightning.stages import Stage
@@ -56,6 +59,14 @@ class TrainingCLI(LightningCLI):
         """Parse the command line and run."""
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
+        try:
+            return cls._run()
+        except SIGTERMException:
+            print("dd2: stopped by SIGTERM; --ckpt_path last continues where it stopped", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
+
+    @classmethod
+    def _run(cls) -> "TrainingCLI":
         return cls(
             Stage,
             LightningDataModule,
@@ -74,6 +85,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"
         )
+        parser.add_class_arguments(Execution, "execution")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the command line; an overlay gives the settings of the stage that is run."""
@@ -85,23 +97,13 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(resolved.arguments)
 
     def _parse_ckpt_path(self) -> None:
-        """Resume takes weights and counters from a checkpoint, never settings: those are what was given here.
-
-        Raises:
-            ArtifactError: if the file is missing or truncated.
-        """
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path in (None, "last", "best"):
-            return
-        if not Path(path).is_file():
-            raise ArtifactError(f"--ckpt_path: {path} does not exist")
-        if not zipfile.is_zipfile(path):
-            raise ArtifactError(f"--ckpt_path: {path} is truncated or damaged")
+        """Resume takes weights and counters from a checkpoint, never settings: those are what was given here."""
 
     def instantiate_classes(self) -> None:
         """Build stage, data and trainer; what their constructors refuse is a usage error."""
         try:
             super().instantiate_classes()
+            self.model.execution = self._get(self.config_init, "execution")
         except (ValueError, TypeError) as error:
             self.parser.error(str(error))
 
@@ -111,28 +113,25 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and config.trainer.max_steps < 1:
             self.parser.error("set trainer.max_steps: the number of iterations of this stage")
         root = Path(config.trainer.default_root_dir or ".")
-        if self.subcommand == "fit":
-            check_writable(root)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard")
+            kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False)
         callbacks = list(self._get(self.config_init, "trainer.callbacks") or [])
-        wanted = [ExportArtifact(), PerPositionMonitor(), SampleGrid()]
+        wanted = [ExportArtifact(), PerPositionMonitor(), SampleGrid(), ContinuedLogs()]
         if config.trainer.enable_progress_bar is not False:
             wanted.append(IterationProgressBar())
         if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
-            wanted.append(
-                ModelCheckpoint(
-                    root / "checkpoints",
-                    filename="{step}",
-                    every_n_train_steps=config.checkpoint_every,
-                    save_last=True,
-                    enable_version_counter=False,
-                )
-            )
+            wanted.append(IterationCheckpoint(root / "checkpoints", config.checkpoint_every))
         given = {type(callback) for callback in callbacks}
         kwargs["callbacks"] = callbacks + [callback for callback in wanted if type(callback) not in given]
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and trainer.is_global_zero:
+            check_writable(root)
+            remove_parts(root)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # an update gives gradients to one of the networks
+            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+        return trainer
 
 
 class PlanCLI(TrainingCLI):

@@ -1,9 +1,18 @@
-"""What watches a run: the directory it leaves, losses per position, sample grids, checkpoints."""
+"""What watches a run: the directory it leaves, losses per position, sample grids, logs, checkpoints."""
 
-from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO
+from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationCheckpoint
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
+from dd2_lightning.callbacks.logs import ContinuedLogs
 from dd2_lightning.callbacks.positions import PerPositionMonitor
 from dd2_lightning.callbacks.progress import IterationProgressBar
 
-__all__ = ["AtomicCheckpointIO", "ExportArtifact", "IterationProgressBar", "PerPositionMonitor", "SampleGrid"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "ContinuedLogs",
+    "ExportArtifact",
+    "IterationCheckpoint",
+    "IterationProgressBar",
+    "PerPositionMonitor",
+    "SampleGrid",
+]

@@ -3,8 +3,8 @@
 import lightning.pytorch as pl
 import torch
 from einops import rearrange
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from dd2_lightning.callbacks.logs import last_iteration, writer_of
 from dd2_lightning.data.batch import Batch
 
 
@@ -22,13 +22,12 @@ class SampleGrid(pl.Callback):
     @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw and log."""
-        if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
-            return
-        if not hasattr(pl_module, "pictures"):
+        writer = writer_of(trainer)
+        if trainer.sanity_checking or writer is None or not hasattr(pl_module, "pictures"):
             return
         classes = min(pl_module.num_classes, self.max_classes)
         labels = torch.arange(classes, device=pl_module.device).repeat(self.rows)
         images = pl_module.pictures(Batch(labels, 0, 0, 0, len(labels)))
         if images is not None:
             grid = rearrange(images, "(row label) c h w -> c (row h) (label w)", row=self.rows)
-            trainer.logger.experiment.add_image("samples", grid.clamp(0, 1), trainer.global_step)
+            writer.add_image("samples", grid.clamp(0, 1), last_iteration(trainer))

@@ -1,9 +1,12 @@
 """Losses per position: where along the sequence the scores still differ."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+
+from dd2_lightning.callbacks.logs import last_iteration, writer_of
 
 MAX_SCALARS = 16
 """More positions than this are averaged into as many bins."""
@@ -23,6 +26,14 @@ class PerPositionMonitor(pl.Callback):
         self.every_n_iterations, self.heat_map_rows = every_n_iterations, heat_map_rows
         self.history: dict[str, list[Tensor]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of the heat maps."""
+        return {name: torch.stack(rows) for name, rows in self.history.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the heat maps."""
+        self.history = {name: list(rows) for name, rows in state.items()}
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
         """Log the training quantities."""
         if trainer.global_step % self.every_n_iterations == 0:
@@ -34,11 +45,11 @@ class PerPositionMonitor(pl.Callback):
             self._log(trainer, pl_module)
 
     def _log(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
-        values = {name: value.float().cpu() for name, value in stage.per_position.items()}
+        values = {name: trainer.strategy.reduce(value.float()).cpu() for name, value in stage.per_position.items()}
         stage.per_position.clear()
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        if (board := writer_of(trainer)) is None:
             return
-        board, step = trainer.logger.experiment, trainer.global_step
+        step = last_iteration(trainer)
         for name, per_token in values.items():
             means = stage.layout.mean_per_position(per_token)
             for first, last, value in bins(means):

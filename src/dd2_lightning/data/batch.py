@@ -77,6 +77,30 @@ class Batch:
         return self.own(torch.rand((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
 
 
+class EpochOrder:
+    """An endless pass over ``count`` samples, shuffled anew every epoch, as a pure function of (seed, iteration).
+
+    Args:
+        count: samples of an epoch; the last batch of an epoch goes over into the next.
+        size: samples of the global batch.
+        seed: of the order.
+    """
+
+    def __init__(self, count: int, size: int, seed: int):
+        self.count, self.size, self.seed = count, size, seed
+        self._orders: dict[int, Tensor] = {}
+
+    def rows(self, iteration: int, start: int, number: int) -> Tensor:
+        """Which samples the ``number`` places of a global batch from ``start`` on hold, (number,)."""
+        index = torch.arange(number) + iteration * self.size + start
+        epochs = (index // self.count).unique().tolist()
+        self._orders = {epoch: self._orders.get(epoch, None) for epoch in epochs}  # no more than are needed
+        for epoch, order in self._orders.items():
+            if order is None:
+                self._orders[epoch] = torch.randperm(self.count, generator=stream(self.seed, "epoch", epoch))
+        return torch.stack([self._orders[int(i) // self.count][int(i) % self.count] for i in index])
+
+
 class IterationSampler(Sampler[int]):
     """Counts iterations from ``start`` to ``total``; as long as ``total``, for progress bars and resume."""
 

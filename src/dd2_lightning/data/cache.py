@@ -1,4 +1,14 @@
-"""Teacher sequences on disk: sampled once, read by every stage that wants them."""
+"""Teacher sequences on disk: sampled once, read by every stage that wants them.
+
+================== ===========================================================================================
+``manifest.json``  what determines the sequences: teacher (by hash), sampling, number, seed, size of a shard
+``00000.npy`` …    shards: records of a label and the n indices of a sequence, uint16 or, for codebooks beyond
+                   65,536 codes, uint32
+``00000.sha256`` … their checksums, as ``sha256sum`` writes them; written last, so a shard that has one is complete
+================== ===========================================================================================
+
+Shards are read memory-mapped: a process touches the rows of its own batches only.
+"""
 
 import io
 import json
@@ -9,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import trange
 
 from dd2_lightning.artifacts import sha256, write_atomically
 from dd2_lightning.errors import ArtifactError, DD2Error
@@ -17,12 +26,22 @@ from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
 
+FORMAT = 1
+SHARD_SIZE = 10_000
 
-def describe(teacher_path: str | Path, sampling: Sampling, num: int, seed: int) -> dict[str, Any]:
-    """All that determines a cache: what its manifest must say."""
+
+def describe(
+    teacher_path: str | Path, teacher: CodebookTeacher, sampling: Sampling, num: int, seed: int
+) -> dict[str, Any]:
+    """All that determines the sequences of a cache: what its manifest must say.
+
+    Raises:
+        InputTypeError: for the sampling settings of another family.
+    """
     return {
+        "format": FORMAT,
         "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
-        "sampling": asdict(sampling),
+        "sampling": json.loads(json.dumps(asdict(teacher.settle(sampling)))),
         "num": num,
         "seed": seed,
     }
@@ -46,58 +65,104 @@ def sample_codes(
     return tokens
 
 
-def build_cache(
-    directory: str | Path,
-    teacher: CodebookTeacher,
-    sampling: Sampling,
-    description: dict[str, Any],
-    batch_size: int = 500,
-) -> None:
-    """Sample ``num`` sequences with labels that go round the classes; the manifest is written last.
+class SequenceCache:
+    """A directory of teacher sequences.
 
-    Files: ``tokens.npy`` (num, n) in the smallest unsigned type, ``labels.npy`` (num,), ``manifest.json``.
-    """
-    directory, num, seed = Path(directory), description["num"], description["seed"]
-    device = teacher.codebook.device
-    labels = torch.arange(num, device=device) % teacher.num_classes
-    tokens = [
-        sample_codes(teacher, part, sampling, stream(seed, "cache", i, device=device)).cpu().numpy()
-        for i, part in zip(
-            trange(0, num, batch_size, desc="teacher sequences", unit="batch"), labels.split(batch_size), strict=True
-        )
-    ]
-    kind = np.min_scalar_type(len(teacher.codebook) - 1)
-    for name, array in (("tokens", np.concatenate(tokens).astype(kind)), ("labels", labels.cpu().numpy())):
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        write_atomically(directory / f"{name}.npy", buffer.getvalue())
-    write_atomically(directory / "manifest.json", json.dumps(description, indent=2).encode())
-
-
-def cache_is_ready(directory: str | Path, description: dict[str, Any]) -> bool:
-    """Whether the directory holds exactly this cache.
+    Args:
+        directory: made if missing.
+        description: what the manifest must say, see :func:`describe`.
+        shard_size: sequences a shard, where there is no manifest yet.
 
     Raises:
-        ArtifactError: if it holds another one (it is never overwritten).
+        ArtifactError: if it holds another cache (which is never overwritten), or cannot be written.
     """
-    path = Path(directory) / "manifest.json"
-    if not path.is_file():
-        return False
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete {directory}") from error
-    for key, value in description.items():
-        if found.get(key) != value:
-            raise ArtifactError(
-                f"{directory} was sampled with {key} = {found.get(key)}, this run wants {value}; "
-                f"delete it or set data.cache_dir to another directory"
-            )
-    return True
 
+    def __init__(self, directory: str | Path, description: dict[str, Any], shard_size: int = SHARD_SIZE):
+        self.directory, path = Path(directory), Path(directory) / "manifest.json"
+        if not path.is_file():
+            manifest = {**description, "shard_size": shard_size}
+            write_atomically(path, json.dumps(manifest, indent=2).encode())
+        try:
+            found = json.loads(path.read_text())
+            self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); delete {directory}") from error
+        for key, value in description.items():
+            if found.get(key) != value:
+                raise ArtifactError(
+                    f"{directory} was sampled with {key} = {found.get(key)}, this run wants {value}; "
+                    f"delete it or name another directory (data.cache_dir, dd2 cache --output)"
+                )
+        self._maps: dict[int, np.memmap] = {}
 
-def open_cache(directory: str | Path) -> tuple[np.ndarray, Tensor]:
-    """Memory-mapped indices (num, n) and labels (num,)."""
-    directory = Path(directory)
-    tokens = np.load(directory / "tokens.npy", mmap_mode="r", allow_pickle=False)
-    return tokens, torch.from_numpy(np.load(directory / "labels.npy", allow_pickle=False))
+    def __len__(self) -> int:
+        return self.num
+
+    @property
+    def shards(self) -> range:
+        """Numbers of all shards."""
+        return range(-(-self.num // self.shard_size))
+
+    def path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self.directory / f"{shard:05d}.npy"
+
+    def missing(self) -> list[int]:
+        """Shards that are not complete yet."""
+        return [
+            k for k in self.shards if not (self.path(k).with_suffix(".sha256").is_file() and self.path(k).is_file())
+        ]
+
+    def sample(self, shard: int, teacher: CodebookTeacher, sampling: Sampling, batch_size: int) -> None:
+        """Draw a shard and write it. Labels go round the classes.
+
+        Its sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the device
+        that they are drawn on.
+        """
+        device = teacher.codebook.device
+        first = shard * self.shard_size
+        labels = torch.arange(first, min(first + self.shard_size, self.num)) % teacher.num_classes
+        chance = torch.rand(len(labels), teacher.layout.length, generator=stream(self.seed, "cache", shard))
+        tokens = [
+            sample_codes(teacher, part.to(device), sampling, chance=numbers.to(device)).cpu()
+            for part, numbers in zip(labels.split(batch_size), chance.split(batch_size), strict=True)
+        ]
+        self.write(shard, torch.cat(tokens), labels, len(teacher.codebook))
+
+    def write(self, shard: int, tokens: Tensor, labels: Tensor, codes: int) -> None:
+        """Write tokens (k, n) with their labels (k,) as a shard, then its checksum.
+
+        Raises:
+            ArtifactError: naming the file, if it cannot be written.
+        """
+        kind = np.uint16 if codes <= 1 << 16 else np.uint32
+        records = np.empty(len(tokens), np.dtype([("label", np.uint32), ("tokens", kind, tokens.shape[1:])]))
+        records["label"], records["tokens"] = labels.numpy(), tokens.numpy()
+        buffer, path = io.BytesIO(), self.path(shard)
+        np.save(buffer, records, allow_pickle=False)
+        write_atomically(path, buffer.getvalue())
+        write_atomically(path.with_suffix(".sha256"), f"{sha256(path)}  {path.name}\n".encode())
+
+    def verify(self) -> None:
+        """Read every shard once and compare its checksum.
+
+        Raises:
+            ArtifactError: naming the damaged shard.
+        """
+        for path in map(self.path, self.shards):
+            if sha256(path) != path.with_suffix(".sha256").read_text().split()[0]:
+                raise ArtifactError(
+                    f"{path} is damaged: it does not have the checksum in {path.stem}.sha256; "
+                    f"delete both, and only this shard is sampled again"
+                )
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Sequences of these numbers: indices (b, n) and labels (b,), both int64."""
+        shards, offsets = np.divmod(rows, self.shard_size)
+        records = np.stack([self._map(int(k))[i] for k, i in zip(shards, offsets, strict=True)])
+        return tuple(torch.from_numpy(records[name].astype(np.int64)) for name in ("tokens", "label"))
+
+    def _map(self, shard: int) -> np.memmap:
+        if shard not in self._maps:
+            self._maps[shard] = np.load(self.path(shard), mmap_mode="r", allow_pickle=False)
+        return self._maps[shard]

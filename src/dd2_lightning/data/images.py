@@ -5,7 +5,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dd2_lightning.data.batch import Batch, iteration_loader, share
+from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.noise import stream
 
@@ -16,13 +16,10 @@ class ImageBatches(Dataset):
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int):
         self.images, self.labels, self.size, self.seed = images, labels, batch_size, seed
         self.start, self.local = share(batch_size, rank, world_size)
+        self.order = EpochOrder(len(images), batch_size, seed)
 
     def __getitem__(self, iteration: int) -> Batch:
-        count = len(self.images)
-        index = torch.arange(self.local) + iteration * self.size + self.start
-        epochs = (index // count).unique().tolist()
-        orders = {epoch: torch.randperm(count, generator=stream(self.seed, "epoch", epoch)) for epoch in epochs}
-        rows = torch.stack([orders[int(i) // count][int(i) % count] for i in index])
+        rows = self.order.rows(iteration, self.start, self.local)
         return Batch(self.labels[rows], iteration, self.seed, self.start, self.size, images=self.images[rows])
 
 

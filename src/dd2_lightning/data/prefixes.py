@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dd2_lightning.data.batch import Batch, iteration_loader, share
-from dd2_lightning.data.cache import build_cache, cache_is_ready, describe, open_cache, sample_codes
+from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
+from dd2_lightning.data.build import complete
+from dd2_lightning.data.cache import SequenceCache, describe, sample_codes
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
@@ -28,17 +28,16 @@ class LabelBatches(Dataset):
 
 
 class CachedBatches(Dataset):
-    """Batch i of cached teacher sequences with their labels, drawn as a pure function of (seed, i)."""
+    """Batch i of an endless, epoch-shuffled pass over cached teacher sequences, as a pure function of (seed, i)."""
 
-    def __init__(self, tokens: np.ndarray, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int):
-        self.tokens, self.labels, self.size, self.seed = tokens, labels, batch_size, seed
+    def __init__(self, cache: SequenceCache, batch_size: int, seed: int, rank: int, world_size: int):
+        self.cache, self.size, self.seed = cache, batch_size, seed
         self.start, self.local = share(batch_size, rank, world_size)
+        self.order = EpochOrder(len(cache), batch_size, seed)
 
     def __getitem__(self, iteration: int) -> Batch:
-        drawn = torch.randint(len(self.labels), (self.size,), generator=stream(self.seed, "rows", iteration))
-        rows = drawn[self.start : self.start + self.local]
-        tokens = torch.from_numpy(self.tokens[rows.numpy()].astype(np.int64))
-        return Batch(self.labels[rows], iteration, self.seed, self.start, self.size, tokens=tokens)
+        tokens, labels = self.cache.read(self.order.rows(iteration, self.start, self.local).numpy())
+        return Batch(labels, iteration, self.seed, self.start, self.size, tokens=tokens)
 
 
 class PrefixData(LightningDataModule):
@@ -50,8 +49,9 @@ class PrefixData(LightningDataModule):
             sampled anew for every batch, on the device; ``none``: labels only.
         sampling: guidance and truncation of the teacher that is *sampled* (the loss has its own,
             ``model.teacher_sampling``).
-        cache_dir: directory of the cache.
+        cache_dir: directory of the cache; what is missing of it is sampled first (``dd2 cache`` does it in advance).
         cache_size: sequences in the cache.
+        cache_seed: of the cached sequences; None is ``seed``. Runs with different seeds can share one cache.
         validation_size: held-out teacher sequences for validation; they are always sampled online, once.
         seed: of labels, order and noise; follows ``seed_everything``.
 
@@ -66,6 +66,7 @@ class PrefixData(LightningDataModule):
         sampling: AnySampling | None = None,
         cache_dir: str | None = None,
         cache_size: int = 20_000,
+        cache_seed: int | None = None,
         validation_size: int = 500,
         seed: int = 0,
     ):
@@ -76,6 +77,7 @@ class PrefixData(LightningDataModule):
             raise ValueError("data.sequences is 'cached': name a directory in data.cache_dir")
         self.batch_size, self.sequences, self.sampling = batch_size, sequences, sampling or Sampling()
         self.cache_dir, self.cache_size = cache_dir, cache_size
+        self.cache_seed = seed if cache_seed is None else cache_seed
         self.validation_size, self.seed = validation_size, seed
         self._held_out: Tensor | None = None
 
@@ -84,15 +86,15 @@ class PrefixData(LightningDataModule):
         trainer = self.trainer
         where = (self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
         if self.sequences == "cached":
-            self._ensure_cache(trainer.lightning_module)
-            return iteration_loader(CachedBatches(*open_cache(self.cache_dir), *where), trainer)
+            return iteration_loader(CachedBatches(self._open_cache(trainer.lightning_module), *where), trainer)
         return iteration_loader(LabelBatches(trainer.lightning_module.teacher.num_classes, *where), trainer)
 
-    def _ensure_cache(self, module) -> None:
-        description = describe(module.settings.teacher, self.sampling, self.cache_size, self.seed)
-        if self.trainer.is_global_zero and not cache_is_ready(self.cache_dir, description):
-            build_cache(self.cache_dir, module.teacher, self.sampling, description)
+    def _open_cache(self, module: LightningModule) -> SequenceCache:
+        description = describe(module.settings.teacher, module.teacher, self.sampling, self.cache_size, self.cache_seed)
+        if self.trainer.is_global_zero:
+            complete(self.cache_dir, description, module.teacher, self.sampling)
         self.trainer.strategy.barrier("cache")
+        return SequenceCache(self.cache_dir, description)
 
     def val_dataloader(self) -> DataLoader:
         """One batch of held-out teacher sequences with labels that go round the classes."""

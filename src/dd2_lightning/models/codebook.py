@@ -9,8 +9,12 @@ PATIENCE = 256
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest codebook vector by Euclidean distance: (..., C), (V, C) -> (...,)."""
-    return (z.to(codebook.dtype) @ codebook.T - codebook.square().sum(-1) / 2).argmax(-1)
+    """Index of the nearest codebook vector by Euclidean distance: (..., C), (V, C) -> (...,).
+
+    Distances are never rounded to the type of autocast: codes can be nearer to each other than that resolves.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        return (z.to(codebook.dtype) @ codebook.T - codebook.square().sum(-1) / 2).argmax(-1)
 
 
 def perplexity(counts: Tensor) -> Tensor:
@@ -25,20 +29,24 @@ def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, generat
 
     There is no memory of earlier batches, so that a resumed run sees what an uninterrupted one sees: a code
     without a token in this batch is replaced with the probability ``tokens / (PATIENCE · V)``. Under
-    ``torch.distributed`` all processes count together and copy the vectors of the first, so they stay equal.
+    ``torch.distributed`` all processes count together and choose among the vectors of all, in the order of their
+    ranks, so that they do what a single process would.
 
     Args:
         codebook: (V, C), changed in place.
         counts: how often each code was chosen in this batch, (V,).
-        vectors: what the codes should have been near to, (tokens, C).
+        vectors: what the codes should have been near to, (tokens, C); as many in every process.
         generator: random source, the same in every process.
     """
-    V = len(codebook)
+    V, own = len(codebook), len(vectors)
+    together = dist.is_available() and dist.is_initialized()
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     chance = torch.rand(V, generator=generator, device=generator.device).to(codebook.device)
-    rows = torch.randint(len(vectors), (V,), generator=generator, device=generator.device).to(codebook.device)
-    fresh, counts = vectors[rows].to(codebook.dtype), counts.clone()
-    if dist.is_available() and dist.is_initialized():
+    rows = torch.randint(own * processes, (V,), generator=generator, device=generator.device).to(codebook.device)
+    mine = rows // own == rank
+    fresh, counts = torch.where(mine[:, None], vectors[rows % own], 0).to(codebook.dtype), counts.clone()
+    if together:
         dist.all_reduce(counts)
-        dist.broadcast(fresh, 0)
+        dist.all_reduce(fresh)
     dead = (counts == 0) & (chance < counts.sum() / (PATIENCE * V))
     codebook.copy_(torch.where(dead[:, None], fresh, codebook))

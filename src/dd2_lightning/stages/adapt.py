@@ -88,7 +88,15 @@ class ContinuousInput(DistillationStage):
 
     def transformer(self) -> nn.ModuleList:
         """What is trained: backbone and classifier."""
-        return nn.ModuleList([self.model.backbone, self.model.classifier])
+        return nn.ModuleList(self.trained())
+
+    def trained(self) -> list[nn.Module]:
+        """Backbone and classifier."""
+        return [self.model.backbone, self.model.classifier]
+
+    def replicas(self) -> list[nn.Module]:
+        """The same of the EMA."""
+        return [self.ema.backbone, self.ema.classifier]
 
     def configure_optimizers(self):
         """One optimizer a phase."""
@@ -150,6 +158,16 @@ class ContinuousInput(DistillationStage):
         self.ratio = (means["adapted"] / means["original"]).item()
         self.log("val/ratio", self.ratio, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log("val/input", self.ema.input_error(self.teacher).mean(), batch_size=len(batch), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """And the last validation's ratio: what the artifact says does not depend on interruptions."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ratio"] = self.ratio
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """And the ratio."""
+        super().on_load_checkpoint(checkpoint)
+        self.ratio = checkpoint["ratio"]
 
     def pictures(self, batch: Batch) -> Tensor | None:
         """Samples of the adapted teacher at the random numbers of this batch, for grids; None without pictures."""

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dd2_lightning import __version__
 from dd2_lightning.artifacts import (
@@ -16,6 +18,7 @@ from dd2_lightning.artifacts import (
     check_family,
     check_hash,
     load_teacher,
+    sha256,
     teacher_reference,
     write_artifact,
 )
@@ -23,6 +26,7 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import ArtifactError, NonFiniteLossError
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.execution import Execution, shard
 from dd2_lightning.models.families import family_of
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages.schedule import OptimizerSettings
@@ -57,6 +61,7 @@ class Stage(pl.LightningModule):
         leaves: what its directory is, for those who read it; usually called like the stage.
         settings: the arguments of the constructor.
         per_position: the last per-token values of each monitored quantity, (n,), for callbacks.
+        execution: how its networks are run.
     """
 
     name: ClassVar[str]
@@ -67,6 +72,7 @@ class Stage(pl.LightningModule):
         self.automatic_optimization = False
         self.settings = SimpleNamespace()
         self.per_position: dict[str, Tensor] = {}
+        self.execution = Execution()
 
     def keep_settings(self, arguments: dict[str, Any]) -> None:
         """Keep what the constructor was given as ``settings``, and as plain hyperparameters for logs and checkpoints.
@@ -82,6 +88,25 @@ class Stage(pl.LightningModule):
         for key, value in settings.items():
             if value < 1:
                 raise ValueError(f"model.{key} must be at least 1, got {value}")
+
+    # --- networks ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def trained(self) -> list[nn.Module]:
+        """The networks that are trained, each as it is called."""
+
+    def replicas(self) -> list[nn.Module]:
+        """Those that follow them and never get gradients: EMAs."""
+        return []
+
+    def prepare_networks(self) -> None:
+        """Run the networks as ``execution`` says; share their parameters out, if the strategy is for that."""
+        for network in self.trained():
+            self.execution.apply(network)
+        if self.device_mesh is not None:
+            for network in (*self.trained(), *self.replicas()):
+                shard(network, self.device_mesh["data_parallel"])
+            self.strict_loading = False  # the strategy loads before the teacher can be put back
 
     # --- updates -------------------------------------------------------------------------------------------------
 
@@ -103,6 +128,7 @@ class Stage(pl.LightningModule):
         loss: Callable[[Batch], Tensor],
         name: str,
         ticks: bool = True,
+        parts: int | None = None,
     ) -> Tensor:
         """One optimizer step on the mean of per-token losses, accumulated over micro-batches.
 
@@ -114,14 +140,15 @@ class Stage(pl.LightningModule):
             loss: from a micro-batch to losses (b, n).
             name: of the loss, for logs and errors.
             ticks: whether the step counts in ``global_step``.
+            parts: micro-batches; None is the setting ``accumulate``.
 
         Returns:
-            Losses averaged over the batch, (n,).
+            Losses averaged over the batch of all processes, (n,).
 
         Raises:
             NonFiniteLossError: before anything is changed by the step.
         """
-        parts = self.settings.accumulate
+        parts = parts or self.settings.accumulate
         if len(batch) % parts:
             raise ValueError(f"model.accumulate {parts} does not divide the batch of {len(batch)} a process")
         if not ticks:
@@ -133,11 +160,14 @@ class Stage(pl.LightningModule):
         for i in range(parts):
             with optimizer.toggle_model(sync_grad=i == parts - 1):
                 losses = loss(batch.part(i, parts))
-                self._check_finite(losses, name, batch.iteration)
                 self.manual_backward(losses.mean() / parts)
             total = total + losses.detach().mean(0) / parts
+        # of all processes: where one stops, all have to, or they would wait for it
+        total = self.trainer.strategy.reduce(total)
+        self._check_finite(total, name, batch.iteration)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
+        norm = whole(norm)
         if not torch.isfinite(norm):
             raise NonFiniteLossError(f"the gradient of {name} is {norm.item()} at iteration {batch.iteration}")
         optimizer.step()
@@ -151,17 +181,26 @@ class Stage(pl.LightningModule):
         return total
 
     def record(self, batch: Batch, values: dict[str, Any], prog_bar: bool = False) -> None:
-        """Log training values in the iterations that are written out; a call costs a millisecond on any other."""
+        """Log training values, averaged over the processes, in the iterations that are written out.
+
+        Lightning's own log repeats a value for as long as no newer one comes; phases of a stage have different ones.
+        """
         if (batch.iteration + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.fast_dev_run:
-            self.log_dict(values, prog_bar=prog_bar)
+            own = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in values.values()]
+            means = self.trainer.strategy.reduce(torch.stack(own).detach()).tolist()
+            metrics = dict(zip(values, means, strict=True))
+            if prog_bar:
+                self.log_dict(metrics, prog_bar=True, logger=False)
+            for logger in self.loggers:
+                logger.log_metrics(metrics, batch.iteration)
 
     def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
-        bad = ~losses.detach().isfinite()
+        bad = ~losses.isfinite()
         if bad.any():
-            token = int(bad.any(0).nonzero()[0])
+            token = int(bad.nonzero()[0])
             position = int(self.layout.position_of_token()[token])
             raise NonFiniteLossError(
-                f"{name} is {losses[bad][0].item()} at iteration {iteration}, position {position} (token {token}). "
+                f"{name} is {losses[token].item()} at iteration {iteration}, position {position} (token {token}). "
                 f"The last good checkpoint is kept; a smaller learning rate or a larger t_min may help."
             )
 
@@ -176,14 +215,17 @@ class Stage(pl.LightningModule):
         """Settings and networks that the stage leaves behind."""
 
     def write_artifact(self, directory: str) -> None:
-        """Write what the stage leaves behind into ``directory``."""
+        """Write what the stage leaves behind into ``directory``; every process has to call this."""
         config, modules = self.artifact()
+        states = {name: whole_state(module) for name, module in modules.items()}
+        if not self.trainer.is_global_zero:
+            return
         provenance = {
             "iterations": self.trainer.global_step,
             "settings": dict(self.hparams),
             "version": __version__,
         }
-        write_artifact(directory, self.leaves or self.name, {**config, **provenance}, modules)
+        write_artifact(directory, self.leaves or self.name, {**config, **provenance}, states)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen teacher out; name the stage."""
@@ -204,6 +246,16 @@ class Stage(pl.LightningModule):
             )
         own = {k: v for k, v in self.state_dict().items() if k.startswith(FROZEN)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, where processes hold only a part of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A state dict of whole tensors on the CPU; a collective call where they are shared out."""
+    return {key: whole(value.detach()).cpu() for key, value in module.state_dict().items()}
 
 
 def plain(value: Any) -> Any:
@@ -238,7 +290,9 @@ class DistillationStage(Stage):
         """Open the teacher and what the stage starts from; called before the optimizers are made."""
         if not hasattr(self, "teacher"):
             self.teacher = load_teacher(self.settings.teacher)
+            self.teacher_sha256 = sha256(Path(self.settings.teacher) / "teacher.safetensors")
             self.configure_students()
+            self.prepare_networks()
 
     @abstractmethod
     def configure_students(self) -> None:
@@ -255,6 +309,24 @@ class DistillationStage(Stage):
     def on_train_start(self) -> None:
         """The teacher never leaves evaluation mode."""
         self.teacher.eval()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the teacher, whose weights are left out."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher_sha256"] = self.teacher_sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a run with another teacher.
+
+        Raises:
+            ArtifactError: naming the teacher's file.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["teacher_sha256"] != self.teacher_sha256:
+            raise ArtifactError(
+                f"{Path(self.settings.teacher) / 'teacher.safetensors'} is not the teacher that the run of this "
+                f"checkpoint began with: put that one back, or start the stage again in another directory"
+            )
 
     def open_init(self, *stages: str) -> Artifact:
         """The artifact that ``init_from`` names, made from this very teacher.

@@ -95,6 +95,14 @@ class CSDDistill(DistillationStage):
         init = self.open_init("init")
         return load_student(init, self.teacher), load_student(init, self.teacher), init.config["head"]
 
+    def trained(self) -> list[nn.Module]:
+        """Backbones and heads of both students."""
+        return [part for student in (self.generator, self.guidance) for part in (student.backbone, student.head)]
+
+    def replicas(self) -> list[nn.Module]:
+        """Backbone and head of the EMA."""
+        return [self.ema.backbone, self.ema.head]
+
     def configure_optimizers(self):
         """Adam of ψ, Adam of θ."""
         settings = self.settings

@@ -73,6 +73,10 @@ class ARDiffusionInit(DistillationStage):
             if count
         ]
 
+    def trained(self) -> list[nn.Module]:
+        """Backbone and head."""
+        return [self.student.backbone, self.student.head]
+
     @property
     def head_config(self) -> dict[str, int]:
         """Size of the velocity head."""

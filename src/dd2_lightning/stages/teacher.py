@@ -71,7 +71,8 @@ class TeacherTraining(Stage):
         transformer_optimizer: Adam of the transformer.
         ema_limit: largest rate of the transformer's EMA, which is what is kept.
         sampling: for the sample grid.
-        accumulate: micro-batches an update is split into.
+        accumulate: micro-batches an update of the transformer is split into; those of the tokenizer, which counts
+            its dead codes in a whole batch, are not.
 
     Raises:
         ValueError: for an unknown family or sizes that it refuses.
@@ -112,9 +113,21 @@ class TeacherTraining(Stage):
         """Classes of the pictures."""
         return self.model.num_classes
 
+    def configure_model(self) -> None:
+        """Run the networks as wanted."""
+        self.prepare_networks()
+
+    def trained(self) -> list[nn.Module]:
+        """Backbone and classifier; a tokenizer is small."""
+        return [self.model.backbone, self.model.classifier]
+
+    def replicas(self) -> list[nn.Module]:
+        """The same of the EMA."""
+        return [self.ema.backbone, self.ema.classifier]
+
     def configure_optimizers(self):
         """Adam of the tokenizer, Adam of the transformer."""
-        transformer = nn.ModuleList([self.model.backbone, self.model.classifier])
+        transformer = nn.ModuleList(self.trained())
         return [
             self.settings.tokenizer_optimizer.build(self.model.tokenizer),
             self.settings.transformer_optimizer.build(transformer),
@@ -128,7 +141,7 @@ class TeacherTraining(Stage):
             self.tick_only(tokenizer)
             settings = self.settings.tokenizer_optimizer
             lr = settings.rate(batch.iteration, boundary)
-            self.update(tokenizer, settings, lr, batch, self.tokenizer_loss, "tokenizer")
+            self.update(tokenizer, settings, lr, batch, self.tokenizer_loss, "tokenizer", parts=1)
             return
         if batch.iteration == boundary:
             self.finish_tokenizer()

@@ -1,0 +1,36 @@
+"""Logs that a killed and resumed run continues as if nothing had happened."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch.utils.tensorboard import SummaryWriter
+
+
+def last_iteration(trainer: pl.Trainer) -> int:
+    """Number of the iteration that was just finished, from 0: the x-axis of everything that is logged."""
+    return max(trainer.global_step - 1, 0)
+
+
+def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
+    """The TensorBoard writer, in the process that has one."""
+    logger = trainer.logger
+    return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
+
+
+class ContinuedLogs(pl.Callback):
+    """Whatever was logged after the checkpoint that a run starts from is not shown any more; it will come again."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell TensorBoard that what earlier files hold from this iteration on is void."""
+        if (writer := writer_of(trainer)) is not None:
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            writer.file_writer.add_event(start, trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """What is older than a checkpoint is on disk before it."""
+        if (writer := writer_of(trainer)) is not None:
+            writer.flush()

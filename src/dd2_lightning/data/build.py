@@ -1,0 +1,109 @@
+"""``dd2 cache``: fill a cache of teacher sequences, in several processes."""
+
+from pathlib import Path
+
+import torch
+from torch import multiprocessing
+from tqdm import tqdm
+
+from dd2_lightning.artifacts import Artifact, load_teacher
+from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache, describe
+from dd2_lightning.errors import DD2Error
+from dd2_lightning.models.families import AnySampling
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.sampling import Sampling
+
+
+def cache(
+    teacher: str,
+    num: int,
+    output: str,
+    sampling: AnySampling = Sampling(),
+    seed: int = 0,
+    processes: int = 1,
+    shard_size: int = SHARD_SIZE,
+    batch_size: int = 500,
+    device: str = "cpu",
+    part: int = 0,
+    parts: int = 1,
+) -> None:
+    """Sample teacher sequences into shards, for data.cache_dir; a directory that is there already is completed.
+
+    Args:
+        teacher: directory of the teacher.
+        num: number of sequences; data.cache_size of the runs that read them.
+        output: directory of the cache.
+        sampling: guidance and truncation.
+        seed: of the sequences; the runs' data.cache_seed, by default their seed_everything.
+        processes: how many sample at a time, each its own shards.
+        shard_size: sequences a file; what an interruption can cost.
+        batch_size: sequences at a time.
+        device: where to compute; cuda gives every process its own GPU.
+        part: for several machines: which part of the shards is this one's, from 0.
+        parts: for several machines: how many there are.
+    """
+    counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if not 0 <= part < parts:
+        raise ValueError(f"--part must be in 0..{parts - 1}, got {part}")
+    Artifact.open(teacher, ("teacher",), "--teacher")
+    network = load_teacher(teacher)
+    description = describe(teacher, network, sampling, num, seed)
+    sequences = SequenceCache(output, description, shard_size)
+    mine = [shard for shard in sequences.missing() if shard % parts == part]
+    shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
+    if len(shares) > 1:
+        work = (teacher, output, description, sampling, shares, batch_size, device)
+        try:
+            multiprocessing.spawn(sample_share, work, nprocs=len(shares))
+        except multiprocessing.ProcessRaisedException as error:
+            raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
+        except multiprocessing.ProcessExitedException as error:
+            raise DD2Error(f"a process of dd2 cache ended: {error}; run the command again to complete it") from error
+    else:
+        fill(sequences, network.to(device), sampling, mine, batch_size)
+    done = len(sequences.shards) - len(sequences.missing())
+    print(f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}")
+
+
+def sample_share(
+    rank: int,
+    teacher: str,
+    output: str,
+    description: dict,
+    sampling: Sampling,
+    shares: list[list[int]],
+    batch_size: int,
+    device: str,
+) -> None:
+    """One process's shards."""
+    torch.set_num_threads(1)
+    device = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
+    sequences = SequenceCache(output, description)
+    fill(sequences, load_teacher(teacher).to(device), sampling, shares[rank], batch_size, rank)
+
+
+def fill(
+    sequences: SequenceCache,
+    teacher: CodebookTeacher,
+    sampling: Sampling,
+    shards: list[int],
+    batch_size: int,
+    rank: int = 0,
+) -> None:
+    """Sample these shards, one after the other."""
+    for shard in tqdm(shards, desc="teacher sequences", unit="shard", position=rank, disable=not shards):
+        sequences.sample(shard, teacher, sampling, batch_size)
+
+
+def complete(directory: str | Path, description: dict, teacher: CodebookTeacher, sampling: Sampling) -> None:
+    """What a run does before it reads: sample what is missing, on the teacher's device, and check the rest.
+
+    Raises:
+        ArtifactError: if the directory holds another cache or a damaged shard.
+    """
+    sequences = SequenceCache(directory, description)
+    fill(sequences, teacher, sampling, sequences.missing(), batch_size=500)
+    sequences.verify()

@@ -1,0 +1,160 @@
+"""Teacher sequences on disk: complete or not there, the same however they were made, refused where they do not fit."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from dd2_lightning.artifacts import load_teacher
+from dd2_lightning.cli import main
+from dd2_lightning.data.batch import EpochOrder
+from dd2_lightning.data.cache import SequenceCache, describe
+from dd2_lightning.data.prefixes import CachedBatches
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.sampling import Sampling
+from processes import forked
+from runs import fails, fit, make_teacher, stage_config
+
+SIZES = ["--num", "50", "--shard_size", "16"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A teacher's directory."""
+    return make_teacher(tmp_path_factory.mktemp("cache"))
+
+
+def build(teacher, output, *args):
+    main(["cache", "--teacher", str(teacher), "--output", str(output), *SIZES, *args])
+
+
+def opened(teacher, directory, num=50):
+    description = describe(teacher, load_teacher(teacher), Sampling(), num, 0)
+    return SequenceCache(directory, description)
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+    """A cache made at once."""
+    directory = tmp_path_factory.mktemp("whole")
+    build(teacher, directory)
+    return directory
+
+
+def test_what_a_cache_holds(teacher, whole):
+    cache = opened(teacher, whole)
+    assert list(cache.shards) == [0, 1, 2, 3] and cache.missing() == []
+    tokens, labels = cache.read(np.arange(50))
+    assert tokens.shape == (50, 2) and torch.equal(labels, torch.arange(50) % 2)
+    assert (tokens[:, 0] == tokens[:, 1]).all() and set(tokens.unique().tolist()) == {0, 1}
+    assert np.load(whole / "00000.npy")["tokens"].dtype == np.uint16
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["num"] == 50 and manifest["seed"] == 0 and manifest["sampling"]["top_k"] == 0
+    shard = torch.arange(16).numpy()
+    assert torch.equal(cache.read(shard[::-1].copy())[0], tokens[:16].flip(0))
+
+
+@pytest.mark.parametrize("args", [("--batch_size", "7"), ("--processes", "2"), ("--part", "0", "--parts", "2")])
+def test_it_does_not_depend_on_how_it_was_made(teacher, whole, tmp_path, args):
+    build(teacher, tmp_path, *args)
+    if "--part" in args:
+        assert opened(teacher, tmp_path).missing() == [1, 3]
+        build(teacher, tmp_path, "--part", "1", "--parts", "2")
+    assert files(tmp_path) == files(whole)
+
+
+def test_large_codebooks_take_more_bytes(teacher, tmp_path):
+    cache = opened(teacher, tmp_path, num=2)
+    tokens = torch.tensor([[70_000, 1], [2, 3]])
+    cache.write(0, tokens, torch.tensor([0, 1]), codes=70_001)
+    assert np.load(tmp_path / "00000.npy")["tokens"].dtype == np.uint32
+    assert torch.equal(cache.read(np.arange(2))[0], tokens)
+
+
+def test_an_interrupted_build_continues(teacher, whole, tmp_path):
+    """Killed before the third shard has its checksum; the first two are not sampled again."""
+    directory = tmp_path / "cache"
+
+    def killed():
+        original = SequenceCache.sample
+
+        def sample(self, shard, *rest):
+            if shard == 2:
+                signal.raise_signal(signal.SIGKILL)
+            original(self, shard, *rest)
+
+        SequenceCache.sample = sample
+        build(teacher, directory)
+
+    assert forked(killed, tmp_path / "log")[0] == -signal.SIGKILL
+    (directory / "00002.npy").write_bytes(b"half")
+    assert opened(teacher, directory).missing() == [2, 3]
+    before = (directory / "00000.npy").stat().st_mtime_ns
+    build(teacher, directory)
+    assert files(directory) == files(whole)
+    assert (directory / "00000.npy").stat().st_mtime_ns == before
+
+
+def test_a_damaged_shard_is_named(teacher, tmp_path):
+    build(teacher, tmp_path)
+    content = (tmp_path / "00001.npy").read_bytes()
+    (tmp_path / "00001.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"00001\.npy is damaged"):
+        opened(teacher, tmp_path).verify()
+
+
+@pytest.mark.parametrize("args", [("--seed", "1"), ("--sampling.top_k", "1"), ("--num", "60")])
+def test_other_settings_are_refused(teacher, whole, capsys, args):
+    before = files(whole)
+    with fails(capsys, 1, str(whole), args[0].lstrip("-").split(".")[0]):
+        build(teacher, whole, *args)
+    assert files(whole) == before
+
+
+def test_another_teacher_is_refused(whole, tmp_path, capsys):
+    with fails(capsys, 1, str(whole), "teacher_sha256"):
+        build(make_teacher(tmp_path, gap=2.0), whole)
+
+
+@pytest.mark.parametrize("args", [("--processes", "0"), ("--part", "2", "--parts", "2"), ("--shard_size", "0")])
+def test_numbers_that_cannot_be(teacher, tmp_path, capsys, args):
+    with fails(capsys, 2, args[0]):
+        build(teacher, tmp_path / "cache", *args)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_stage_completes_its_cache_and_reads_it(tmp_path, capsys):
+    teacher = make_teacher(tmp_path)
+    config = stage_config(tmp_path, "init")
+    directory = tmp_path / "cache"
+    config["data"]["init_args"] |= {"sequences": "cached", "cache_dir": str(directory), "cache_size": 50}
+    build(teacher, directory, "--part", "0", "--parts", "2")
+    fit(config, tmp_path)
+    written = files(directory)
+    assert opened(teacher, directory).missing() == []
+    fit(config, tmp_path)
+    assert files(directory) == written
+    config["data"]["init_args"]["sampling"] = {"top_k": 1}
+    with fails(capsys, 1, str(directory), "sampling"):
+        fit(config, tmp_path)
+
+
+def test_every_epoch_is_a_new_order_of_everything(teacher, whole):
+    """And batch i is the same after a resume, and the union of the processes' shares."""
+    cache = opened(teacher, whole)
+    order = EpochOrder(50, 20, seed=3)
+    rows = torch.cat([order.rows(i, 0, 20) for i in range(5)])
+    first, second = rows[:50], rows[50:]
+    assert torch.equal(first.sort().values, torch.arange(50)) and torch.equal(second.sort().values, torch.arange(50))
+    assert not torch.equal(first, second)
+    assert torch.equal(EpochOrder(50, 20, seed=3).rows(4, 0, 20), rows[80:])
+    batches = [CachedBatches(cache, 20, 3, rank, 2)[2] for rank in range(2)]
+    tokens, labels = cache.read(rows[40:60].numpy())
+    assert torch.equal(torch.cat([batch.tokens for batch in batches]), tokens)
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), labels)
