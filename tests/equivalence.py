@@ -13,7 +13,14 @@ from runs import any_config, fit
 ITERATIONS = 20
 
 
-def config_of(root: Path, stage: str, output: Path, processes: int, strategy: str = "ddp") -> dict:
+SHARDED = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+}
+"""FSDP2."""
+
+
+def config_of(root: Path, stage: str, output: Path, processes: int, strategy: str | dict = "ddp") -> dict:
     """Twenty iterations with both phases of a stage; two processes split their share into two micro-batches."""
     settings = {"accumulate": 2 if processes > 1 else 1}
     config = any_config(root, stage, output, **settings)
@@ -34,14 +41,17 @@ def fit_and_tell(config: dict, directory: Path) -> None:
         original(self, trainer, stage)
 
     ExportArtifact.on_fit_end = on_fit_end
-    (directory / rank).mkdir()
-    fit(config, directory / rank)
+    (directory / rank).mkdir(exist_ok=True)
+    fit(config, directory / rank, "--ckpt_path", "last")
 
 
-def weights_of(root: Path, stage: str, output: Path, processes: int, strategy: str = "ddp") -> list[dict]:
-    """The weights, EMA included, of every process at the end of a run."""
-    output.mkdir()
+def weights_of(
+    root: Path, stage: str, output: Path, processes: int, strategy: str | dict = "ddp", iterations: int = ITERATIONS
+) -> list[dict]:
+    """The weights, EMA included, of every process at the end of a run; it resumes what is there."""
+    output.mkdir(exist_ok=True)
     config = config_of(root, stage, output, processes, strategy)
+    config["trainer"]["max_steps"] = iterations
     if processes == 1:
         status, text = forked(lambda: fit_and_tell(config, output), output / "log")
         assert status == 0, text[-3000:]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equivalence import deviation, weights_of
+from equivalence import ITERATIONS, SHARDED, deviation, weights_of
 from runs import STAGES, prepare_all
 
 TOLERANCE = 1e-5
@@ -22,4 +22,13 @@ def test_two_processes_with_accumulation_equal_one(root, tmp_path, stage):
     (alone,) = weights_of(root, stage, tmp_path / "one", 1)
     first, second = weights_of(root, stage, tmp_path / "two", 2)
     assert all(torch.equal(value, second[key]) for key, value in first.items())  # EMAs among them
+    assert deviation(alone, first) < TOLERANCE
+
+
+def test_sharded_networks_with_accumulation_equal_whole_ones(root, tmp_path):
+    """FSDP2, and resumed halfway, in the stage that freezes one network while it trains another."""
+    (alone,) = weights_of(root, "csd", tmp_path / "one", 1)
+    for iterations in (ITERATIONS // 2, ITERATIONS):
+        first, second = weights_of(root, "csd", tmp_path / "two", 2, SHARDED, iterations)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert deviation(alone, first) < TOLERANCE

@@ -245,7 +245,7 @@ class Stage(pl.LightningModule):
                 f"--ckpt_path resumes a run of the same stage; stages are chained by model.init_from"
             )
         own = {k: v for k, v in self.state_dict().items() if k.startswith(FROZEN)}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+        checkpoint["state_dict"] = {**checkpoint.get("state_dict", {}), **own}  # without, the strategy has loaded it
 
 
 def whole(tensor: Tensor) -> Tensor:
