@@ -207,6 +207,10 @@ def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
         assert end.value.code == 0 and yaml.safe_load(capsys.readouterr().out)
     elif words[:2] == ["dd2", "sample"]:
         main(words[1:])
+    elif words[:2] == ["dd2", "cache"]:
+        output = words.index("--output") + 1
+        words[output] = "runs/var/another_cache"  # that of the stages is smaller
+        main([*words[1:], "--num", "40", "--processes", "1"])
     elif words[:2] == ["dd2", "evaluate"]:
         arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
         main([*arguments, "--samples", "100", "--reference_samples", "200"])
