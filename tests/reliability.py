@@ -15,6 +15,7 @@ import torch
 
 from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.cli import main as dd2
+from dd2_lightning.cli import tools
 from dd2_lightning.evaluation.report import commit
 from equivalence import ITERATIONS, deviation, weights_of
 from evidence import left_behind, logs, readable, unequal
@@ -60,7 +61,7 @@ class Victim:
         fit({**config, "checkpoint_every": 5}, self.directory, "--ckpt_path", "last")
 
     def _cache(self) -> None:
-        sizes = ["--num", "2000", "--shard_size", "100", "--batch_size", "100"]
+        sizes = ["--num", "4000", "--shard_size", "100", "--batch_size", "100"]
         dd2(["cache", "--teacher", str(self.root / "original"), "--output", str(self.run), *sizes])
 
     def progress(self) -> int:
@@ -264,6 +265,7 @@ def main() -> None:
     given = parser.parse_args()
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    tools()  # imports them here, once, instead of in every process
     results = measure(given.kills, work)
     write_atomically(given.output, json.dumps(results, indent=1).encode())
     write_atomically(given.report, report(results).encode())

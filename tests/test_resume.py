@@ -22,10 +22,11 @@ def root(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_inside_an_iteration(root, tmp_path, stage):
-    """Checkpoints after 2 and 4 iterations; SIGKILL in the third, then SIGTERM in the fifth."""
+    """Checkpoints and validations after 2 and 4 iterations; SIGKILL in the third, then SIGTERM in the fifth."""
     config = any_config(root, stage, tmp_path / "whole")
+    config["trainer"]["val_check_interval"] = 2
     fit(config, tmp_path)
-    config = any_config(root, stage, tmp_path / "parts")
+    config["trainer"]["default_root_dir"] = str(tmp_path / "parts")
     for iteration, how, status, saved in ((2, signal.SIGKILL, -9, 2), (4, signal.SIGTERM, 143, 5)):
 
         def killed(iteration=iteration, how=how):
