@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.cli import main as dd2
@@ -139,16 +140,35 @@ def distribute(stage: str, root: Path, work: Path) -> dict[str, float]:
     return {"deviation": deviation(alone, first), "between": deviation(first, second)}
 
 
-def curve(stage: str, precision: str, root: Path, work: Path) -> dict[str, float]:
-    """Losses of a run in one precision, averaged over the 20 iterations before each that is shown."""
-    directory = work / f"{stage}-{precision}"
-    directory.mkdir(exist_ok=True)
-    config = any_config(root, stage, directory / "run")
-    config["data"]["init_args"]["batch_size"] = 64
-    config["trainer"] |= {"max_steps": CURVE[-1], "precision": precision, "limit_val_batches": 0}
-    status, text = forked(lambda: fit({**config, "checkpoint_every": 1000}, directory), directory / "log")
+def digits_config(stage: str, root: Path, output: Path, steps: int) -> dict[str, Any]:
+    """The shipped configuration of a stage on the digits, for so many iterations."""
+    config = yaml.safe_load((Path(__file__).parents[1] / f"configs/{stage}_var.yaml").read_text())
+    places = {"teacher": root / "teacher", "init_from": root / "init-32-true"}
+    config["model"]["init_args"] |= {
+        key: str(path) for key, path in places.items() if key in config["model"]["init_args"]
+    }
+    config["trainer"] |= {"default_root_dir": str(output), "max_steps": steps, "limit_val_batches": 0}
+    config["trainer"] |= {"log_every_n_steps": 1, "enable_progress_bar": False}
+    if stage == "init":
+        config["data"]["init_args"]["cache_dir"] = str(root / "cache")
+    return config
+
+
+def run_digits(stage: str, root: Path, output: Path, steps: int, precision: str = "32-true", **model: Any) -> Path:
+    """Run it; the directory it leaves."""
+    config = digits_config(stage, root, output, steps)
+    config["trainer"]["precision"] = precision
+    config["model"]["init_args"] |= model
+    root.mkdir(exist_ok=True)
+    status, text = forked(lambda: fit(config, root), root / "log")
     assert status == 0, text[-3000:]
-    losses = [value for _, value in logs(directory / "run")[f"log loss/{LOSSES[stage]}"]]
+    return output
+
+
+def curve(stage: str, precision: str, root: Path) -> dict[str, float]:
+    """Losses of a run on the digits in one precision, averaged over the 20 iterations before each that is shown."""
+    run = run_digits(stage, root, root / f"{stage}-{precision}", CURVE[-1], precision)
+    losses = [value for _, value in logs(run)[f"log loss/{LOSSES[stage]}"]]
     return {str(n): sum(losses[max(0, n - 20) : n]) / len(losses[max(0, n - 20) : n]) for n in CURVE}
 
 
@@ -164,8 +184,13 @@ def measure(kills: int, work: Path) -> dict[str, Any]:
     once(work / "root.json", lambda: forked(lambda: prepare_all(root), work / "log"))
     records = kill(kills, root, work)
     split = {s: once(work / f"ddp-{s}.json", lambda s=s: distribute(s, root, work)) for s in STAGES}
+    digits = work / "digits"
+    once(
+        digits / "done.json",
+        lambda: str(run_digits("teacher", digits, digits / "teacher", 800, tokenizer_iterations=300)),
+    )
     curves = {
-        stage: {p: once(work / f"{stage}-{p}.json", lambda a=(stage, p): curve(*a, root, work)) for p in PRECISIONS}
+        stage: {p: once(work / f"digits-{stage}-{p}.json", lambda a=(stage, p): curve(*a, digits)) for p in PRECISIONS}
         for stage in LOSSES
     }
     faults = []
@@ -240,7 +265,7 @@ processes (gloo) with two micro-batches each. Between the two processes, EMA inc
 ## Precision
 
 Loss, averaged over the 20 iterations up to the one at the head of the column: L_GTS of stage 1 and L_FCS of stage 2, on
-the table teacher.
+the digits.
 
 {table(["stage, precision", *(str(n) for n in CURVE)], curves)}
 
