@@ -1,10 +1,12 @@
 """A run that is killed anywhere and resumed leaves what one leaves that was not."""
 
 import signal
+import time
 
 import pytest
 import torch
 
+from dd2_lightning.callbacks.logs import wait_for_own_second
 from dd2_lightning.stages import Stage
 from evidence import left_behind, readable, unequal
 from faults import die_at
@@ -62,6 +64,14 @@ def test_what_was_half_written_is_removed(root, tmp_path, monkeypatch):
         assert forked(lambda: fit(config, tmp_path), tmp_path / "log")[0] == -9
     fit(config, tmp_path, "--ckpt_path", "last")
     assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_log_comes_after_those_that_are_there(tmp_path):
+    now = int(time.time())
+    for second in (now - 1, now, now + 1):
+        (tmp_path / f"events.out.tfevents.{second:010d}.host.1.0").touch()
+    wait_for_own_second(tmp_path)
+    assert int(time.time()) == now + 2
 
 
 def test_a_run_that_starts_again_hides_the_logs_of_the_one_before(root, tmp_path):

@@ -24,6 +24,7 @@ from dd2_lightning.callbacks import (
     PerPositionMonitor,
     SampleGrid,
 )
+from dd2_lightning.callbacks.logs import wait_for_own_second
 from dd2_lightning.models.execution import Execution
 from dd2_lightning.overlays import resolve
 from dd2_lightning.planning import PlanTrainer
@@ -114,6 +115,7 @@ class TrainingCLI(LightningCLI):
             self.parser.error("set trainer.max_steps: the number of iterations of this stage")
         root = Path(config.trainer.default_root_dir or ".")
         if config.trainer.logger in (None, True):
+            wait_for_own_second(root / "tensorboard")
             kwargs["logger"] = TensorBoardLogger(root, name="", version="tensorboard", default_hp_metric=False)
         callbacks = list(self._get(self.config_init, "trainer.callbacks") or [])
         wanted = [ExportArtifact(), PerPositionMonitor(), SampleGrid(), ContinuedLogs()]

@@ -1,5 +1,7 @@
 """Logs that a killed and resumed run continues as if nothing had happened."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +19,16 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
     """The TensorBoard writer, in the process that has one."""
     logger = trainer.logger
     return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
+
+
+def wait_for_own_second(directory: Path) -> None:
+    """Return when a log that is begun now comes after all that are there.
+
+    TensorBoard reads files in the order of their names, which begin with the second they were made in; a run that is
+    killed and resumed within one would be read in any order.
+    """
+    while any(directory.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 class ContinuedLogs(pl.Callback):
