@@ -95,32 +95,20 @@ def test_equals_the_score_midway_between_codes(size, t, tolerance):
     assert max(flow_errors(midway(codebook, t), t, codebook, log_p, pulls)) <= tolerance
 
 
-@pytest.mark.parametrize("t, tolerance", [(0.02, 1e-3), (0.1, 1e-4), (0.3, 5e-5), (0.6, 3e-5), (0.9, 1e-5)])
+@pytest.mark.parametrize("t, tolerance", [(t, 1e-5) for t in (0.02, 0.1, 0.3, 0.6, 0.9, 0.999)])
 @pytest.mark.parametrize("size", SIZES)
 def test_gradients_on_points_of_p_t(size, t, tolerance):
-    """The softmax's own rounding reaches a gradient times (1-t)/t², so this loosens towards small t."""
     codebook, log_p = problem(size)
     t = torch.full(size[:3], t)
     assert vjp_error(drawn_from_p_t(codebook, log_p, t), t, codebook, log_p) <= tolerance
 
 
-@pytest.mark.parametrize("t, tolerance", [(0.02, 5e-2), (0.1, 1e-2), (0.3, 1e-4), (0.6, 1e-4), (0.9, 1e-4)])
+@pytest.mark.parametrize("t, tolerance", [(0.02, 1e-2), (0.1, 1e-2), (0.3, 1e-4), (0.6, 1e-4), (0.9, 1e-4)])
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_gradients_midway_between_codes(size, t, tolerance):
     codebook, log_p = problem(size)
     t = torch.full(size[:3], t)
     assert vjp_error(midway(codebook, t), t, codebook, log_p) <= tolerance
-
-
-@pytest.mark.parametrize("points", [drawn_from_p_t, lambda codebook, log_p, t: midway(codebook, t)])
-@pytest.mark.parametrize("t", [0.02, 0.1, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("size", SIZES[1:])
-def test_gradients_in_float64(size, t, points):
-    """What the float32 gradients lack is rounding, nothing else."""
-    codebook, log_p = problem(size)
-    t = torch.full(size[:3], t)
-    x = points(codebook, log_p, t).double()
-    assert vjp_error(x, t.double(), codebook.double(), log_p.double()) <= 1e-7
 
 
 def test_float64_in_gives_float64():

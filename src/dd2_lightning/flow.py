@@ -90,25 +90,22 @@ def eps_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
     r"""x̂0 of the closed-form teacher (DD2 eq. 1) as one fused attention.
 
-    The softmax logits are
+    The softmax logits are, up to a constant,
 
     .. math::
         \log p_j - \frac{\|x - (1-t) c_j\|^2}{2 t^2} = \log p_j
-        + \tfrac{1-t}{t^2}\langle x, c_j\rangle - \tfrac{(1-t)^2}{2t^2}\|c_j\|^2 - \tfrac{1}{2t^2}\|x\|^2 ,
+        + \tfrac{1-t}{t^2}\langle x, c_j\rangle - \tfrac{(1-t)^2}{2t^2}\|c_j\|^2 + \dots ,
 
-    so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2}, -\tfrac{1}{2t^2}\|x\|^2)`, the key
-    :math:`(c_j, \|c_j\|^2, 1)`, the value :math:`c_j`, and the attention mask log p alone. The last term does not
-    depend on j, but its gradient does away with most of the rounding of the others': what is left of it multiplies
-    :math:`x - (1-t) c_j` instead of :math:`c_j`.
+    so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2})`, the key :math:`(c_j, \|c_j\|^2)`, the value
+    :math:`c_j`, and the attention mask log p alone.
 
     The m draws are the batch of the attention, the B n contexts its queries: they share one codebook, and the mask,
     which does not depend on t, is log p itself. Nothing of size (B, n, m, V) is ever stored, nor in the backward
-    pass the gradients of a codebook per context. Values carry the extra channels too (as zeros): with unequal
-    widths the CPU kernel falls back to a path that does store the weights.
+    pass, see :class:`_PosteriorMean`.
 
     Args:
         x_t: noised tokens, (B, n, m, C).
-        t: times, (B, n, m); values below ``T_FLOOR`` count as ``T_FLOOR``.
+        t: times, (B, n, m), constants; values below ``T_FLOOR`` count as ``T_FLOOR``.
         codebook: (V, C).
         log_p: log probabilities, (B, n, V), normalised or not; -inf gives exactly zero weight.
 
@@ -116,24 +113,70 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
         Posterior means, (B, n, m, C), in float32 or wider.
     """
     dtype = torch.promote_types(x_t.dtype, torch.float32)
-    (B, n, m, C), V = x_t.shape, codebook.shape[0]
-    width = C + 2 if x_t.device.type == "cpu" else math.ceil((C + 2) / 8) * 8
-    pad = width - C - 2
+    time = t.to(dtype).clamp(min=T_FLOOR).expand(x_t.shape[:-1])
     with torch.autocast(x_t.device.type, enabled=False):
-        x, time = x_t.to(dtype).reshape(B * n, m, C).transpose(0, 1), t.to(dtype).reshape(B * n, m).T[..., None]
-        c, time = codebook.to(dtype), time.clamp(min=T_FLOOR)
-        gain = (1 - time) / time**2
-        norms = x.square().sum(-1, keepdim=True), c.square().sum(-1, keepdim=True)
-        query = torch.cat([gain * x, -gain * (1 - time) / 2, -norms[0] / (2 * time**2)], -1)
-        key = torch.cat([c, norms[1], torch.ones_like(norms[1])], -1)
+        return _PosteriorMean.apply(x_t.to(dtype), time, codebook.to(dtype), log_p.to(dtype))
+
+
+class _PosteriorMean(torch.autograd.Function):
+    """Fused attention forward; backward, its vector-Jacobian product written out.
+
+    A fused kernel's backward pass leaves, where one code has all the weight and the Jacobian is zero, a rest of its
+    rounding times (1-t)/t². Written out, the rest is exactly zero, and in double precision the weights between two
+    codes are exact as well. Rows go through in chunks, so that the memory is that of a chunk.
+    """
+
+    CHUNK = {"cpu": 1 << 19, "cuda": 1 << 24}
+    """Weights (rows times codes) at a time, by device: what its cache, or a small part of its memory, holds."""
+
+    @staticmethod
+    def forward(ctx, x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
+        ctx.save_for_backward(x_t, t, codebook, log_p)
+        (B, n, m, C), V = x_t.shape, codebook.shape[0]
+        # values carry the extra channel too, as zeros: with unequal widths the CPU kernel stores the weights
+        width = C + 1 if x_t.device.type == "cpu" else math.ceil((C + 1) / 8) * 8
+        pad = width - C - 1
+        x, time = x_t.reshape(B * n, m, C).transpose(0, 1), t.reshape(B * n, m).T[..., None]
+        gain, square = (1 - time) / time**2, codebook.square().sum(-1, keepdim=True)
+        query, key = torch.cat([gain * x, -gain * (1 - time) / 2], -1), torch.cat([codebook, square], -1)
         x0 = F.scaled_dot_product_attention(
             F.pad(query, (0, pad))[:, None],
             F.pad(key, (0, pad)).expand(m, 1, V, width),
-            F.pad(c, (0, pad + 2)).expand(m, 1, V, width),
-            attn_mask=log_p.to(dtype).reshape(1, 1, B * n, V).expand(m, -1, -1, -1),
+            F.pad(codebook, (0, pad + 1)).expand(m, 1, V, width),
+            attn_mask=log_p.reshape(1, 1, B * n, V).expand(m, -1, -1, -1),
             scale=1.0,
         )
-    return x0[:, 0, :, :C].transpose(0, 1).reshape(B, n, m, C)
+        return x0[:, 0, :, :C].transpose(0, 1).reshape(B, n, m, C)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """With s_j = <g, c_j> and ds_j = w_j (s_j - <w, s>): of x, (1-t)/t² Σ_j ds_j c_j; of log p_j, ds_j."""
+        x_t, t, codebook, log_p = ctx.saved_tensors
+        wants_codes, wants_log_p = ctx.needs_input_grad[2:]
+        m, C = x_t.shape[2:]
+        c = codebook.double()
+        square = c.square().sum(-1)
+        of_x, of_codes = torch.empty_like(x_t), torch.zeros_like(c)
+        of_log_p = torch.empty_like(log_p) if wants_log_p else None
+        chunk = _PosteriorMean.CHUNK.get(x_t.device.type, 1 << 19)
+        contexts = max(1, chunk // (m * len(c)))
+        flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
+        for start in range(0, len(flat[0]), contexts):
+            rows = slice(start, start + contexts)
+            x, time, bias, g = (part[rows].double() for part in flat)
+            gain = (1 - time) / time**2
+            w = (bias + gain * (x @ c.T - (1 - time) / 2 * square)).softmax(-1)
+            s = g @ c.T
+            ds = w * (s - (w * s).sum(-1, keepdim=True))
+            of_x.view(-1, m, C)[rows] = (gain * (ds @ c)).to(of_x.dtype)
+            if wants_log_p:
+                of_log_p.view(-1, len(c))[rows] = ds.sum(1).to(of_log_p.dtype)
+            if wants_codes:
+                pull = (gain * (1 - time) * ds).sum((0, 1))
+                of_codes += torch.einsum("kmv,kmc->vc", w, g) + torch.einsum("kmv,kmc->vc", ds, gain * x)
+                of_codes -= pull[:, None] * c
+        return of_x, None, of_codes.to(codebook.dtype) if wants_codes else None, of_log_p
 
 
 @dataclass
