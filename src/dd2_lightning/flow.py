@@ -32,6 +32,9 @@ from torch import Tensor
 T_FLOOR = 1e-3
 """Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
 
+CHUNKS = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Weights (rows times codes) that a backward pass holds at a time: what a cache, or a small part of a memory, takes."""
+
 
 class Flow(Protocol):
     """The conditional flow of every token of a batch of sequences, given what came before it."""
@@ -126,9 +129,6 @@ class _PosteriorMean(torch.autograd.Function):
     codes are exact as well. Rows go through in chunks, so that the memory is that of a chunk.
     """
 
-    CHUNK = {"cpu": 1 << 19, "cuda": 1 << 24}
-    """Weights (rows times codes) at a time, by device: what its cache, or a small part of its memory, holds."""
-
     @staticmethod
     def forward(ctx, x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
         ctx.save_for_backward(x_t, t, codebook, log_p)
@@ -159,8 +159,7 @@ class _PosteriorMean(torch.autograd.Function):
         square = c.square().sum(-1)
         of_x, of_codes = torch.empty_like(x_t), torch.zeros_like(c)
         of_log_p = torch.empty_like(log_p) if wants_log_p else None
-        chunk = _PosteriorMean.CHUNK.get(x_t.device.type, 1 << 19)
-        contexts = max(1, chunk // (m * len(c)))
+        contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
         for start in range(0, len(flat[0]), contexts):
             rows = slice(start, start + contexts)
