@@ -157,8 +157,8 @@ class _PosteriorMean(torch.autograd.Function):
         m, C = x_t.shape[2:]
         c = codebook.double()
         square = c.square().sum(-1)
-        of_x, of_codes = torch.empty_like(x_t), torch.zeros_like(c)
-        of_log_p = torch.empty_like(log_p) if wants_log_p else None
+        of_x, of_codes = x_t.new_empty(x_t.shape), torch.zeros_like(c)
+        of_log_p = log_p.new_empty(log_p.shape) if wants_log_p else None
         contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
         for start in range(0, len(flat[0]), contexts):
