@@ -85,20 +85,24 @@ def disk_full(root: Path, directory: Path) -> int:
     return scene.lost(2)
 
 
+def poisoned(original: Callable) -> Callable:
+    """``CSDDistill.generator_loss`` with a NaN at token 1 in the fifth iteration."""
+
+    def generator_loss(self, batch, q, *key):
+        csd = original(self, batch, q, *key)
+        if batch.iteration == 4:
+            csd.loss[0, 1] = math.nan
+        return csd
+
+    return generator_loss
+
+
 def nan_batch(root: Path, directory: Path) -> int:
     """A loss that is not a number, in the fifth iteration."""
     scene = Scene(root, directory)
 
     def poison():
-        original = CSDDistill.generator_loss
-
-        def poisoned(self, batch, q, *key):
-            csd = original(self, batch, q, *key)
-            if batch.iteration == 4:
-                csd.loss[0, 1] = math.nan
-            return csd
-
-        CSDDistill.generator_loss = poisoned
+        CSDDistill.generator_loss = poisoned(CSDDistill.generator_loss)
 
     scene.expect(1, "generator is nan at iteration 4, position 1", before=poison)
     return scene.lost(4)

@@ -4,17 +4,9 @@ import pytest
 import torch
 
 from equivalence import ITERATIONS, SHARDED, deviation, weights_of
-from runs import STAGES, prepare_all
+from runs import STAGES
 
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """What the runs start from."""
-    root = tmp_path_factory.mktemp("distributed")
-    prepare_all(root)
-    return root
 
 
 @pytest.mark.parametrize("stage", STAGES)

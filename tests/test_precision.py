@@ -9,16 +9,8 @@ from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.execution import Execution, blocks_of
 from dd2_lightning.models.student import build_student
 from dd2_lightning.stages import CSDDistill, Stage
-from runs import STAGES, any_config, fit, prepare_all, two_sequences
+from runs import STAGES, any_config, fit, two_sequences
 from teachers import llamagen_teacher, var_teacher
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """What the runs start from."""
-    root = tmp_path_factory.mktemp("precision")
-    prepare_all(root)
-    return root
 
 
 def weights(directory):

@@ -11,15 +11,7 @@ from dd2_lightning.stages import Stage
 from evidence import left_behind, readable, unequal
 from faults import die_at
 from processes import forked
-from runs import STAGES, any_config, fit, prepare_all
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """What the runs start from."""
-    root = tmp_path_factory.mktemp("resume")
-    prepare_all(root)
-    return root
+from runs import STAGES, any_config, fit
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,7 +1,6 @@
 """The stages: what an iteration is, what it updates, what it leaves behind."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from dd2_lightning.artifacts import load_generator, load_init, load_teacher
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 from dd2_lightning.training import TrainingCLI
+from faults import poisoned
 from runs import fails, fit, run_chain, stage_config
 
 
@@ -188,15 +188,7 @@ def test_head_only_phase_leaves_the_backbone_alone(chain, tmp_path):
 
 
 def test_a_nan_names_loss_position_and_iteration_and_keeps_the_checkpoint(chain, tmp_path, capsys, monkeypatch):
-    original = CSDDistill.generator_loss
-
-    def poisoned(self, batch, q, *key):
-        csd = original(self, batch, q, *key)
-        if batch.iteration == 4:
-            csd.loss[0, 1] = math.nan
-        return csd
-
-    monkeypatch.setattr(CSDDistill, "generator_loss", poisoned)
+    monkeypatch.setattr(CSDDistill, "generator_loss", poisoned(CSDDistill.generator_loss))
     config = stage_config(chain, "csd")
     config["trainer"] |= {"default_root_dir": str(tmp_path)}
     with fails(capsys, 1, "generator is nan at iteration 4, position 1"):

@@ -7,7 +7,7 @@ space takes the table's place (DD2, arXiv 2510.21003, appendix on LlamaGen); see
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.layers import Cache, exact_linear, init_linear, visibility
 from dd2_lightning.models.llama import LlamaBlock, RMSNorm, rope_table, swiglu_width
-from dd2_lightning.models.sizes import Sizes
+from dd2_lightning.models.sizes import Sized, Sizes
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.vq import SphereVQ
 from dd2_lightning.sampling import Sampling
@@ -199,7 +199,7 @@ class LlamaGenClassifier(nn.Module):
         return exact_linear(self.output, self.norm(features))
 
 
-class LlamaGenTeacher(CodebookTeacher):
+class LlamaGenTeacher(Sized, CodebookTeacher):
     """A LlamaGen model: transformer, classifier and VQ tokenizer.
 
     Its guidance, truncation and their order are those of :class:`CodebookTeacher`. State-dict keys are
@@ -210,6 +210,7 @@ class LlamaGenTeacher(CodebookTeacher):
     """
 
     sampling_type = LlamaGenSampling
+    sizes_type = LlamaGenConfig
 
     def __init__(self, config: LlamaGenConfig):
         tokenizer = SphereVQ(
@@ -228,20 +229,6 @@ class LlamaGenTeacher(CodebookTeacher):
         classifier = LlamaGenClassifier(config.width, config.codes, config.norm_eps)
         super().__init__(LlamaGenBackbone(config), classifier, tokenizer)
         self.sizes = config
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Plain sizes, see :class:`LlamaGenConfig`."""
-        return self.sizes.to_dict()
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "LlamaGenTeacher":
-        """A teacher with fresh weights from plain sizes.
-
-        Raises:
-            ValueError: see :class:`LlamaGenConfig`.
-        """
-        return cls(LlamaGenConfig.from_dict(config))
 
     def prepare(self, tokens: Tensor) -> Tensor:
         """What the backbone reads: embeddings if it is adapted, else indices (B, n).

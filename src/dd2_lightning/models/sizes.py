@@ -86,3 +86,29 @@ def _what_is_wrong(kind: Any, value: Any) -> str:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+class Sized:
+    """What teachers have in common that are built from :class:`Sizes` alone; their constructor sets ``sizes``.
+
+    Attributes:
+        sizes_type: the family's sizes.
+        sizes: those of this teacher.
+    """
+
+    sizes_type: ClassVar[type[Sizes]]
+    sizes: Sizes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain sizes, as :meth:`from_config` reads them."""
+        return self.sizes.to_dict()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A teacher with fresh weights from plain sizes.
+
+        Raises:
+            ValueError: for sizes that do not make a model; the message names the key.
+        """
+        return cls(cls.sizes_type.from_dict(config))

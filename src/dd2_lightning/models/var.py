@@ -8,7 +8,7 @@ adaptive layer norm.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from dd2_lightning.models.layers import (
 )
 from dd2_lightning.models.multiscale_vq import MultiScaleVQ
 from dd2_lightning.models.pyramid import ScalePyramid
-from dd2_lightning.models.sizes import Sizes
+from dd2_lightning.models.sizes import Sized, Sizes
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling, keep_top_k
 
@@ -218,7 +218,7 @@ class VARClassifier(nn.Module):
         return exact_linear(self.head, self.head_nm(features, self._classes[0](labels)))
 
 
-class VARTeacher(CodebookTeacher):
+class VARTeacher(Sized, CodebookTeacher):
     """A VAR model: transformer, classifier and multi-scale tokenizer.
 
     State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
@@ -229,6 +229,7 @@ class VARTeacher(CodebookTeacher):
     """
 
     sampling_type = VARSampling
+    sizes_type = VARConfig
 
     def __init__(self, config: VARConfig):
         backbone = VARBackbone(config)
@@ -246,20 +247,6 @@ class VARTeacher(CodebookTeacher):
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
         self.adopt_tokenizer()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Plain sizes, see :class:`VARConfig`."""
-        return self.sizes.to_dict()
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "VARTeacher":
-        """A teacher with fresh weights from plain sizes.
-
-        Raises:
-            ValueError: see :class:`VARConfig`.
-        """
-        return cls(VARConfig.from_dict(config))
 
     def adopt_tokenizer(self) -> None:
         """Copy the tokenizer's pyramid into the backbone."""
