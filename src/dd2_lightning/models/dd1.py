@@ -12,7 +12,6 @@ dependencies of the map itself. Guidance is in the pairs (ε, q); the student kn
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -320,5 +319,4 @@ class DD1Generator(Generator):
             return lambda labels, noise, chance: self.refine(
                 labels, teacher, start, split, sampling, noise, chance=chance
             )
-        draw = partial(self.sample, steps=steps, split=split)
-        return lambda labels, noise, chance: draw(labels, noise)
+        return lambda labels, noise, chance: self.sample(labels, noise, steps=steps, split=split)
