@@ -91,16 +91,14 @@ def test_two_steps_are_two_calls(teacher):
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_the_teacher_in_the_middle(teacher, start, monkeypatch):
+def test_the_teacher_in_the_middle(teacher, start):
     """Its tokens are the teacher's own after the codes nearest to the draft; calls are counted."""
     generator = dd1_generator(teacher, split=2, second=2)
     layout, labels = teacher.layout, labels_for(teacher, B)
     noise, chance = torch.randn(B, layout.length, teacher.token_dim), torch.rand(B, layout.length)
-    calls = []
+    calls, advances = [], []
     generator.student.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[2]))
-    advances = []
-    backbone = teacher.backbone
-    backbone.register_forward_hook(lambda *_: advances.append(1))
+    teacher.backbone.register_forward_hook(lambda *_: advances.append(1))
     tokens = generator.refine(labels, teacher, start, noise=noise, chance=chance)
     assert calls == [0, 2][start == 0 :] and len(advances) == 2 - start
     one = generator.sample(labels, noise)
