@@ -42,7 +42,7 @@ def sample(
             for one PNG a picture.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
         num: number of pictures; by default one a label.
-        protocol: in place of labels: openai, every class equally often, or dd1, classes at random.
+        protocol: in place of labels, with num: openai, every class equally often, or dd1, classes at random.
         steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model has 1 or 2 by itself; with k
             above 2 the teacher re-samples the k - 2 positions before its second call, or all of these with k = m + 1,
             where m is their number.
