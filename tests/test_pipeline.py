@@ -205,7 +205,13 @@ def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
             main([*arguments, "--print_config"])
         assert end.value.code == 0 and yaml.safe_load(capsys.readouterr().out)
     elif words[:2] == ["dd2", "sample"]:
+        main(replaced(words[1:], {"--num": "30"}))
+    elif words[:2] == ["dd2", "quality"]:
+        for option, seed in (("--samples", "0"), ("--reference", "1")):
+            file = words[words.index(option) + 1]
+            main(["sample", "--model", "runs/var/align", "--num", "100", "--seed", seed, "--output", file])
         main(words[1:])
+        assert json.loads(Path("quality.json").read_text())["recall"] > 0
     elif words[:2] == ["dd2", "cache"]:
         output = words.index("--output") + 1
         words[output] = "runs/var/another_cache"  # that of the stages is smaller
