@@ -8,8 +8,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -24,6 +22,7 @@ from dd2_lightning.evaluation.metrics import (
     agree,
     sequence_nll,
 )
+from dd2_lightning.evaluation.progress import tracked
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
@@ -117,8 +116,7 @@ class Judge:
 
     def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
         batches = contender.batches(samples, self.seed, self.batch_size)
-        total, console = math.ceil(samples / self.batch_size), Console(stderr=True)
-        return track(batches, f"{name:>16}", total, console=console, transient=True, disable=not console.is_terminal)
+        return tracked(batches, name, math.ceil(samples / self.batch_size))
 
     @torch.no_grad()
     def score(self, contender: Contender, samples: int, known_nll: Score | None = None) -> Score:
