@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dd2_lightning.cli import main
+from dd2_lightning.cli import configs_first, main
 from runs import fails, fit, make_teacher, run_chain, stage_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -79,6 +79,33 @@ def test_two_configs_compose_and_the_command_line_wins(capsys, tmp_path):
     )
     settings = yaml.safe_load(text)["model"]["init_args"]
     assert settings["alpha"] == 0.8 and settings["draws"] == 7 and settings["guidance_updates"] == 2
+
+
+def test_the_command_line_wins_wherever_the_config_stands(capsys, tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump({**stage_config(tmp_path, "csd"), "seed_everything": 3}))
+    text = printed(
+        capsys, "fit", "--seed_everything", "5", f"--config={base}", "--model.init_args.draws", "7", "--print_config"
+    )
+    settings = yaml.safe_load(text)
+    assert settings["seed_everything"] == 5 and settings["model"]["init_args"]["draws"] == 7
+
+
+def test_configs_keep_their_order_and_options_theirs():
+    line = ["bench", "sample", "--a", "1", "--config", "x", "--flag", "-c", "y", "--config=z", "--b=2"]
+    assert configs_first(line) == [
+        *("bench", "sample", "--config", "x", "-c", "y", "--config", "z"),
+        *("--a", "1", "--flag", "--b=2"),
+    ]
+    assert configs_first(["--config", "x", "fit", "--a", "1", "--config", "y"])[2] == "fit"
+    assert configs_first(["fit", "--config"]) == ["fit", "--config"]
+
+
+def test_a_tool_takes_the_command_line_before_its_config(tmp_path, capsys):
+    config = tmp_path / "sample.yaml"
+    config.write_text("model: nowhere\noutput: x.png\nsteps: 2\n")
+    with fails(capsys, 2, "--steps", "0"):
+        main(["sample", "--steps", "0", "--config", str(config)])
 
 
 def test_the_command_line_beats_the_checkpoint(chain, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.overlays import split_options
 
 TRAINING = {
     "fit": "run a training stage: --config configs/csd_var.yaml",
@@ -59,9 +60,8 @@ class Group(dict):
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; errors that a user can mend are one line, with exit status 2 for usage and 1 otherwise."""
-    if args is not None:
-        sys.argv = ["dd2", *args]
-    args = sys.argv[1:]
+    args = configs_first(sys.argv[1:] if args is None else args)
+    sys.argv = ["dd2", *args]
     try:
         if args and args[0] in TRAINING:
             from dd2_lightning.training import PlanCLI, TrainingCLI
@@ -72,6 +72,22 @@ def main(args: list[str] | None = None) -> None:
     except DD2Error as error:
         print(f"dd2: error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def configs_first(arguments: list[str]) -> list[str]:
+    """The same command line with its config files before all other options.
+
+    The parser takes the last word on a setting, and that is to be the command line's, wherever ``--config`` stands.
+    """
+    words, commands, configs, others = split_options(arguments), [], [], []
+    if words and words[0].startswith("-"):  # options of the whole command; the subcommand has its own
+        return words
+    while words and not words[0].startswith("-"):
+        commands.append(words.pop(0))
+    while words:
+        is_config = words[0] in ("--config", "-c") and len(words) > 1
+        (configs if is_config else others).extend(words.pop(0) for _ in range(1 + is_config))
+    return commands + configs + others
 
 
 def run_tool(args: list[str]) -> None:
