@@ -78,6 +78,7 @@ class Judge:
         reference_samples: size of the reference.
         batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
+        progress: show a bar, in a terminal.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Judge:
         reference_samples: int = 30_000,
         batch_size: int = 500,
         minimum: int = 500,
+        progress: bool = True,
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
-        self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
+        self.seed, self.batch_size, self.minimum, self.progress = seed, batch_size, minimum, progress
         self.reference = self._sample_reference(reference_samples)
 
     @torch.no_grad()
@@ -118,7 +120,8 @@ class Judge:
     def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
         batches = contender.batches(samples, self.seed, self.batch_size)
         total, console = math.ceil(samples / self.batch_size), Console(stderr=True)
-        return track(batches, f"{name:>16}", total, console=console, transient=True, disable=not console.is_terminal)
+        hidden = not (self.progress and console.is_terminal)
+        return track(batches, f"{name:>16}", total, console=console, transient=True, disable=hidden)
 
     @torch.no_grad()
     def score(self, contender: Contender, samples: int, known_nll: Score | None = None) -> Score:
