@@ -18,6 +18,7 @@ TRAINING = {
 
 def tools() -> dict[str, Any]:
     """The commands that do not train, by name; a dictionary is a command with commands of its own."""
+    from dd2_lightning.ablations.command import ablations
     from dd2_lightning.benchmarks import bench_sample
     from dd2_lightning.commands import sample
     from dd2_lightning.data.build import cache
@@ -36,6 +37,7 @@ def tools() -> dict[str, Any]:
         "bench": Group("Speed, measured.", {"sample": bench_sample}),
         "summary": write_benchmark,
         "tables": tables,
+        "ablations": ablations,
     }
 
 

@@ -91,7 +91,9 @@ QUESTIONS = (
         "Adam's β₁ of both networks",
         tuple(Variant(f"beta1-{beta1}", adam_beta1(beta1)) for beta1 in (0.0, 0.9)),
     ),
-    Question("stages", "Stage 3, at equal iterations in all", (Variant("two-stages"), Variant("three-stages", align=0.25))),
+    Question(
+        "stages", "Stage 3, at equal iterations in all", (Variant("two-stages"), Variant("three-stages", align=0.25))
+    ),
 )
 
 
