@@ -81,13 +81,14 @@ def run_tool(args: list[str]) -> None:
     for name, text in TRAINING.items():  # parsed by Lightning; here for the help
         subcommands.add_subcommand(name, ArgumentParser(), help=text)
     add_tools(subcommands, tools())
-    config = parser.instantiate_classes(parser.parse_args(args or ["--help"]))
+    config = parser.parse_args(args or ["--help"])
     tool = tools()
-    while isinstance(tool, dict):
-        tool, config = tool[config.subcommand], config[config.subcommand]
-    options = config.as_dict()
-    options.pop("config", None)
     try:
+        config = parser.instantiate_classes(config)
+        while isinstance(tool, dict):
+            tool, config = tool[config.subcommand], config[config.subcommand]
+        options = config.as_dict()
+        options.pop("config", None)
         tool(**options)
     except ValueError as error:
         parser.error(str(error))
