@@ -1,6 +1,7 @@
 """Curves as a picture: distance against iterations and against seconds, a row a problem."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,6 @@ def save_curves(question: Question, outcomes: list[Outcome], path: Path) -> bool
 
 def draw(ax: Any, chosen: dict[str, list[Result]], axis: str, names: list[str]) -> None:
     """One panel: a line and its band for each variant, named at its end."""
-    import math
-
     ends = {}
     for name, results in chosen.items():
         number = names.index(name)

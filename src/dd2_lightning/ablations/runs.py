@@ -1,6 +1,7 @@
 """One run: what determines it, doing it, and the file that says that it is done."""
 
 import json
+import logging
 import tempfile
 import time
 import warnings
@@ -178,8 +179,6 @@ EXPECTED = (
 
 def quietly() -> None:
     """What Lightning says of every run is not said of these."""
-    import logging
-
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in EXPECTED:
