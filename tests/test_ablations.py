@@ -218,17 +218,17 @@ def test_bands_and_labels():
 
 def test_tables_and_digits(tmp_path, digits, capsys):
     """Both problems, three stages and a changed stage 1; a second call does nothing and says the same."""
-    options = ("--teacher", str(digits), "--variants", "loss,three-stages,init-none", "--seeds", "3")
+    options = ("--teacher", str(digits), "--variants", "diffusion,three-stages", "--seeds", "3")
     report = run(tmp_path, *options, iterations=16, every=4)
-    assert "12/12  " in capsys.readouterr().out
+    assert "10/10  " in capsys.readouterr().out
     for problem, metrics in (("tables", {"impossible"}), ("digits", {"nll"})):
         entry = report["problems"][problem]
-        assert set(entry["questions"]) == {"loss", "initialise", "stages"}
-        assert set(entry["questions"]["loss"]) == {"gts", "diffusion"}
+        assert set(entry["questions"]) == {"loss", "stages"}
+        assert set(entry["questions"]["loss"]) == {BASELINE, "diffusion"}
         assert set(entry["questions"]["stages"]) == {BASELINE, "three-stages"}
         assert {v["verdict"] for v in entry["verdicts"]} <= {"undecided", "not run"}
         own = {r["variant"]: r for r in report["runs"] if r["problem"] == problem}
-        assert set(own) == {BASELINE, "diffusion", "three-stages", "init-none"}
+        assert set(own) == {BASELINE, "diffusion", "three-stages"}
         for entry in own.values():
             assert entry["curve"]["iteration"] == [4, 8, 12, 16]
             assert entry["curve"]["seconds"] == sorted(entry["curve"]["seconds"])
@@ -236,17 +236,17 @@ def test_tables_and_digits(tmp_path, digits, capsys):
             assert entry["floor"] > 0 and (problem == "digits" or entry["floor"] < entry["independent"])
         assert own["three-stages"]["curve"]["stage"] == ["csd"] * 3 + ["align"]
         if problem == "tables":  # the digits' warm-up is longer than this
-            for changed in ("diffusion", "init-none", "three-stages"):
+            for changed in ("diffusion", "three-stages"):
                 assert own[BASELINE]["curve"]["ema distance"] != own[changed]["curve"]["ema distance"]
     text = (tmp_path / "doc/a.md").read_text()
-    assert "## Verdicts" in text and "images/ablations_stages.png" in text and "**gts**" in text
+    assert "## Verdicts" in text and "images/ablations_stages.png" in text and "**baseline**" in text
     assert imread(tmp_path / "doc/images/ablations_loss.png").shape[1] > 1000
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*seed3-*.json")}
-    assert len(files) == 12 and not list((tmp_path / "work").rglob(".run-*"))
+    assert len(files) == 10 and not list((tmp_path / "work").rglob(".run-*"))
     again = run(tmp_path, *options, iterations=16, every=4)
     assert again["runs"] == report["runs"]
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert "12 runs are finished, 0 are missing" in capsys.readouterr().out
+    assert "10 runs are finished, 0 are missing" in capsys.readouterr().out
 
 
 TABLES = ("--problems", "tables", "--seeds", "0")
