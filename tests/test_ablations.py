@@ -194,6 +194,7 @@ def test_fluctuation_of_the_last_quarter():
     later = [{**point, "iteration": point["iteration"] + 1000} for point in curve(values)]
     assert fluctuation(later) == fluctuation(curve(values))
     assert fluctuation([]) is None
+    assert fluctuation(curve([9.0, 9.0, 9.0, 1.0, 2.0, 3.0]), last=0.5) == pytest.approx(1 / 2)
 
 
 def test_findings_name_variants_of_their_question():

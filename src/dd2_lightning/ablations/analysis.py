@@ -19,7 +19,7 @@ DECISIVE = 3
 """Seeds of either side below which nothing is decided. Of three and three alike ones, one pair in ten is disjoint."""
 
 FLUCTUATION_POINTS = 3
-"""Points of a last quarter below which it has no fluctuation."""
+"""Points of a curve's last part below which it has no fluctuation."""
 
 
 class Spread(NamedTuple):
@@ -73,13 +73,13 @@ def at(curve: Curve, axis: str, where: float, metric: str = "distance", network:
     return math.exp((1 - share) * math.log(before) + share * math.log(after))
 
 
-def fluctuation(curve: Curve, network: str = "ema") -> float | None:
-    """Standard deviation of the distance over the last quarter of a curve's iterations, relative to its mean."""
+def fluctuation(curve: Curve, network: str = "ema", last: float = 0.25) -> float | None:
+    """Standard deviation of the distance over the last part of a curve's iterations, relative to its mean."""
     if not curve:
         return None
     spacing = curve[1]["iteration"] - curve[0]["iteration"] if len(curve) > 1 else curve[0]["iteration"]
     start, stop = curve[0]["iteration"] - spacing, curve[-1]["iteration"]
-    late = [p[network]["distance"] for p in curve if p["iteration"] > stop - (stop - start) / 4]
+    late = [p[network]["distance"] for p in curve if p["iteration"] > stop - (stop - start) * last]
     if len(late) < FLUCTUATION_POINTS or not mean(late):
         return None
     return stdev(late) / mean(late)
@@ -108,9 +108,10 @@ FIGURES: dict[str, Callable[[Result, dict[str, float]], float | None]] = {
     "fluctuation ema": lambda result, end: fluctuation(result["curve"], "ema"),
     "fluctuation raw": lambda result, end: fluctuation(result["curve"], "raw"),
     "fluctuation before": lambda result, end: fluctuation(part(result["curve"], "csd"), "raw"),
-    "fluctuation after": lambda result, end: fluctuation(part(result["curve"], "align"), "raw"),
+    "fluctuation after": lambda result, end: fluctuation(part(result["curve"], "align"), "raw", last=0.5),
 }
-"""From a result, and where the curves that are compared end, to a number; smaller is better."""
+"""From a result, and where the curves that are compared end, to a number; smaller is better. In the first half of stage 3
+the generator rests."""
 
 
 def verdict(better: Spread | None, worse: Spread | None, differs: bool = True) -> Verdict:

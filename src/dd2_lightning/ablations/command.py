@@ -30,7 +30,7 @@ def ablations(
     teacher: str = "runs/var/teacher",
     configs: str = "configs",
     tables: Budget = Budget(init_iterations=2000, iterations=1500, every=50, samples=5000),
-    digits: Budget = Budget(init_iterations=1000, iterations=500, every=25, samples=2000),
+    digits: Budget = Budget(init_iterations=1000, iterations=500, every=50, samples=1000),
     processes: int = 1,
 ) -> None:
     """Vary the paper's choices one at a time, on the exact tables and the digits; an interrupted command continues.

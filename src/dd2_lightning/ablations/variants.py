@@ -265,7 +265,7 @@ FINDINGS = (
     ),
     Finding(
         "stages",
-        "the generator fluctuates less after alignment than before",
+        "the generator fluctuates less after alignment (second half of stage 3) than before (last quarter of stage 2)",
         "not given",
         "not measured",
         ("three-stages", "fluctuation after"),
