@@ -110,8 +110,10 @@ FIGURES: dict[str, Callable[[Result, dict[str, float]], float | None]] = {
     "fluctuation before": lambda result, end: fluctuation(part(result["curve"], "csd"), "raw"),
     "fluctuation after": lambda result, end: fluctuation(part(result["curve"], "align"), "raw", last=0.5),
 }
-"""From a result, and where the curves that are compared end, to a number; smaller is better. In the first half of stage 3
-the generator rests."""
+"""From a result, and where the curves that are compared end, to a number; smaller is better.
+
+In the first half of stage 3 the generator rests, so only the second half of it fluctuates.
+"""
 
 
 def verdict(better: Spread | None, worse: Spread | None, differs: bool = True) -> Verdict:
