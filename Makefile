@@ -5,6 +5,8 @@
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
+#   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
+#                                 benchmarks/ablations.json; interrupted, it continues (hours: see dd2 ablations --help)
 #   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
 #   make test | lint | docs      (docs: the API in docs/api)
 
@@ -45,7 +47,7 @@ BENCH_align_llamagen := 300
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align evaluate benchmark tables reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align evaluate benchmark tables ablations reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -100,6 +102,13 @@ benchmark: $(addprefix seed,$(BENCH_SEEDS))
 tables: | install
 	$(DD2) tables --output benchmarks/tables.json
 
+PROCESSES ?= 2
+
+# its digits are those of the VAR, whatever FAMILY says
+ablations: | install
+	$(MAKE) teacher FAMILY=var
+	OMP_NUM_THREADS=1 $(DD2) ablations --processes $(PROCESSES) --teacher runs/var/teacher
+
 # tiny runs; what is done lies in runs/reliability and is not done again
 reliability: | install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability.py
@@ -109,8 +118,8 @@ test: | install
 
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
-		$(addprefix dd2_lightning.,flow losses sampling layout noise models data stages callbacks evaluation artifacts hub overlays \
-		costs planning benchmarks)
+		$(addprefix dd2_lightning.,flow losses sampling layout noise models data stages callbacks evaluation ablations \
+		artifacts hub overlays costs planning benchmarks)
 
 lint: | install
 	$(BIN)/ruff check .

@@ -71,7 +71,7 @@ def test_an_interrupted_stage_is_resumed(tmp_path):
 
 
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "evaluate", "lint", "benchmark", "tables"]
-TARGETS += ["reliability"]
+TARGETS += ["ablations", "reliability"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

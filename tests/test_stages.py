@@ -207,3 +207,24 @@ def test_teacher_is_not_sampled_where_labels_suffice(chain, tmp_path, monkeypatc
     config["trainer"] |= {"default_root_dir": str(tmp_path), "limit_val_batches": 0}
     fit(config, tmp_path)
     assert not sampled
+
+
+@pytest.mark.parametrize("initialise", ["both", "generator", "guidance", "none"])
+def test_what_starts_from_stage_1(chain, initialise):
+    """A network that does not has the same sizes, and a head that is the zero velocity."""
+    stage = CSDDistill(str(chain / "teacher"), str(chain / "init"), initialise=initialise)
+    stage.configure_model()
+    trained = load_init(chain / "init").state_dict()
+    for name in ("generator", "guidance"):
+        own = getattr(stage, name).state_dict()
+        assert own.keys() == trained.keys()
+        if initialise in ("both", name):
+            assert all(torch.equal(own[key], trained[key]) for key in trained)
+        else:
+            assert not own["head.output.weight"].any() and trained["head.output.weight"].any()
+    assert all(torch.equal(a, b) for a, b in zip(stage.ema.parameters(), stage.generator.parameters(), strict=True))
+
+
+def test_stage_3_starts_from_both_networks(chain, tmp_path, capsys):
+    with fails(capsys, 2, "model.initialise is for CSDDistill"):
+        fit(stage_config(chain, "align", initialise="none"), tmp_path)

@@ -19,6 +19,7 @@ TRAINING = {
 
 def tools() -> dict[str, Any]:
     """The commands that do not train, by name; a dictionary is a command with commands of its own."""
+    from dd2_lightning.ablations.command import ablations
     from dd2_lightning.benchmarks import bench_sample
     from dd2_lightning.commands import sample
     from dd2_lightning.data.build import cache
@@ -42,6 +43,7 @@ def tools() -> dict[str, Any]:
         "bench": Group("Speed, measured.", {"sample": bench_sample}),
         "summary": write_benchmark,
         "tables": tables,
+        "ablations": ablations,
     }
 
 
@@ -100,13 +102,14 @@ def run_tool(args: list[str]) -> None:
     for name, text in TRAINING.items():  # parsed by Lightning; here for the help
         subcommands.add_subcommand(name, ArgumentParser(), help=text)
     add_tools(subcommands, tools())
-    config = parser.instantiate_classes(parser.parse_args(args or ["--help"]))
+    config = parser.parse_args(args or ["--help"])
     tool = tools()
-    while isinstance(tool, dict):
-        tool, config = tool[config.subcommand], config[config.subcommand]
-    options = config.as_dict()
-    options.pop("config", None)
     try:
+        config = parser.instantiate_classes(config)
+        while isinstance(tool, dict):
+            tool, config = tool[config.subcommand], config[config.subcommand]
+        options = config.as_dict()
+        options.pop("config", None)
         tool(**options)
     except ValueError as error:
         parser.error(str(error))

@@ -11,21 +11,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from dd2_lightning.artifacts import check_writable, write_atomically, write_teacher
-from dd2_lightning.callbacks import ExportArtifact
+from dd2_lightning.callbacks import LearningCurve
 from dd2_lightning.data import PrefixData
+from dd2_lightning.distil import fit
 from dd2_lightning.evaluation.report import commit, hardware
+from dd2_lightning.models.student import Student
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.noise import stream
 from dd2_lightning.stages import ARDiffusionInit, CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings
-from dd2_lightning.training import TRAINER_DEFAULTS
 
 SAMPLES = 200_000
+BATCH_SIZE = 128
+STUDENT = {"width": 64, "depth": 2, "heads": 4, "octaves": 2}
 
 
 def two_sequences(student: dict[str, int]) -> TableTeacher:
@@ -53,31 +55,63 @@ def random_table(seed: int, student: dict[str, int], tokens: int = 3, codes: int
     return TableTeacher(joint.reshape(1, *[codes] * tokens), codebook, student)
 
 
-class TotalVariationCurve(pl.Callback):
-    """Total variation of the EMA generator every so many iterations.
-
-    Attributes:
-        curve: iteration, total variation, mass on impossible sequences.
-    """
-
-    def __init__(self, every: int):
-        self.every, self.curve = every, []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, stage: CSDDistill, *_) -> None:
-        """Draw and compare."""
-        if trainer.global_step % self.every == 0:
-            tokens = draw_tokens(stage.ema, stage.settings.head_time, stage.teacher)
-            distance, impossible = stage.teacher.total_variation(stage.teacher.snap(tokens))
-            self.curve.append({"iteration": trainer.global_step, "total_variation": distance, "impossible": impossible})
-
-
 @torch.no_grad()
-def draw_tokens(student: torch.nn.Module, head_time: float, teacher: TableTeacher) -> Tensor:
-    """``SAMPLES`` one-step sequences."""
-    labels = torch.zeros(SAMPLES, dtype=torch.long)
-    noise = torch.randn(SAMPLES, teacher.layout.length, teacher.token_dim, generator=stream(0, "total variation"))
+def draw_tokens(student: Student, head_time: float, teacher: TableTeacher, samples: int = SAMPLES) -> Tensor:
+    """One-step sequences, (samples, n, C); those of the same number have the same noise."""
+    labels = torch.zeros(samples, dtype=torch.long)
+    noise = torch.randn(samples, teacher.layout.length, teacher.token_dim, generator=stream(0, "total variation"))
     parts = zip(noise.split(10_000), labels.split(10_000), strict=True)
     return torch.cat([student.generate(part, classes, head_time) for part, classes in parts])
+
+
+def table_recipe(
+    iterations: int,
+    init_iterations: int = 2000,
+    guidance_updates: int = 2,
+    head_width: int = 64,
+    head_depth: int = 3,
+    head_octaves: int = 2,
+    guidance_lr: float = 1e-3,
+    generator_lr: float = 5e-4,
+    **csd: Any,
+) -> dict[str, dict[str, Any]]:
+    """Settings of stages 1 and 2 on a table.
+
+    Args:
+        iterations: of stage 2.
+        init_iterations: of stage 1.
+        guidance_updates: K.
+        head_width: width of the velocity head.
+        head_depth: residual blocks of the velocity head.
+        head_octaves: sinusoids that the head reads its input through.
+        guidance_lr: learning rate of the guidance network.
+        generator_lr: learning rate of the generator.
+        csd: further settings of :class:`CSDDistill`.
+
+    Returns:
+        Arguments of :class:`ARDiffusionInit` as ``init``, of :class:`CSDDistill` as ``csd``; no directories.
+    """
+
+    def adam(lr: float, total: int) -> OptimizerSettings:
+        return OptimizerSettings(lr=lr, warmup=total // 50, decay_from=0.5, lr_end=0.02, betas=(0.0, 0.95))
+
+    return {
+        "init": {
+            "head_width": head_width,
+            "head_depth": head_depth,
+            "head_octaves": head_octaves,
+            "draws": 2,
+            "optimizer": adam(2e-3, init_iterations),
+        },
+        "csd": {
+            "guidance_updates": guidance_updates,
+            "draws": 2,
+            "ema_limit": 0.999,
+            **{"form": "dmd", "head_time": 0.4, **csd},
+            "guidance_optimizer": adam(guidance_lr, iterations * guidance_updates),
+            "generator_optimizer": adam(generator_lr, iterations * guidance_updates),
+        },
+    }
 
 
 def distil_table(
@@ -85,63 +119,39 @@ def distil_table(
     seed: int,
     iterations: int,
     init_iterations: int = 2000,
-    batch_size: int = 128,
-    guidance_updates: int = 2,
+    batch_size: int = BATCH_SIZE,
     every: int = 500,
-    head_width: int = 64,
-    head_depth: int = 3,
-    head_octaves: int = 2,
-    guidance_lr: float = 1e-3,
-    generator_lr: float = 5e-4,
-    **csd: Any,
+    **settings: Any,
 ) -> list[dict[str, float]]:
     """Stages 1 and 2 on a table.
 
+    Args:
+        teacher: the table.
+        seed: of networks and noise.
+        iterations: of stage 2.
+        init_iterations: of stage 1.
+        batch_size: samples an iteration.
+        every: iterations between two points of the curve.
+        settings: see :func:`table_recipe`.
+
     Returns:
-        The curve of :class:`TotalVariationCurve`.
+        The curve of the EMA generator: iteration, seconds, total variation, mass on impossible sequences.
     """
 
-    def adam(lr: float, total: int) -> OptimizerSettings:
-        return OptimizerSettings(lr=lr, warmup=total // 50, decay_from=0.5, lr_end=0.02, betas=(0.0, 0.95))
+    def measure(stage: CSDDistill) -> dict[str, float]:
+        tokens = draw_tokens(stage.ema, stage.settings.head_time, stage.teacher)
+        distance, impossible = stage.teacher.total_variation(stage.teacher.snap(tokens))
+        return {"total_variation": distance, "impossible": impossible}
 
-    def fit(stage: pl.LightningModule, sequences: str, steps: int, root: Path, *callbacks: pl.Callback) -> None:
-        pl.seed_everything(seed, verbose=False)
-        pl.Trainer(
-            **TRAINER_DEFAULTS,
-            max_steps=steps,
-            default_root_dir=root,
-            accelerator="cpu",
-            callbacks=[ExportArtifact(), *callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-        ).fit(stage, PrefixData(batch_size, sequences, seed=seed))
-
+    recipe = table_recipe(iterations, init_iterations, **settings)
+    watch = LearningCurve(every, measure)
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         write_teacher(root / "teacher", teacher)
-        init = ARDiffusionInit(
-            str(root / "teacher"),
-            head_width=head_width,
-            head_depth=head_depth,
-            head_octaves=head_octaves,
-            draws=2,
-            optimizer=adam(2e-3, init_iterations),
-        )
-        fit(init, "online", init_iterations, root / "init")
-        stage = CSDDistill(
-            str(root / "teacher"),
-            str(root / "init"),
-            guidance_updates=guidance_updates,
-            draws=2,
-            ema_limit=0.999,
-            **{"form": "dmd", "head_time": 0.4, **csd},
-            guidance_optimizer=adam(guidance_lr, iterations * guidance_updates),
-            generator_optimizer=adam(generator_lr, iterations * guidance_updates),
-        )
-        watch = TotalVariationCurve(every)
-        fit(stage, "none", iterations, root / "csd", watch)
+        init = ARDiffusionInit(str(root / "teacher"), **recipe["init"])
+        fit(init, PrefixData(batch_size, "online", seed=seed), init_iterations, root / "init")
+        csd = CSDDistill(str(root / "teacher"), str(root / "init"), **recipe["csd"])
+        fit(csd, PrefixData(batch_size, "none", seed=seed), iterations, root / "csd", watch)
     return watch.curve
 
 
@@ -170,7 +180,7 @@ def tables(
     torch.set_num_threads(threads)
     runs = []
     for seed in [0, 1, 2] if seeds is None else seeds:
-        teacher = random_table(seed, {"width": 64, "depth": 2, "heads": 4, "octaves": 2})
+        teacher = random_table(seed, STUDENT)
         curve = distil_table(teacher, seed, iterations, init_iterations, every=every)
         independent = independent_total_variation(teacher)
         runs.append({"seed": seed, "independent": independent, "curve": curve, "final": curve[-1]["total_variation"]})

@@ -1,6 +1,7 @@
-"""What watches a run: the directory it leaves, losses per position, sample grids, logs, checkpoints."""
+"""What watches a run: the directory it leaves, losses per position, sample grids, logs, checkpoints, curves."""
 
 from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationCheckpoint
+from dd2_lightning.callbacks.curve import LearningCurve
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
 from dd2_lightning.callbacks.logs import ContinuedLogs
@@ -13,6 +14,7 @@ __all__ = [
     "ExportArtifact",
     "IterationCheckpoint",
     "IterationProgressBar",
+    "LearningCurve",
     "PerPositionMonitor",
     "SampleGrid",
 ]

@@ -77,6 +77,7 @@ class Judge:
         reference_samples: size of the reference.
         batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
+        progress: show a bar, in a terminal.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class Judge:
         reference_samples: int = 30_000,
         batch_size: int = 500,
         minimum: int = 500,
+        progress: bool = True,
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
-        self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
+        self.seed, self.batch_size, self.minimum, self.progress = seed, batch_size, minimum, progress
         self.reference = self._sample_reference(reference_samples)
 
     @torch.no_grad()
@@ -116,7 +118,8 @@ class Judge:
 
     def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
         batches = contender.batches(samples, self.seed, self.batch_size)
-        return tracked(batches, name, math.ceil(samples / self.batch_size))
+        total = math.ceil(samples / self.batch_size)
+        return tracked(batches, name, total) if self.progress else batches
 
     @torch.no_grad()
     def score(self, contender: Contender, samples: int, known_nll: Score | None = None) -> Score:

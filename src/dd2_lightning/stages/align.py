@@ -21,7 +21,8 @@ class PerformanceAlign(CSDDistill):
         kwargs: as for :class:`CSDDistill`; ``init_from`` is the directory of a finished csd stage.
 
     Raises:
-        ValueError: as :class:`CSDDistill`, and for a negative ``align_guidance_updates``.
+        ValueError: as :class:`CSDDistill`, for a negative ``align_guidance_updates``, and for ``initialise``: here both
+            networks are those of stage 2.
     """
 
     name = "align"
@@ -36,6 +37,8 @@ class PerformanceAlign(CSDDistill):
         super().__init__(guidance_updates=guidance_updates, head_time=head_time, **kwargs)
         if align_guidance_updates < 0:
             raise ValueError(f"model.align_guidance_updates must be 0 or more, got {align_guidance_updates}")
+        if self.settings.initialise != "both":
+            raise ValueError("model.initialise is for CSDDistill; here both networks are those of stage 2")
         self.keep_settings({**vars(self.settings), "align_guidance_updates": align_guidance_updates})
         self.align_iterations = math.ceil(align_guidance_updates / guidance_updates)
 

@@ -42,6 +42,8 @@ class CSDDistill(DistillationStage):
         generator_optimizer: Adam of θ.
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
+        initialise: which networks start from stage 1. Another one, for an ablation, starts as a fresh student: the
+            teacher's backbone and a fresh head.
 
     Raises:
         ValueError: for ``guidance_updates``, ``draws`` or ``accumulate`` below 1.
@@ -68,6 +70,7 @@ class CSDDistill(DistillationStage):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema_limit: float = 0.9999,
         accumulate: int = 1,
+        initialise: Literal["both", "generator", "guidance", "none"] = "both",
     ):
         super().__init__()
         self.keep_settings(locals())
@@ -93,7 +96,13 @@ class CSDDistill(DistillationStage):
     def start(self) -> tuple[Student, Student, dict[str, int]]:
         """Generator and guidance network to start from, and the size of their heads."""
         init = self.open_init("init")
-        return load_student(init, self.teacher), load_student(init, self.teacher), init.config["head"]
+
+        def student(network: str) -> Student:
+            if self.settings.initialise in ("both", network):
+                return load_student(init, self.teacher)
+            return build_student(self.teacher, **init.config["head"])
+
+        return student("generator"), student("guidance"), init.config["head"]
 
     def trained(self) -> list[nn.Module]:
         """Backbones and heads of both students."""
