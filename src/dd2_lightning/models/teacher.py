@@ -1,7 +1,7 @@
 """The teacher: an autoregressive model read as an exact conditional flow."""
 
 import copy
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.models.walk import Walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
+
+if TYPE_CHECKING:
+    from dd2_lightning.models.dd1 import DD1Student
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -177,6 +180,17 @@ class CodebookTeacher(nn.Module):
         """What a student reads with: a trainable copy of the teacher's backbone, unless the family says otherwise."""
         return copy.deepcopy(self.backbone).requires_grad_(True)
 
+    def dd1_student(self) -> "DD1Student":
+        """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers.
+
+        Raises:
+            InputTypeError: for a family that does not say what its network is.
+        """
+        raise InputTypeError(
+            f"{type(self).__name__} has no network for DD1: override dd1_student, for instance with "
+            f"dd2_lightning.models.dd1_table.DD1Causal"
+        )
+
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
         """Next-token logits before truncation, in float32.
 
@@ -259,6 +273,7 @@ class CodebookTeacher(nn.Module):
         generator: torch.Generator | None = None,
         prefix: Tensor | None = None,
         chance: Tensor | None = None,
+        until: int | None = None,
     ) -> Tensor:
         """Draw sequences.
 
@@ -268,9 +283,11 @@ class CodebookTeacher(nn.Module):
             generator: random source, on the labels' device.
             prefix: tokens of the first positions; they are kept, snapped to their nearest codes.
             chance: the uniform numbers themselves, (B, n), instead of a generator.
+            until: stop after this many positions; None draws all.
 
         Returns:
-            Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens.
+            Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens. With ``until``,
+            those of the first positions.
         """
         sampling = self.settle(sampling)
         walk = self.walk(labels, sampling, prefix)
@@ -282,6 +299,8 @@ class CodebookTeacher(nn.Module):
         for flow in walk:
             drawn.append(self.choose(flow, sampling, chance[:, walk.span], walk.position, generator))
             walk.append(drawn[-1])
+            if walk.position == until:
+                break
         if drawn[-1].is_floating_point():
             drawn = [self.embed(tokens) for tokens in drawn]
         return torch.cat(drawn, 1)
