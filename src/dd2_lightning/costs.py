@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -180,6 +181,16 @@ def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None
     for first, last in itertools.pairwise(counted):
         total += (last - first - 1) * (costs[first] + costs[last]) / 2
     return (2 if guided else 1) * total
+
+
+@torch.no_grad()
+def flow_flops(teacher: CodebookTeacher) -> int:
+    """Floating-point operations of evaluating the flow once at every token of a sequence."""
+    n = teacher.layout.length
+    flow = CodebookFlow(teacher.codebook, torch.zeros(1, n, len(teacher.codebook)))
+    with count_flops() as flops:
+        flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1))
+    return flops.get_total_flops()
 
 
 def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> int:
