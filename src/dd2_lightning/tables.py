@@ -7,6 +7,7 @@ eight codes, of which about 36 of 512 sequences are possible, and writes the cur
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from dd2_lightning.artifacts import check_writable, write_atomically, write_teacher
 from dd2_lightning.callbacks import ExportArtifact
-from dd2_lightning.data import PrefixData
+from dd2_lightning.data import PairData, PrefixData
 from dd2_lightning.evaluation.report import commit, hardware
 from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
-from dd2_lightning.stages import ARDiffusionInit, CSDDistill
+from dd2_lightning.stages import ARDiffusionInit, CSDDistill, DD1Distill, Stage
+from dd2_lightning.stages.base import DistillationStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.training import TRAINER_DEFAULTS
 
@@ -56,28 +59,48 @@ def random_table(seed: int, student: dict[str, int], tokens: int = 3, codes: int
 class TotalVariationCurve(pl.Callback):
     """Total variation of the EMA generator every so many iterations.
 
+    Args:
+        every: iterations.
+        generator: from the stage to ``(noise (b, n, C), labels) -> tokens``, in one step.
+
     Attributes:
         curve: iteration, total variation, mass on impossible sequences.
     """
 
-    def __init__(self, every: int):
-        self.every, self.curve = every, []
+    def __init__(self, every: int, generator: Callable[[DistillationStage], Callable[[Tensor, Tensor], Tensor]]):
+        self.every, self.generator, self.curve = every, generator, []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, stage: CSDDistill, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, stage: DistillationStage, *_) -> None:
         """Draw and compare."""
         if trainer.global_step % self.every == 0:
-            tokens = draw_tokens(stage.ema, stage.settings.head_time, stage.teacher)
+            tokens = draw_tokens(self.generator(stage), stage.teacher)
             distance, impossible = stage.teacher.total_variation(stage.teacher.snap(tokens))
             self.curve.append({"iteration": trainer.global_step, "total_variation": distance, "impossible": impossible})
 
 
 @torch.no_grad()
-def draw_tokens(student: torch.nn.Module, head_time: float, teacher: TableTeacher) -> Tensor:
-    """``SAMPLES`` one-step sequences."""
+def draw_tokens(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher) -> Tensor:
+    """``SAMPLES`` sequences of a generator."""
     labels = torch.zeros(SAMPLES, dtype=torch.long)
     noise = torch.randn(SAMPLES, teacher.layout.length, teacher.token_dim, generator=stream(0, "total variation"))
     parts = zip(noise.split(10_000), labels.split(10_000), strict=True)
-    return torch.cat([student.generate(part, classes, head_time) for part, classes in parts])
+    return torch.cat([generate(part, classes) for part, classes in parts])
+
+
+def fit_quietly(stage: Stage, data: PrefixData, steps: int, root: Path, *callbacks: pl.Callback) -> None:
+    """Run a stage and leave its directory, without logs."""
+    pl.seed_everything(data.seed, verbose=False)
+    pl.Trainer(
+        **TRAINER_DEFAULTS,
+        max_steps=steps,
+        default_root_dir=root,
+        accelerator="cpu",
+        callbacks=[ExportArtifact(), *callbacks],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+    ).fit(stage, data)
 
 
 def distil_table(
@@ -104,20 +127,6 @@ def distil_table(
     def adam(lr: float, total: int) -> OptimizerSettings:
         return OptimizerSettings(lr=lr, warmup=total // 50, decay_from=0.5, lr_end=0.02, betas=(0.0, 0.95))
 
-    def fit(stage: pl.LightningModule, sequences: str, steps: int, root: Path, *callbacks: pl.Callback) -> None:
-        pl.seed_everything(seed, verbose=False)
-        pl.Trainer(
-            **TRAINER_DEFAULTS,
-            max_steps=steps,
-            default_root_dir=root,
-            accelerator="cpu",
-            callbacks=[ExportArtifact(), *callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-        ).fit(stage, PrefixData(batch_size, sequences, seed=seed))
-
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         write_teacher(root / "teacher", teacher)
@@ -129,7 +138,7 @@ def distil_table(
             draws=2,
             optimizer=adam(2e-3, init_iterations),
         )
-        fit(init, "online", init_iterations, root / "init")
+        fit_quietly(init, PrefixData(batch_size, "online", seed=seed), init_iterations, root / "init")
         stage = CSDDistill(
             str(root / "teacher"),
             str(root / "init"),
@@ -140,8 +149,43 @@ def distil_table(
             guidance_optimizer=adam(guidance_lr, iterations * guidance_updates),
             generator_optimizer=adam(generator_lr, iterations * guidance_updates),
         )
-        watch = TotalVariationCurve(every)
-        fit(stage, "none", iterations, root / "csd", watch)
+        watch = TotalVariationCurve(
+            every, lambda stage: lambda eps, labels: stage.ema.generate(eps, labels, stage.settings.head_time)
+        )
+        fit_quietly(stage, PrefixData(batch_size, "none", seed=seed), iterations, root / "csd", watch)
+    return watch.curve
+
+
+def distil_table_dd1(
+    teacher: TableTeacher,
+    seed: int,
+    iterations: int,
+    batch_size: int = 256,
+    pair_steps: int = PAIR_STEPS,
+    every: int = 500,
+    lr: float = 2e-3,
+) -> list[dict[str, float]]:
+    """The baseline DD1 on a table, from fresh pairs and with codes at every position.
+
+    Returns:
+        The curve of :class:`TotalVariationCurve`.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        write_teacher(root / "teacher", teacher)
+        adam = OptimizerSettings(lr=lr, warmup=iterations // 50, decay_from=0.5, lr_end=0.02)
+        stage = DD1Distill(
+            str(root / "teacher"),
+            second=1,
+            split=teacher.layout.num_positions,
+            distance_weight=0.0,
+            optimizer=adam,
+            ema_limit=0.999,
+        )
+        watch = TotalVariationCurve(
+            every, lambda stage: lambda eps, labels: stage.generator(stage.ema).sample(labels, eps)
+        )
+        fit_quietly(stage, PairData(batch_size=batch_size, steps=pair_steps, seed=seed), iterations, root / "dd1", watch)
     return watch.curve
 
 

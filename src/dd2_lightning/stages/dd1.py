@@ -125,6 +125,10 @@ class DD1Distill(DistillationStage):
             prediction.logits, batch.tokens, unfinished, self.distance(end, q), self.settings.distance_weight
         )
 
+    def student_loss(self, batch: Batch) -> DD1Loss:
+        """What an iteration minimises."""
+        return self.jump_loss(self.student, batch, self.times(batch))
+
     def distance(self, end: Tensor, q: Tensor) -> Tensor:
         """The distance d of two sequences (b, n, C): (b, n) of tokens, (b, 1) of pictures."""
         if self.settings.distance == "mse":
@@ -140,7 +144,7 @@ class DD1Distill(DistillationStage):
         settings, jumps = self.settings.optimizer, []
 
         def loss(part: Batch) -> Tensor:
-            jumps.append(self.jump_loss(self.student, part, self.times(part)))
+            jumps.append(self.student_loss(part))
             return jumps[-1].loss
 
         lr = settings.rate(batch.iteration, self.trainer.max_steps)
