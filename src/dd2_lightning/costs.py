@@ -164,13 +164,14 @@ def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], 
 
 
 @torch.no_grad()
-def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None) -> float:
+def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None, pair_steps: int = 0) -> float:
     """Floating-point operations of one teacher sequence, drawn position by position with a key-value cache.
 
     Args:
         teacher: on shapes.
         guided: whether the null label goes along.
         precision: of the trainer.
+        pair_steps: evaluations of the flow a token, where noise is integrated instead.
     """
     layout = teacher.layout
     N = layout.num_positions
@@ -180,17 +181,7 @@ def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None
     total = sum(costs.values())
     for first, last in itertools.pairwise(counted):
         total += (last - first - 1) * (costs[first] + costs[last]) / 2
-    return (2 if guided else 1) * total
-
-
-@torch.no_grad()
-def flow_flops(teacher: CodebookTeacher) -> int:
-    """Floating-point operations of evaluating the flow once at every token of a sequence."""
-    n = teacher.layout.length
-    flow = CodebookFlow(teacher.codebook, torch.zeros(1, n, len(teacher.codebook)))
-    with count_flops() as flops:
-        flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1))
-    return flops.get_total_flops()
+    return (2 if guided else 1) * total + (pair_steps * flow_flops(teacher) if pair_steps else 0)
 
 
 def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> int:
@@ -203,4 +194,13 @@ def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> i
     with count_flops() as flops:
         features = teacher.backbone.next_position(q[:, : layout.offsets[position]], labels, cache)
         teacher.classifier(features, labels)
+    return flops.get_total_flops()
+
+
+def flow_flops(teacher: CodebookTeacher) -> int:
+    """One evaluation of the flow at every token of a sequence."""
+    n = teacher.layout.length
+    flow = CodebookFlow(teacher.codebook, torch.zeros(1, n, len(teacher.codebook)))
+    with count_flops() as flops:
+        flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1))
     return flops.get_total_flops()

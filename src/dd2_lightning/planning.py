@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from dd2_lightning.artifacts import Artifact
-from dd2_lightning.costs import Cost, flow_flops, loss_cost, sampling_flops, shapes_only
+from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.hub.published import published
 from dd2_lightning.hub.release import outline
@@ -154,8 +154,8 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
     with shapes_only(stage):
         updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
         guided = data.sampling.guidance_scale is not None
-        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"))
-        sequence += getattr(data, "steps", 0) * flow_flops(stage.teacher)
+        pair_steps = data.steps if stage.learns_from_pairs else 0
+        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"), pair_steps)
         weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
     sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
     return Plan(stage.name, source, parameters, weights, updates, data.batch_size, devices, share, sequences, sequence)
