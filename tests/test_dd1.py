@@ -1,84 +1,34 @@
 """DD1, the baseline: against the public release, and what its networks may depend on."""
 
+import copy
+
 import pytest
 import torch
 
 from dd2_lightning.errors import InputTypeError
-from dd2_lightning.models.dd1 import DD1Generator, DD1Prediction, DD1Student, joined, trajectory_point
-from dd2_lightning.models.llamagen import LlamaGenTeacher
-from dd2_lightning.models.llamagen import from_release as llamagen_state
-from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var import VARSampling, VARTeacher
-from dd2_lightning.models.var import from_release as var_state
+from dd2_lightning.models.dd1 import DD1Generator, trajectory_point
+from dd2_lightning.models.dd1_table import DD1Causal
+from dd2_lightning.models.execution import Execution
+from dd2_lightning.models.var import VARConfig, VARTeacher
 from dd2_lightning.sampling import Sampling
-from helpers import circle
-from reference import close, golden
-from teachers import FAMILIES, labels_for, randomise, student_of, table_teacher, var_teacher
+from reference import close, golden_dd1, under
+from teachers import (
+    DD1_TEACHERS,
+    gru_teacher,
+    labels_for,
+    randomise,
+    var_teacher,
+)
 
 TOLERANCE = 1e-5
-
-
-def part(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """One of the state dicts in a golden file."""
-    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-
-def golden_var_teacher(tensors, sizes) -> VARTeacher:
-    teacher = VARTeacher.from_config(
-        {
-            "sides": sizes["patch_nums"],
-            "codes": sizes["V"],
-            "token_dim": sizes["C"],
-            "num_classes": sizes["num_classes"],
-            "width": sizes["width"],
-            "depth": sizes["depth"],
-            "heads": sizes["heads"],
-            "num_phi": sizes["share_quant_resi"],
-            "l2_norm": sizes["attn_l2_norm"],
-            "ch": 32,
-            "ch_mult": [1],
-            "num_res_blocks": 1,
-            "pixels": False,
-        }
-    )
-    teacher.load_state_dict(var_state(part(tensors, "teacher"), part(tensors, "vae")))
-    return teacher
-
-
-def golden_llamagen_teacher(tensors, sizes) -> LlamaGenTeacher:
-    teacher = LlamaGenTeacher.from_config(
-        {
-            "grid": sizes["grid"],
-            "codes": sizes["V"],
-            "token_dim": sizes["C"],
-            "num_classes": sizes["num_classes"],
-            "width": sizes["dim"],
-            "depth": sizes["layers"],
-            "heads": sizes["heads"],
-            "multiple_of": sizes["ffn_multiple_of"],
-            "rope_base": sizes["rope_base"],
-            "norm_eps": sizes["norm_eps"],
-            "ch": 32,
-            "encoder_ch_mult": [1],
-            "decoder_ch_mult": [1],
-            "num_res_blocks": 1,
-            "z_channels": 8,
-            "pixels": False,
-        }
-    )
-    tokenizer = {"quantize.embedding.weight": tensors["in/codebook"]}
-    teacher.load_state_dict(llamagen_state(part(tensors, "teacher"), tokenizer))
-    return teacher
 
 
 class Golden:
     """A golden file: the release's inputs and outputs, and our models with its weights."""
 
     def __init__(self, family: str):
-        self.tensors, self.sizes = golden(f"dd1_{family}_tiny")
-        build = {"var": golden_var_teacher, "llamagen": golden_llamagen_teacher}[family]
-        self.teacher = build(self.tensors, self.sizes).requires_grad_(False).eval()
-        student, weights = self.teacher.dd1_student(), part(self.tensors, "weights")
+        self.teacher, self.tensors, self.sizes = golden_dd1(family)
+        student, weights = self.teacher.dd1_student(), under(self.tensors, "weights")
         assert weights.keys() - student.state_dict().keys() <= {"lvl_1L", "attn_bias_for_masking"}
         student.load_state_dict({key: weights.get(key, value) for key, value in student.state_dict().items()})
         assert {key for key, _ in student.named_parameters()} <= weights.keys()
@@ -87,10 +37,9 @@ class Golden:
         self.generator.requires_grad_(False).eval()
         self.noise, self.labels = self.tensors["in/noise"], self.tensors["in/labels"]
 
-    def combined(self, sampling: Sampling) -> torch.Tensor:
-        return self.generator.refine(
-            self.labels, self.teacher, self.sizes["teacher_start"], sampling=sampling, noise=self.noise
-        )
+    def combined(self, sampling: Sampling, **settings) -> torch.Tensor:
+        start = self.sizes["teacher_start"]
+        return self.generator.refine(self.labels, self.teacher, start, sampling=sampling, noise=self.noise, **settings)
 
 
 @pytest.fixture(scope="module", params=["var", "llamagen"])
@@ -105,7 +54,7 @@ def released(request):
 def test_calls_of_the_release(released, call):
     t = {"t0": 0, "second": released.sizes["t_second"], "mixed": released.tensors["fwd/mixed/t"]}[call]
     name = {"t0": "t0", "second": f"t{released.sizes['t_second']}", "mixed": "mixed"}[call]
-    expected = part(released.tensors, f"fwd/{name}")
+    expected = under(released.tensors, f"fwd/{name}")
     x = trajectory_point(released.generator.layout, torch.full_like(released.noise, 0.25), released.noise, t)
     assert torch.equal(x, expected["x_in"])
     tokens, logits = released.generator.student(x, released.labels, t)
@@ -140,12 +89,125 @@ def test_the_teacher_in_the_middle_of_llamagen():
 @pytest.mark.parametrize("slip", [False, True])
 def test_the_teacher_in_the_middle_of_var(slip):
     released = Golden("var")
-    name = "ref" if slip else "masked"
-    sampling = VARSampling(guidance_scale=released.sizes["teacher_cfg"], top_k=1, unmasked_prefix=slip)
+    teacher, name = released.teacher, "ref" if slip else "masked"
+    sampling = Sampling(guidance_scale=released.sizes["teacher_cfg"], top_k=1)
     start, second = released.sizes["teacher_start"], released.sizes["t_second"]
-    prefix = released.tensors["combine/quantised_idx"][:, : released.teacher.layout.offsets[start]]
-    drawn = released.teacher.embed(released.teacher.sample(released.labels, sampling, prefix=prefix, until=second))
-    close(drawn, released.tensors[f"combine/teacher_sequence_{name}"], TOLERANCE)
-    close(released.combined(sampling), released.tensors[f"combine/sequence_{name}"], TOLERANCE)
-    ours, theirs = (released.tensors[f"combine/teacher_sequence_{which}"] for which in ("masked", "ref"))
-    assert (ours - theirs).abs().max() > 0.1
+    prefix = released.tensors["combine/quantised_idx"][:, : teacher.layout.offsets[start]]
+    cache = teacher.unmasked_cache() if slip else None
+    drawn = teacher.sample(released.labels, sampling, prefix=prefix, until=second, cache=cache)
+    close(teacher.embed(drawn), released.tensors[f"combine/teacher_sequence_{name}"], TOLERANCE)
+    combined = released.combined(sampling, unmasked_prefix=slip)
+    close(combined, released.tensors[f"combine/sequence_{name}"], TOLERANCE)
+    masked, ref = (released.tensors[f"combine/teacher_sequence_{which}"] for which in ("masked", "ref"))
+    assert (masked - ref).abs().max() > 0.1
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+B = 3
+
+
+@pytest.fixture(params=DD1_TEACHERS)
+def teacher(request):
+    torch.manual_seed(1)
+    return DD1_TEACHERS[request.param]()
+
+
+def causal(layout) -> DD1Causal:
+    return DD1Causal(layout, 3, 2, 5, width=16, depth=2, heads=2, octaves=1)
+
+
+@pytest.mark.parametrize("family", ["table", "var", "llamagen", "scales"])
+def test_a_token_depends_on_its_own_noise_and_on_earlier_positions(family):
+    """By automatic differentiation; in particular, tokens of one scale do not see each other."""
+    torch.manual_seed(2)
+    student = causal(var_teacher().layout) if family == "scales" else DD1_TEACHERS[family]().dd1_student()
+    student = randomise(student, 0.3).double()
+    n, position = student.layout.length, student.layout.position_of_token()
+    allowed = (position[:, None] > position) | torch.eye(n, dtype=torch.bool)
+    assert (~allowed).any()
+    x = torch.randn(1, n, student.token_dim, dtype=torch.float64, requires_grad=True)
+    for t in (0, 1):
+        for output in student(x, torch.tensor([1]), t):
+            values = output[0] @ torch.randn(output.shape[-1], dtype=torch.float64)
+            influence = [torch.autograd.grad(value, x, retain_graph=True)[0][0].abs().amax(-1) for value in values]
+            influence = torch.stack(influence)
+            assert influence[~allowed].max() == 0
+            assert influence[allowed].min() > 1e-9
+
+
+def test_the_class_and_what_is_finished_matter(teacher):
+    student = randomise(teacher.dd1_student()).requires_grad_(False)
+    x = torch.randn(1, student.layout.length, student.token_dim)
+    both = student(x.expand(2, -1, -1), torch.tensor([0, 1]), 0)
+    for rows in both:
+        assert (rows[0] - rows[1]).abs().amax(-1).min() > 1e-4
+    per_row = student(x.expand(2, -1, -1), torch.tensor([0, 0]), torch.tensor([0, 1]))
+    for t in (0, 1):
+        for own, alone in zip(per_row, student(x, torch.tensor([0]), t), strict=True):
+            close(own[t : t + 1], alone, 1e-5)
+    marked = student.layout.counts[0]
+    for rows in per_row:
+        assert (rows[0] - rows[1]).abs().amax(-1)[:marked].min() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["var", "llamagen", "not adapted"])
+def test_students_start_as_their_teachers(name):
+    """Everything that exists in the teacher is taken over, and nothing is shared with it."""
+    teacher = DD1_TEACHERS[name]()
+    student = teacher.dd1_student()
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    theirs = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
+    own = student.state_dict()
+    new = {"n_d_embed", "final_layer_conti", "layerwise_n_d_embed", "tok_embeddings"}
+    assert {key.split(".")[0] for key in own.keys() - theirs.keys()} <= new
+    for key, value in own.items():
+        if key.split(".")[0] in new:
+            assert key.endswith("bias") or value.std() > 0
+        elif key in ("lvl_embed.weight", "pos_1LC"):
+            value, expected = value.view(-1, student.width), theirs[key].view(-1, student.width)
+            assert torch.equal(torch.cat([value[:1], value[2:]]), expected)
+            assert value[1].std() > 0 and not (value[1] == expected).all(-1).any()
+        else:
+            assert torch.equal(value, theirs[key]) and value.data_ptr() != theirs[key].data_ptr()
+
+
+def test_a_shared_modulation():
+    """VAR-d36 computes it once; the network of DD1 does as its teacher."""
+    config = {**var_teacher().config, "shared_adaln": True}
+    student = randomise(VARTeacher.from_config(config).dd1_student())
+    assert any("shared_ada_lin" in key for key in student.state_dict())
+    x = torch.randn(2, student.layout.length, student.token_dim)
+    tokens, _ = student(x, torch.tensor([0, 1]), 1)
+    assert tokens.isfinite().all() and (tokens[0] - tokens[1]).abs().min() > 0
+
+
+def test_a_var_without_a_slot_for_the_class():
+    config = VARConfig.from_dict({**var_teacher().config, "sides": [2, 3]})
+    with pytest.raises(InputTypeError, match="first scale is one token"):
+        VARTeacher(config).dd1_student()
+
+
+def test_a_teacher_of_ones_own():
+    with pytest.raises(InputTypeError, match="GRUTeacher has no network for DD1: override dd1_student"):
+        gru_teacher().dd1_student()
+
+
+def test_recomputed_activations_change_nothing(teacher):
+    student = randomise(teacher.dd1_student())
+    twin = copy.deepcopy(student)
+    Execution(activation_checkpointing=True).apply(twin)
+    x, labels = torch.randn(B, student.layout.length, student.token_dim), labels_for(teacher, B)
+    for network in (student, twin):
+        tokens, logits = network(x, labels, 1)
+        (tokens.square().sum() + logits.square().sum()).backward()
+    for own, other in zip(student.parameters(), twin.parameters(), strict=True):
+        close(other.grad, own.grad, 1e-4 * own.grad.abs().max().item())
+
+
+def test_heads_are_exact_under_autocast(teacher):
+    student = randomise(teacher.dd1_student())
+    x = torch.randn(B, student.layout.length, student.token_dim)
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = student(x, labels_for(teacher, B), 0)
+    assert prediction.tokens.dtype == prediction.logits.dtype == torch.float32
