@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from dd2_lightning.artifacts import load_generator, load_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.data import Batch, PairData
 from dd2_lightning.data.cache import SequenceCache, describe
+from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.losses import dd1_loss
 from dd2_lightning.models.codebook import nearest_code
+from dd2_lightning.models.perceptual import lpips_distance
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.planning import make_plan
 from dd2_lightning.sampling import Sampling
@@ -24,6 +28,7 @@ from faults import poisoned
 from helpers import circle
 from runs import fails, fit, make_teacher, stage_config
 from teachers import FAMILIES, labels_for, table_teacher
+from toys import toy_teacher
 
 GUIDED = Sampling(guidance_scale=1.5, top_k=3)
 
@@ -77,9 +82,12 @@ def test_multistep_needs_a_tenth_of_eulers_steps():
         return nearest_code(solver(flow, eps.to(dtype), times.to(dtype)), codebook.to(dtype), log_p)
 
     fine = codes(multistep, euler_times(500), torch.float64)
-    wrong = [(codes(*how) != fine).float().mean() for how in ((multistep, shifted_times(25)), (integrate, euler_times(100)))]
-    assert (codes(integrate, euler_times(500), torch.float64) != fine).float().mean() < 1e-3  # the same limit
-    assert wrong[0] < 1e-3 and wrong[0] < wrong[1]
+
+    def wrong(*how):
+        return (codes(*how) != fine).float().mean()
+
+    assert wrong(integrate, euler_times(500), torch.float64) < 2e-3  # the same limit
+    assert wrong(multistep, shifted_times(25)) < 1e-3 and wrong(integrate, euler_times(100)) > 1e-3
 
 
 def test_codes_that_are_cut_are_never_chosen():
@@ -225,7 +233,7 @@ def test_the_loss_against_a_loop():
         surprise = -math.log(numbers[codes[b, i]] / sum(numbers)) if unfinished[b, i] else 0.0
         assert found.cross_entropy[b, i].item() == pytest.approx(surprise, abs=1e-5)
         assert found.loss[b, i].item() == pytest.approx(surprise + weight * distance[b, i].item(), abs=1e-5)
-        right = unfinished[b, i] and max(range(V), key=lambda j: logits[b, i, j]) == codes[b, i]  # noqa: B023
+        right = unfinished[b, i] and max(range(V), key=numbers.__getitem__) == codes[b, i]
         assert found.hit[b, i].item() == right
 
 
@@ -274,6 +282,41 @@ def test_halves_of_the_batch_start_from_either_point(released):
     parts = [stage.times(Batch(torch.zeros(4, dtype=torch.long), 3, 0, start, 8)) for start in (0, 4)]
     assert torch.equal(torch.cat(parts), whole) and whole.sum() == 4
     assert torch.equal(stage.times(Batch(torch.zeros(8, dtype=torch.long), 4, 0, 0, 8)), 1 - whole)
+
+
+class FakeLPIPS(torch.nn.Module):
+    """What the package offers, with a distance that can be computed by hand."""
+
+    def __init__(self, net, pretrained, pnet_rand, verbose):
+        super().__init__()
+        assert (net, pretrained, pnet_rand) == ("vgg", False, True)  # nothing is downloaded
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, one, other):
+        assert one.shape[1:] == (3, 8, 8) and one.min() >= -1 and one.max() <= 1
+        return self.scale * (one - other).square().mean((1, 2, 3), keepdim=True)
+
+
+def test_pictures_are_compared_where_lpips_is_installed(monkeypatch, tmp_path):
+    weights = tmp_path / "vgg.pt"
+    torch.save({"scale": torch.tensor(3.0)}, weights)
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=FakeLPIPS))
+    teacher = toy_teacher()
+    stage = stage_with(teacher, distance="lpips", lpips_weights=str(weights), distance_weight=0.5)
+    end = torch.randn(4, 3, 2, requires_grad=True)
+    q = torch.randn(4, 3, 2)
+    found = stage.distance(end, q)
+    pictures = [teacher.decode(part) for part in (end, q)]
+    expected = 3 * 4 * (pictures[0] - pictures[1]).square().mean((1, 2, 3))  # [-1, 1] is twice as wide
+    torch.testing.assert_close(found, expected[:, None])
+    found.sum().backward()
+    assert (end.grad.abs().sum(-1) > 0).all() and not any("lpips" in key for key in stage.state_dict())
+    torch.save({"other": torch.tensor(3.0)}, weights)
+    with pytest.raises(ArtifactError, match=r"vgg\.pt is no state dict of LPIPS"):
+        lpips_distance(weights, torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(DD2Error, match="pip install lpips"):
+        lpips_distance(weights, torch.device("cpu"))
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

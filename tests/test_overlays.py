@@ -116,7 +116,8 @@ def test_settings_of_dd1(capsys, overlay):
     assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
     assert model["optimizer"]["betas"] == [0.9, 0.95] and model["ema_limit"] == 0.9999
     truncation = (8000, 1.0) if overlay.startswith("llamagen") else (900, 0.95)
-    assert (data["sampling"]["guidance_scale"], data["sampling"]["top_k"], data["sampling"]["top_p"]) == (2.0, *truncation)
+    sampling = data["sampling"]
+    assert (sampling["guidance_scale"], sampling["top_k"], sampling["top_p"]) == (2.0, *truncation)
     assert model["teacher"] == settings(capsys, overlay, "csd")["model"]["init_args"]["teacher"]
 
 
@@ -163,7 +164,8 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overl
     monkeypatch.setattr(planning, "planned", planned)
     monkeypatch.setattr(planning, "shapes_only", as_they_are)
     monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
-    base = next(stage for stage, kind in {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill"}.items() if kind == name)
+    kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill"}
+    base = next(stage for stage, kind in kinds.items() if kind == name)
     config = str(CONFIGS / f"{base}_{overlay.split('_')[0]}.yaml")
     main(["plan", "--config", config, "--config", str(CONFIGS / f"paper/{overlay}.yaml")])
     assert seen and all(entry == (name, {"meta"}) for entry in seen)

@@ -185,7 +185,9 @@ def distil_table_dd1(
         watch = TotalVariationCurve(
             every, lambda stage: lambda eps, labels: stage.generator(stage.ema).sample(labels, eps)
         )
-        fit_quietly(stage, PairData(batch_size=batch_size, steps=pair_steps, seed=seed), iterations, root / "dd1", watch)
+        fit_quietly(
+            stage, PairData(batch_size=batch_size, steps=pair_steps, seed=seed), iterations, root / "dd1", watch
+        )
     return watch.curve
 
 
