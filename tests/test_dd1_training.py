@@ -67,7 +67,7 @@ def test_the_last_step_is_the_clean_token_and_one_step_is_eulers():
     for steps in (1, 2):  # before the first slope there is none, and the last step takes none
         times = euler_times(steps)
         torch.testing.assert_close(multistep(flow, eps, times), integrate(flow, eps, times))
-    times = shifted_times(4)
+    times = shifted_times(4, 2.0)
     assert times[0] == 1 and times[-1] == 0 and torch.allclose(times[2], torch.tensor(2 / 3))
 
 
@@ -87,7 +87,7 @@ def test_multistep_needs_a_tenth_of_eulers_steps():
         return (codes(*how) != fine).float().mean()
 
     assert wrong(integrate, euler_times(500), torch.float64) < 2e-3  # the same limit
-    assert wrong(multistep, shifted_times(25)) < 1e-3 and wrong(integrate, euler_times(100)) > 1e-3
+    assert wrong(multistep, shifted_times(25, 1.0)) < 1e-3 and wrong(integrate, euler_times(100)) > 1e-3
 
 
 def test_codes_that_are_cut_are_never_chosen():
@@ -97,6 +97,17 @@ def test_codes_that_are_cut_are_never_chosen():
     chosen = nearest_code(z, codebook, log_p)
     assert torch.equal(chosen, 3 + torch.cdist(z, codebook[3:]).argmin(-1))
     assert (nearest_code(z, codebook) < 3).any()
+
+
+def test_times_follow_the_size_of_the_codes():
+    """The same problem in other units: codes r times as large at t are codes of size 1 at u, with x scaled alike."""
+    r, u = 3.0, euler_times(5)[1:-1]
+    t = shifted_times(5, r)[1:-1]
+    codebook, log_p = torch.randn(7, 2), torch.randn(1, 4, 7).log_softmax(-1)
+    x, scale = torch.randn(1, 4, 4, 2), ((1 - t) * r / (1 - u))[:, None]
+    torch.testing.assert_close(scale[:, 0], t / u)  # of the noise as of the codes
+    ours = CodebookFlow(r * codebook, log_p).denoise(scale * x, t.expand(1, 4, 4))
+    torch.testing.assert_close(ours, r * CodebookFlow(codebook, log_p).denoise(x, u.expand(1, 4, 4)))
 
 
 # --- the map ---------------------------------------------------------------------------------------------------------

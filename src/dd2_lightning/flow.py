@@ -242,10 +242,11 @@ def euler_times(steps: int, device: torch.device | None = None) -> Tensor:
     return torch.linspace(1, 0, steps + 1, device=device)
 
 
-def shifted_times(steps: int, shift: float = 2.0, device: torch.device | None = None) -> Tensor:
-    """Steps from t = 1 to 0 that are up to ``shift``² times finer at the noise: t = s u / (1 + (s - 1) u), (steps + 1,).
+def shifted_times(steps: int, shift: float, device: torch.device | None = None) -> Tensor:
+    r"""Times at which :math:`\frac{t}{1-t} = s \frac{u}{1-u}`, with u in equal steps from 1 to 0: (steps + 1,).
 
-    The larger the codes are next to the noise, the earlier it is decided which of them a point goes to.
+    With s = ρ, the root mean square of the codes, u is the time of the same problem with codes of size 1: where codes
+    are small next to the noise, what a point becomes is decided late, and the steps are finer there.
     """
     u = euler_times(steps, device)
     return shift * u / (1 + (shift - 1) * u)
@@ -260,7 +261,8 @@ def multistep(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
 
     and with :math:`\hat x_0(\tau) \approx \hat x_0(a) + r\,(\tau - a)`
 
-    .. math:: x_b = \hat x_0(a) + \tfrac{b}{a} (x_a - \hat x_0(a)) - r\, b\, \big(\ln\tfrac{b}{a} + \tfrac{a}{b} - 1\big).
+    .. math::
+        x_b = \hat x_0(a) + \tfrac{b}{a} (x_a - \hat x_0(a)) - r\, b\, \big(\ln\tfrac{b}{a} + \tfrac{a}{b} - 1\big).
 
     At r = 0 this is Euler's step; the first step has no slope yet, and the last one, to b = 0, ends on the clean token.
     One evaluation a step; DEIS (arXiv 2204.13902) with its polynomial of order one.

@@ -125,7 +125,7 @@ class DD1Loss(NamedTuple):
 
 
 def dd1_loss(logits: Tensor, codes: Tensor, unfinished: Tensor, distance: Tensor, weight: float) -> DD1Loss:
-    r"""Loss of DD1 (arXiv 2412.17153) at a point of the trajectory: which code a token's noise ends on, and how it looks.
+    r"""Loss of DD1 (arXiv 2412.17153) at a point of the trajectory: which code noise ends on, and how it looks.
 
     .. math:: L = u_i\, (-\log \mathrm{softmax}(l_i)_{k_i}) + \lambda\, d_i
 

@@ -42,8 +42,8 @@ def cache(
         device: where to compute; cuda gives every process its own GPU.
         part: for several machines: which part of the shards is this one's, from 0.
         parts: for several machines: how many there are.
-        pair_steps: for DD1's pairs of noise and sequence, data.steps of the runs that read them: evaluations of the flow
-            a token; by default sequences alone are sampled.
+        pair_steps: for DD1's pairs of noise and sequence; data.steps of the runs that read them. By default sequences
+            alone are sampled.
     """
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
     for name, value in {**counts, "pair_steps": pair_steps}.items():

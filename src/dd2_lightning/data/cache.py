@@ -8,8 +8,8 @@
 ``00000.sha256`` … their checksums, as ``sha256sum`` writes them; written last, so a shard that has one is complete
 ================== ===========================================================================================
 
-Shards are read memory-mapped: a process touches the rows of its own batches only. Of a pair (ε, q) only q is stored: ε is
-a function of the seed and the number of the sequence.
+Shards are read memory-mapped: a process touches the rows of its own batches only. Of a pair (ε, q) only q is stored:
+ε is a function of the seed and the number of the sequence.
 """
 
 import io
@@ -31,7 +31,7 @@ from dd2_lightning.sampling import Sampling
 
 FORMAT = 1
 SHARD_SIZE = 10_000
-SOLVER = "multistep, shifted times"
+SOLVER = "multistep, times shifted by the rms of the codes"
 """How :func:`noise_to_codes` integrates: another solver makes other pairs."""
 
 

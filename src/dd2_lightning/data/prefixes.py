@@ -138,8 +138,8 @@ class PairData(PrefixData):
     See :func:`~dd2_lightning.models.walk.noise_to_codes`. Fixed pairs overfit where there are few of them.
 
     Args:
-        sequences: where pairs come from. ``cached``: made once into ``cache_dir`` (``dd2 cache --pair_steps`` does it in
-            advance); ``online``: made anew for every batch, on the device.
+        sequences: where pairs come from. ``cached``: made once into ``cache_dir`` (``dd2 cache --pair_steps`` does it
+            in advance); ``online``: made anew for every batch, on the device.
         steps: evaluations of the teacher's flow a token.
         kwargs: as for :class:`PrefixData`.
 

@@ -13,8 +13,8 @@ def lpips_distance(weights: str | Path, device: torch.device) -> Callable[[Tenso
     """LPIPS on VGG features, of pictures (B, 1 or 3, H, W) in [0, 1]: (B,), differentiable.
 
     Args:
-        weights: state dict of the whole metric, as ``torch.save(lpips.LPIPS(net="vgg").state_dict(), FILE)`` writes it on
-            a machine that may download; nothing is downloaded here.
+        weights: state dict of the whole metric, as ``torch.save(lpips.LPIPS(net="vgg").state_dict(), FILE)`` writes it
+            on a machine that may download; nothing is downloaded here.
         device: where to compute.
 
     Raises:

@@ -109,8 +109,9 @@ def noise_to_codes(walk: Walk, noise: Tensor, steps: int = PAIR_STEPS) -> Tensor
     Returns:
         Indices, (B, n).
     """
-    times, codes = shifted_times(steps), []
+    codes = []
     for flow in walk:
+        times = shifted_times(steps, flow.codebook.square().mean().sqrt().item())
         ends = multistep(flow, noise[:, walk.span], times)
         codes.append(nearest_code(ends, flow.codebook, flow.log_p))
         walk.append(codes[-1])

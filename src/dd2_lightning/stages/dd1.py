@@ -1,4 +1,4 @@
-"""Distilled Decoding 1 (arXiv 2412.17153), the main baseline: a student learns the teacher's map from noise to codes."""
+"""Distilled Decoding 1 (arXiv 2412.17153), the main baseline: learn the teacher's map from noise to codes."""
 
 import copy
 from typing import Any, Literal
@@ -25,8 +25,8 @@ class DD1Distill(DistillationStage):
     in the other. Its data are pairs, ``PairData``, whose sampling settings are the teacher's.
 
     Published are ``second``, ``split``, the two heads and that there is an EMA; d = LPIPS is inferred from the public
-    code. No training code and no settings were published: λ, Adam, its rates, the EMA's rate, batch, iterations, the number
-    of pairs, their solver and the distribution of t are **ours**.
+    code. No training code and no settings were published: λ, Adam, its rates, the EMA's rate, batch, iterations, the
+    number of pairs, their solver and the distribution of t are **ours**.
 
     Args:
         teacher: directory of the teacher.
