@@ -43,8 +43,8 @@ BENCH_csd_var        := 5000
 BENCH_csd_llamagen   := 2000
 BENCH_align_var      := 400
 BENCH_align_llamagen := 200
-BENCH_dd1_var        := 8000
-BENCH_dd1_llamagen   := 8000
+BENCH_dd1_var        := 12000
+BENCH_dd1_llamagen   := 12000
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
