@@ -2,6 +2,7 @@
 #
 #   make demo                     teacher, stages 1-3, table and picture, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
+#   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
@@ -44,10 +45,12 @@ BENCH_csd_var        := 5000
 BENCH_csd_llamagen   := 3000
 BENCH_align_var      := 400
 BENCH_align_llamagen := 300
+BENCH_dd1_var        := 12000
+BENCH_dd1_llamagen   := 12000
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align evaluate benchmark tables ablations reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark tables ablations reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -57,6 +60,7 @@ adapt:    $(dir $(TEACHER))adapt/config.json
 init:     $(RUNS)/init/config.json
 csd:      $(RUNS)/csd/config.json
 align:    $(RUNS)/align/config.json
+dd1:      $(RUNS)/dd1/config.json
 evaluate: $(RUNS)/report/results.json
 
 install: $(VENV)/.installed
@@ -85,6 +89,10 @@ $(RUNS)/csd/config.json: $(RUNS)/init/config.json | install
 $(RUNS)/align/config.json: $(RUNS)/csd/config.json | install
 	$(FIT) --config configs/align_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
 		--model.teacher $(TEACHER) --model.init_from $(RUNS)/csd $(call resume,$(@D)) $(call steps,$(@D))
+
+$(RUNS)/dd1/config.json: $(TEACHER)/config.json | install
+	$(FIT) --config configs/dd1_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(call resume,$(@D)) $(call steps,$(@D))
 
 $(RUNS)/report/results.json: $(RUNS)/align/config.json | install
 	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml --teacher $(TEACHER) --init $(RUNS)/init \

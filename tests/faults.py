@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dd2_lightning.callbacks import IterationCheckpoint
+from dd2_lightning.data import Batch
 from dd2_lightning.stages import CSDDistill, Stage
 from evidence import left_behind, unequal
 from processes import forked
@@ -86,15 +87,15 @@ def disk_full(root: Path, directory: Path) -> int:
 
 
 def poisoned(original: Callable) -> Callable:
-    """``CSDDistill.generator_loss`` with a NaN at token 1 in the fifth iteration."""
+    """A loss of a stage, with a NaN at token 1 in the fifth iteration."""
 
-    def generator_loss(self, batch, q, *key):
-        csd = original(self, batch, q, *key)
-        if batch.iteration == 4:
-            csd.loss[0, 1] = math.nan
-        return csd
+    def loss(self, *arguments):
+        found = original(self, *arguments)
+        if next(part for part in arguments if isinstance(part, Batch)).iteration == 4:
+            found.loss[0, 1] = math.nan
+        return found
 
-    return generator_loss
+    return loss
 
 
 def nan_batch(root: Path, directory: Path) -> int:

@@ -12,7 +12,7 @@ from dd2_lightning.models.llamagen import LlamaGenTeacher
 from dd2_lightning.models.table import TableTeacher
 from teachers import llamagen_teacher
 
-STAGES = ("teacher", "adapt", "init", "csd", "align")
+STAGES = ("teacher", "adapt", "init", "csd", "align", "dd1")
 ADAM = {"lr": 1e-3, "betas": [0.0, 0.95]}
 
 
@@ -42,17 +42,19 @@ def stage_config(root: Path, stage: str, **model) -> dict:
             "guidance_optimizer": ADAM,
             "generator_optimizer": ADAM,
         },
+        "dd1": {"second": 1, "split": 1, "optimizer": ADAM},
     }
     settings["align"] = {**settings["csd"], "init_from": str(root / "csd"), "align_guidance_updates": 6}
-    names = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign"}
+    names = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign", "dd1": "DD1Distill"}
+    sequences = "online" if stage in ("init", "dd1") else "none"
     return {
         "model": {
             "class_path": names[stage],
             "init_args": {"teacher": str(root / "teacher"), **settings[stage], **model},
         },
         "data": {
-            "class_path": "PrefixData",
-            "init_args": {"batch_size": 8, "sequences": "online" if stage == "init" else "none", "validation_size": 8},
+            "class_path": "PairData" if stage == "dd1" else "PrefixData",
+            "init_args": {"batch_size": 8, "sequences": sequences, "validation_size": 8},
         },
         "trainer": {
             "default_root_dir": str(root / stage),

@@ -70,7 +70,20 @@ def test_an_interrupted_stage_is_resumed(tmp_path):
     assert "--ckpt_path last" in plan(tmp_path, "csd")
 
 
-TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "evaluate", "lint", "benchmark", "tables"]
+@pytest.mark.parametrize("family", STAGES)
+def test_the_baseline_needs_a_teacher_only(tmp_path, family):
+    text = plan(tmp_path, "dd1", family)
+    assert stages(text, family) == STAGES[family][:-3] and f"--config configs/dd1_{family}.yaml" in text
+    assert f"--model.teacher {tmp_path}/{LAST[family]}" in text
+    finish(tmp_path, LAST[family])
+    checkpoint = tmp_path / "dd1" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    text = plan(tmp_path, "dd1", family)
+    assert stages(text, family) == [] and "--ckpt_path last" in text
+
+
+TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark", "tables"]
 TARGETS += ["ablations", "reliability"]
 
 

@@ -32,6 +32,13 @@ CSD = {
     "var_d24": (4e-4, 5e-5, 20_000, 1024, 32, 30_000, 15_000, 2),
     "llamagen_l": (2e-4, 1e-4, 40_000, 1024, 8, 60_000, 12_000, 5),
 }
+# the second t and the split, of the sampling scripts; batch and micro-batches of the other stages
+DD1 = {
+    "var_d16": (5, 5, 512, 4),
+    "var_d20": (4, 4, 512, 8),
+    "var_d24": (4, 4, 512, 16),
+    "llamagen_l": (80, 130, 512, 4),
+}
 # guidance updates alone, then of both networks
 ALIGN = {"var_d16": (8_000, 15_000, 7_500), "var_d20": (8_000, 36_000, 18_000)}
 PAPER_SIZES = {"var_d16": 329e6, "var_d20": 619e6, "var_d24": 1.04e9, "llamagen_l": 335e6}
@@ -49,7 +56,7 @@ def settings(capsys, overlay: str, stage: str) -> dict:
 
 
 def test_every_overlay_is_checked():
-    assert {path.stem for path in PAPER} == set(INIT) == set(CSD) == set(PAPER_SIZES)
+    assert {path.stem for path in PAPER} == set(INIT) == set(CSD) == set(DD1) == set(PAPER_SIZES)
 
 
 @pytest.mark.parametrize("overlay", INIT)
@@ -100,6 +107,20 @@ def test_settings_of_stage_0(capsys):
     assert later == config["trainer"]["default_root_dir"] != model["teacher"]
 
 
+@pytest.mark.parametrize("overlay", DD1)
+def test_settings_of_dd1(capsys, overlay):
+    config = settings(capsys, overlay, "dd1")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    second, split, batch, accumulate = DD1[overlay]
+    assert (model["second"], model["split"]) == (second, split)
+    assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
+    assert model["optimizer"]["betas"] == [0.9, 0.95] and model["ema_limit"] == 0.9999
+    truncation = (8000, 1.0) if overlay.startswith("llamagen") else (900, 0.95)
+    sampling = data["sampling"]
+    assert (sampling["guidance_scale"], sampling["top_k"], sampling["top_p"]) == (2.0, *truncation)
+    assert model["teacher"] == settings(capsys, overlay, "csd")["model"]["init_args"]["teacher"]
+
+
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_stages_of_an_overlay_are_chained(capsys, path):
     chain = {stage: settings(capsys, path.stem, stage) for stage in STAGES}
@@ -143,7 +164,8 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overl
     monkeypatch.setattr(planning, "planned", planned)
     monkeypatch.setattr(planning, "shapes_only", as_they_are)
     monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
-    base = next(stage for stage, kind in {**STAGES, "adapt": "ContinuousInput"}.items() if kind == name)
+    kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill"}
+    base = next(stage for stage, kind in kinds.items() if kind == name)
     config = str(CONFIGS / f"{base}_{overlay.split('_')[0]}.yaml")
     main(["plan", "--config", config, "--config", str(CONFIGS / f"paper/{overlay}.yaml")])
     assert seen and all(entry == (name, {"meta"}) for entry in seen)

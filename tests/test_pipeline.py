@@ -39,6 +39,7 @@ def run_stages(family: str) -> None:
     fit(f"init_{family}", *short, *cache)
     fit(f"csd_{family}", *short, "--data.batch_size", "8")
     fit(f"align_{family}", *short, "--data.batch_size", "8", "--model.align_guidance_updates", "4")
+    fit(f"dd1_{family}", *short, *cache)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,8 @@ def test_every_stage_leaves_its_directory(runs):
         stage: {path.name for path in (runs / "runs/var" / stage).glob("*.*")} for stage in ("init", "csd", "align")
     }
     networks = {"generator.safetensors", "generator_raw.safetensors", "guidance.safetensors"}
+    baseline = {path.name for path in (runs / "runs/var/dd1").glob("*.*")}
+    assert {"config.json", "generator.safetensors", "generator_raw.safetensors"} == baseline
     assert {"config.json", "student.safetensors"} <= files["init"]
     assert networks <= files["csd"] and networks <= files["align"]
     assert json.loads((runs / "runs/var/align/config.json").read_text())["teacher"]["path"] == "../teacher"

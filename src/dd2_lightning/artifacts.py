@@ -102,17 +102,16 @@ def settle_manifest(path: Path, description: dict[str, Any], advice: str, **free
     if not path.is_file():
         write_atomically(path, json.dumps({**description, **free}, indent=2).encode())
     try:
-        found = json.loads(path.read_text())
-        missing = [key for key in (*description, *free) if key not in found]
+        found = dict(json.loads(path.read_text()))
+        missing = [key for key in free if key not in found]
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); delete {path.parent}") from error
     if missing:
         raise ArtifactError(f"{path} is damaged ({missing[0]} is missing); delete {path.parent}")
-    for key, value in description.items():
-        if found[key] != value:
-            raise ArtifactError(
-                f"{path.parent} was sampled with {key} = {found[key]}, this run wants {value}; {advice}"
-            )
+    for key in [*description, *(key for key in found if key not in description and key not in free)]:
+        theirs, ours = found.get(key), description.get(key)
+        if theirs != ours:
+            raise ArtifactError(f"{path.parent} was sampled with {key} = {theirs}, this run wants {ours}; {advice}")
     return found
 
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -163,13 +164,14 @@ def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], 
 
 
 @torch.no_grad()
-def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None) -> float:
+def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None, pair_steps: int = 0) -> float:
     """Floating-point operations of one teacher sequence, drawn position by position with a key-value cache.
 
     Args:
         teacher: on shapes.
         guided: whether the null label goes along.
         precision: of the trainer.
+        pair_steps: evaluations of the flow a token, where noise is integrated instead.
     """
     layout = teacher.layout
     N = layout.num_positions
@@ -179,7 +181,7 @@ def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None
     total = sum(costs.values())
     for first, last in itertools.pairwise(counted):
         total += (last - first - 1) * (costs[first] + costs[last]) / 2
-    return (2 if guided else 1) * total
+    return (2 if guided else 1) * total + (pair_steps * flow_flops(teacher) if pair_steps else 0)
 
 
 def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> int:
@@ -192,4 +194,13 @@ def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> i
     with count_flops() as flops:
         features = teacher.backbone.next_position(q[:, : layout.offsets[position]], labels, cache)
         teacher.classifier(features, labels)
+    return flops.get_total_flops()
+
+
+def flow_flops(teacher: CodebookTeacher) -> int:
+    """One evaluation of the flow at every token of a sequence."""
+    n = teacher.layout.length
+    flow = CodebookFlow(teacher.codebook, torch.zeros(1, n, len(teacher.codebook)))
+    with count_flops() as flops:
+        flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1))
     return flops.get_total_flops()

@@ -1,4 +1,4 @@
-r"""The losses of DD2 (arXiv 2510.21003), one function each, on any :class:`~dd2_lightning.flow.Flow`.
+r"""The losses of DD2 (arXiv 2510.21003), one function each, on any :class:`~dd2_lightning.flow.Flow`; and DD1's.
 
 All of them return one value per token, (B, n): summed over channels and averaged over the m noise draws, so
 that the caller can log them per position before taking the mean. Networks predict velocities; scores are
@@ -8,6 +8,7 @@ compared as posterior means :math:`\hat x_0`, with the score gap :math:`\delta =
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dd2_lightning.flow import Flow, Noised
@@ -105,6 +106,41 @@ def csd_weight(x0_teacher: Tensor, q: Tensor, normaliser: Normaliser, floor: flo
         return x0_teacher.new_ones(1)
     over = {"sample": (1, 2, 3), "token": (3,)}[normaliser]
     return 1 / (x0_teacher - q).detach().abs().mean(over, keepdim=True).clamp(min=floor)
+
+
+class DD1Loss(NamedTuple):
+    """DD1's loss, per token.
+
+    Attributes:
+        loss: what to differentiate, (B, n).
+        cross_entropy: of tokens that are still noise, (B, n); 0 at finished ones.
+        hit: 1 at tokens that are still noise and whose most likely code is right, (B, n).
+        unfinished: 1 at tokens that are still noise, (B, n).
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    hit: Tensor
+    unfinished: Tensor
+
+
+def dd1_loss(logits: Tensor, codes: Tensor, unfinished: Tensor, distance: Tensor, weight: float) -> DD1Loss:
+    r"""Loss of DD1 (arXiv 2412.17153) at a point of the trajectory: which code noise ends on, and how it looks.
+
+    .. math:: L = u_i\, (-\log \mathrm{softmax}(l_i)_{k_i}) + \lambda\, d_i
+
+    The public code has no training; that both terms are there follows from its two heads and its options, λ is ours.
+
+    Args:
+        logits: l, (B, n, V).
+        codes: k, where the teacher's flow ends, (B, n).
+        unfinished: u, 1 at tokens that are noise and 0 at those that are data already, (B, n).
+        distance: d of the sequence (or its picture) from the end of the trajectory, (B, n) or (B, 1).
+        weight: λ.
+    """
+    cross_entropy = unfinished * F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
+    hit = unfinished * (logits.argmax(-1) == codes)
+    return DD1Loss(cross_entropy + weight * distance, cross_entropy.detach(), hit, unfinished)
 
 
 def position_weight(layout: Layout, first: float, last: float, device: torch.device | None = None) -> Tensor:

@@ -154,7 +154,8 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
     with shapes_only(stage):
         updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
         guided = data.sampling.guidance_scale is not None
-        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"))
+        pair_steps = data.steps if stage.learns_from_pairs else 0
+        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"), pair_steps)
         weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
     sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
     return Plan(stage.name, source, parameters, weights, updates, data.batch_size, devices, share, sequences, sequence)
@@ -174,7 +175,8 @@ def planned(stage: DistillationStage, update: Any, precision: Any) -> UpdatePlan
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
     """A batch of shapes."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
-    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens)
+    noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
+    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
 
 
 def count(module: nn.Module) -> int:

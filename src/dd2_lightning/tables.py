@@ -7,6 +7,8 @@ eight codes, of which about 36 of 512 sequences are possible, and writes the cur
 import json
 import math
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,13 +18,13 @@ from torch import Tensor
 
 from dd2_lightning.artifacts import check_writable, write_atomically, write_teacher
 from dd2_lightning.callbacks import LearningCurve
-from dd2_lightning.data import PrefixData
+from dd2_lightning.data import PairData, PrefixData
 from dd2_lightning.distil import fit
 from dd2_lightning.evaluation.report import commit, hardware
-from dd2_lightning.models.student import Student
 from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
-from dd2_lightning.stages import ARDiffusionInit, CSDDistill
+from dd2_lightning.stages import ARDiffusionInit, CSDDistill, DD1Distill
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 SAMPLES = 200_000
@@ -56,12 +58,24 @@ def random_table(seed: int, student: dict[str, int], tokens: int = 3, codes: int
 
 
 @torch.no_grad()
-def draw_tokens(student: Student, head_time: float, teacher: TableTeacher, samples: int = SAMPLES) -> Tensor:
-    """One-step sequences, (samples, n, C); those of the same number have the same noise."""
+def draw_tokens(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher, samples: int = SAMPLES) -> Tensor:
+    """One-step sequences, (samples, n, C); those of the same number have the same noise.
+
+    Args:
+        generate: ``(noise (b, n, C), labels (b,)) -> tokens (b, n, C)``.
+        teacher: says the shapes.
+        samples: how many.
+    """
     labels = torch.zeros(samples, dtype=torch.long)
     noise = torch.randn(samples, teacher.layout.length, teacher.token_dim, generator=stream(0, "total variation"))
     parts = zip(noise.split(10_000), labels.split(10_000), strict=True)
-    return torch.cat([student.generate(part, classes, head_time) for part, classes in parts])
+    return torch.cat([generate(part, classes) for part, classes in parts])
+
+
+def distance(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher) -> dict[str, float]:
+    """Total variation between what a generator draws and the joint, and the mass on impossible sequences."""
+    total_variation, impossible = teacher.total_variation(teacher.snap(draw_tokens(generate, teacher)))
+    return {"total_variation": total_variation, "impossible": impossible}
 
 
 def table_recipe(
@@ -139,9 +153,7 @@ def distil_table(
     """
 
     def measure(stage: CSDDistill) -> dict[str, float]:
-        tokens = draw_tokens(stage.ema, stage.settings.head_time, stage.teacher)
-        distance, impossible = stage.teacher.total_variation(stage.teacher.snap(tokens))
-        return {"total_variation": distance, "impossible": impossible}
+        return distance(partial(stage.ema.generate, head_time=stage.settings.head_time), stage.teacher)
 
     recipe = table_recipe(iterations, init_iterations, **settings)
     watch = LearningCurve(every, measure)
@@ -152,6 +164,42 @@ def distil_table(
         fit(init, PrefixData(batch_size, "online", seed=seed), init_iterations, root / "init")
         csd = CSDDistill(str(root / "teacher"), str(root / "init"), **recipe["csd"])
         fit(csd, PrefixData(batch_size, "none", seed=seed), iterations, root / "csd", watch)
+    return watch.curve
+
+
+def distil_table_dd1(
+    teacher: TableTeacher,
+    seed: int,
+    iterations: int,
+    batch_size: int = 256,
+    pair_steps: int = PAIR_STEPS,
+    every: int = 500,
+    lr: float = 2e-3,
+) -> list[dict[str, float]]:
+    """The baseline DD1 on a table, from fresh pairs and with codes at every position.
+
+    Returns:
+        As :func:`distil_table`.
+    """
+
+    def measure(stage: DD1Distill) -> dict[str, float]:
+        generator = stage.generator(stage.ema)
+        return distance(lambda noise, labels: generator.sample(labels, noise), stage.teacher)
+
+    watch = LearningCurve(every, measure)
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        write_teacher(root / "teacher", teacher)
+        stage = DD1Distill(
+            str(root / "teacher"),
+            second=1,
+            split=teacher.layout.num_positions,
+            distance_weight=0.0,
+            optimizer=OptimizerSettings(lr=lr, warmup=iterations // 50, decay_from=0.5, lr_end=0.02),
+            ema_limit=0.999,
+        )
+        data = PairData(batch_size=batch_size, steps=pair_steps, seed=seed)
+        fit(stage, data, iterations, root / "dd1", watch)
     return watch.curve
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -167,7 +168,8 @@ class TableMeasurer(Measurer):
 
     def __call__(self, student: Student, head_time: float) -> dict[str, float | None]:
         """See :meth:`Measurer.__call__`."""
-        return self.of(self.teacher.snap(draw_tokens(student, head_time, self.teacher, self.samples)))
+        generate = partial(student.generate, head_time=head_time)
+        return self.of(self.teacher.snap(draw_tokens(generate, self.teacher, self.samples)))
 
 
 class Digits(Problem):

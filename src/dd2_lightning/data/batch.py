@@ -5,7 +5,7 @@ draws for the global batch and keeps its own slice, so neither the number of pro
 accumulation nor a resumed run changes a number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ class Batch:
         start: global index of the first sample of the slice.
         size: samples of the global batch.
         tokens: teacher sequences as indices (b, n), if the stage wants them.
+        noise: what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs.
         images: pictures (b, channels, H, W), where the data are pictures.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     start: int
     size: int
     tokens: Tensor | None = None
+    noise: Tensor | None = None
     images: Tensor | None = None
 
     def __len__(self) -> int:
@@ -44,21 +46,18 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Move the tensors; Lightning calls this."""
-        moved = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in ("labels", "tokens", "images")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def part(self, index: int, parts: int) -> "Batch":
         """One of ``parts`` equal consecutive pieces, for gradient accumulation."""
         step = len(self) // parts
         own = slice(index * step, (index + 1) * step)
-        pieces = {
-            name: value[own] for name in ("labels", "tokens", "images") if (value := getattr(self, name)) is not None
-        }
-        return replace(self, start=self.start + own.start, **pieces)
+        return replace(self._each(lambda value: value[own]), start=self.start + own.start)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Another batch with every tensor changed."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     def stream(self, *key: int | str) -> torch.Generator:
         """The random source of this iteration for one purpose, on the labels' device."""

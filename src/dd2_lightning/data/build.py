@@ -26,6 +26,7 @@ def cache(
     device: str = "cpu",
     part: int = 0,
     parts: int = 1,
+    pair_steps: int | None = None,
 ) -> None:
     """Sample teacher sequences into shards, for data.cache_dir; a directory that is there already is completed.
 
@@ -41,16 +42,18 @@ def cache(
         device: where to compute; cuda gives every process its own GPU.
         part: for several machines: which part of the shards is this one's, from 0.
         parts: for several machines: how many there are.
+        pair_steps: for DD1's pairs of noise and sequence; data.steps of the runs that read them. By default sequences
+            alone are sampled.
     """
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
-    for name, value in counts.items():
-        if value < 1:
+    for name, value in {**counts, "pair_steps": pair_steps}.items():
+        if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if not 0 <= part < parts:
         raise ValueError(f"--part must be in 0..{parts - 1}, got {part}")
     Artifact.open(teacher, ("teacher",), "--teacher")
     network = load_teacher(teacher)
-    description = describe(teacher, network, sampling, num, seed)
+    description = describe(teacher, network, sampling, num, seed, pair_steps)
     sequences = SequenceCache(output, description, shard_size)
     mine = [shard for shard in sequences.missing() if shard % parts == part]
     shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]

@@ -1,13 +1,15 @@
 """Teacher sequences on disk: sampled once, read by every stage that wants them.
 
 ================== ===========================================================================================
-``manifest.json``  what determines the sequences: teacher (by hash), sampling, number, seed, size of a shard
+``manifest.json``  what determines the sequences: teacher (by hash), sampling, number, seed, size of a shard, and
+                   for DD1's pairs the solver
 ``00000.npy`` …    shards: records of a label and the n indices of a sequence, uint16 or, for codebooks beyond
                    65,536 codes, uint32
 ``00000.sha256`` … their checksums, as ``sha256sum`` writes them; written last, so a shard that has one is complete
 ================== ===========================================================================================
 
-Shards are read memory-mapped: a process touches the rows of its own batches only.
+Shards are read memory-mapped: a process touches the rows of its own batches only. Of a pair (ε, q) only q is stored:
+ε is a function of the seed and the number of the sequence.
 """
 
 import io
@@ -23,27 +25,45 @@ from torch import Tensor
 from dd2_lightning.artifacts import settle_manifest, sha256, write_atomically
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
 
 FORMAT = 1
 SHARD_SIZE = 10_000
+SOLVER = "multistep, times shifted by the rms of the codes"
+"""How :func:`noise_to_codes` integrates: another solver makes other pairs."""
 
 
 def describe(
-    teacher_path: str | Path, teacher: CodebookTeacher, sampling: Sampling, num: int, seed: int
+    teacher_path: str | Path,
+    teacher: CodebookTeacher,
+    sampling: Sampling,
+    num: int,
+    seed: int,
+    pair_steps: int | None = None,
 ) -> dict[str, Any]:
     """All that determines the sequences of a cache: what its manifest must say.
+
+    Args:
+        teacher_path: its directory.
+        teacher: the same, opened.
+        sampling: guidance and truncation.
+        num: number of sequences.
+        seed: of labels and random numbers.
+        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
 
     Raises:
         InputTypeError: for the sampling settings of another family.
     """
+    pairs = {"solver": SOLVER, "steps": pair_steps, "noise": [teacher.layout.length, teacher.token_dim]}
     return {
         "format": FORMAT,
         "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
         "sampling": json.loads(json.dumps(asdict(teacher.settle(sampling)))),
         "num": num,
         "seed": seed,
+        **({"pairs": pairs} if pair_steps else {}),
     }
 
 
@@ -82,6 +102,7 @@ class SequenceCache:
         advice = "delete it or name another directory (data.cache_dir, dd2 cache --output)"
         found = settle_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
         self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
+        self.pairs = found.get("pairs")
         self._maps: dict[int, np.memmap] = {}
 
     def __len__(self) -> int:
@@ -111,11 +132,17 @@ class SequenceCache:
         device = teacher.codebook.device
         first = shard * self.shard_size
         labels = torch.arange(first, min(first + self.shard_size, self.num)) % teacher.num_classes
-        chance = torch.rand(len(labels), teacher.layout.length, generator=stream(self.seed, "cache", shard))
-        tokens = [
-            sample_codes(teacher, part.to(device), sampling, chance=numbers.to(device)).cpu()
-            for part, numbers in zip(labels.split(batch_size), chance.split(batch_size), strict=True)
-        ]
+        if not self.pairs:
+            chance = torch.rand(len(labels), teacher.layout.length, generator=stream(self.seed, "cache", shard))
+        tokens = []
+        for rows in torch.arange(len(labels)).split(batch_size):
+            classes = labels[rows].to(device)
+            if self.pairs:
+                noise = self.noise(first + rows.numpy()).to(device)
+                made = noise_to_codes(teacher.walk(classes, sampling), noise, self.pairs["steps"])
+            else:
+                made = sample_codes(teacher, classes, sampling, chance=chance[rows].to(device))
+            tokens.append(made.cpu())
         self.write(shard, torch.cat(tokens), labels, len(teacher.codebook))
 
     def write(self, shard: int, tokens: Tensor, labels: Tensor, codes: int) -> None:
@@ -150,6 +177,13 @@ class SequenceCache:
         shards, offsets = np.divmod(rows, self.shard_size)
         records = np.stack([self._map(int(k))[i] for k, i in zip(shards, offsets, strict=True)])
         return tuple(torch.from_numpy(records[name].astype(np.int64)) for name in ("tokens", "label"))
+
+    def noise(self, rows: np.ndarray) -> Tensor | None:
+        """Noise of the pairs of these numbers, (b, n, C); None where the sequences are no pairs."""
+        if not self.pairs:
+            return None
+        shape = self.pairs["noise"]
+        return torch.stack([torch.randn(shape, generator=stream(self.seed, "pair", int(row))) for row in rows])
 
     def _map(self, shard: int) -> np.memmap:
         if shard not in self._maps:

@@ -1,16 +1,18 @@
 """The DataModule that the distillation stages share: labels, and sequences sampled from the teacher."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
 from dd2_lightning.data.build import complete
 from dd2_lightning.data.cache import SequenceCache, describe, sample_codes
 from dd2_lightning.models.families import AnySampling
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.walk import PAIR_STEPS, noise_to_codes
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
 
@@ -36,8 +38,10 @@ class CachedBatches(Dataset):
         self.order = EpochOrder(len(cache), batch_size, seed)
 
     def __getitem__(self, iteration: int) -> Batch:
-        tokens, labels = self.cache.read(self.order.rows(iteration, self.start, self.local).numpy())
-        return Batch(labels, iteration, self.seed, self.start, self.size, tokens=tokens)
+        rows = self.order.rows(iteration, self.start, self.local).numpy()
+        tokens, labels = self.cache.read(rows)
+        noise = self.cache.noise(rows)
+        return Batch(labels, iteration, self.seed, self.start, self.size, tokens=tokens, noise=noise)
 
 
 class PrefixData(LightningDataModule):
@@ -79,7 +83,7 @@ class PrefixData(LightningDataModule):
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
         self.validation_size, self.seed = validation_size, seed
-        self._held_out: Tensor | None = None
+        self._held_out: Batch | None = None
 
     def train_dataloader(self) -> DataLoader:
         """One item an iteration. Samples the cache first, if it is wanted and missing."""
@@ -90,11 +94,15 @@ class PrefixData(LightningDataModule):
         return iteration_loader(LabelBatches(trainer.lightning_module.teacher.num_classes, *where), trainer)
 
     def _open_cache(self, module: LightningModule) -> SequenceCache:
-        description = describe(module.settings.teacher, module.teacher, self.sampling, self.cache_size, self.cache_seed)
+        description = self.describe(module.settings.teacher, module.teacher)
         if self.trainer.is_global_zero:
             complete(self.cache_dir, description, module.teacher, self.sampling)
         self.trainer.strategy.barrier("cache")
         return SequenceCache(self.cache_dir, description)
+
+    def describe(self, path: str, teacher: CodebookTeacher) -> dict[str, Any]:
+        """What the manifest of the cache must say."""
+        return describe(path, teacher, self.sampling, self.cache_size, self.cache_seed)
 
     def val_dataloader(self) -> DataLoader:
         """One batch of held-out teacher sequences with labels that go round the classes."""
@@ -114,9 +122,43 @@ class PrefixData(LightningDataModule):
         teacher = self.trainer.lightning_module.teacher
         if not self.trainer.training:
             if self._held_out is None:
-                self._held_out = sample_codes(teacher, batch.labels, self.sampling, batch.stream("held out"))
-            batch.tokens = self._held_out
-        elif self.sequences == "online":
-            chance = batch.rand("online", shape=(teacher.layout.length,))
-            batch.tokens = sample_codes(teacher, batch.labels, self.sampling, chance=chance)
-        return batch
+                self._held_out = self.sample(teacher, batch, "held out")
+            return self._held_out
+        return self.sample(teacher, batch, "online") if self.sequences == "online" else batch
+
+    def sample(self, teacher: CodebookTeacher, batch: Batch, purpose: str) -> Batch:
+        """The batch with teacher sequences of its labels."""
+        chance = batch.rand(purpose, shape=(teacher.layout.length,))
+        return replace(batch, tokens=sample_codes(teacher, batch.labels, self.sampling, chance=chance))
+
+
+class PairData(PrefixData):
+    """Pairs of noise and the sequence that the teacher's flow makes of it: what DD1 learns from.
+
+    See :func:`~dd2_lightning.models.walk.noise_to_codes`. Fixed pairs overfit where there are few of them.
+
+    Args:
+        sequences: where pairs come from. ``cached``: made once into ``cache_dir`` (``dd2 cache --pair_steps`` does it
+            in advance); ``online``: made anew for every batch, on the device.
+        steps: evaluations of the teacher's flow a token.
+        kwargs: as for :class:`PrefixData`.
+
+    Raises:
+        ValueError: as :class:`PrefixData`, and for ``steps`` below 1.
+    """
+
+    def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):
+        super().__init__(sequences=sequences, **kwargs)
+        if steps < 1:
+            raise ValueError(f"data.steps must be at least 1, got {steps}")
+        self.steps = steps
+
+    def describe(self, path: str, teacher: CodebookTeacher) -> dict[str, Any]:
+        """What the manifest of the cache must say."""
+        return describe(path, teacher, self.sampling, self.cache_size, self.cache_seed, self.steps)
+
+    def sample(self, teacher: CodebookTeacher, batch: Batch, purpose: str) -> Batch:
+        """The batch with pairs of its labels."""
+        noise = batch.randn(purpose, shape=(teacher.layout.length, teacher.token_dim))
+        codes = noise_to_codes(teacher.walk(batch.labels, self.sampling), noise, self.steps)
+        return replace(batch, tokens=codes, noise=noise)

@@ -8,13 +8,17 @@ PATIENCE = 256
 """A code that is never chosen is re-seeded after about this many tokens per code have been seen."""
 
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+def nearest_code(z: Tensor, codebook: Tensor, log_p: Tensor | None = None) -> Tensor:
     """Index of the nearest codebook vector by Euclidean distance: (..., C), (V, C) -> (...,).
 
-    Distances are never rounded to the type of autocast: codes can be nearer to each other than that resolves.
+    Distances are never rounded to the type of autocast: codes can be nearer to each other than that resolves. With
+    ``log_p`` (..., V), codes whose probability is zero are not chosen.
     """
     with torch.autocast(z.device.type, enabled=False):
-        return (z.to(codebook.dtype) @ codebook.T - codebook.square().sum(-1) / 2).argmax(-1)
+        closeness = z.to(codebook.dtype) @ codebook.T - codebook.square().sum(-1) / 2
+    if log_p is not None:
+        closeness = closeness.masked_fill(log_p.isneginf(), -torch.inf)
+    return closeness.argmax(-1)
 
 
 def perplexity(counts: Tensor) -> Tensor:

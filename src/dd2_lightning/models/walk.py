@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dd2_lightning.flow import Flow, euler_times, integrate
+from dd2_lightning.flow import Flow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook import nearest_code
+
+PAIR_STEPS = 25
+"""Evaluations of the flow a token by default: 1 token in 1,000 is another than in the limit (docs/architecture.md)."""
 
 
 class Walk:
@@ -73,8 +77,7 @@ class Walk:
 def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
     """Integrate the flow of every position in order, each conditioned on the tokens made so far.
 
-    With an AR-diffusion model this is its sampler; with a teacher it is DD1's deterministic map from noise
-    to data.
+    With an AR-diffusion model this is its sampler.
 
     Args:
         walk: a fresh walk.
@@ -88,3 +91,28 @@ def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
     for flow in walk:
         walk.append(integrate(flow, noise[:, walk.span], times))
     return walk.tokens
+
+
+@torch.no_grad()
+def noise_to_codes(walk: Walk, noise: Tensor, steps: int = PAIR_STEPS) -> Tensor:
+    """DD1's deterministic map from noise to data, along the walk of a teacher (arXiv 2412.17153, section 3).
+
+    The code of a token depends on the class, on its own noise and on the noise of earlier positions. Every position is
+    integrated by :func:`~dd2_lightning.flow.multistep` and ends on the nearest code that is possible there, which is
+    what the next positions read.
+
+    Args:
+        walk: a fresh walk.
+        noise: (B, n, C).
+        steps: evaluations of the flow a token.
+
+    Returns:
+        Indices, (B, n).
+    """
+    codes = []
+    for flow in walk:
+        times = shifted_times(steps, flow.codebook.square().mean().sqrt().item())
+        ends = multistep(flow, noise[:, walk.span], times)
+        codes.append(nearest_code(ends, flow.codebook, flow.log_p))
+        walk.append(codes[-1])
+    return torch.cat(codes, 1)

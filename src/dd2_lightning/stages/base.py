@@ -272,9 +272,11 @@ class DistillationStage(Stage):
 
     Attributes:
         teacher: loaded in ``configure_model`` from ``settings.teacher``.
+        learns_from_pairs: whether it reads ``Batch.noise``.
     """
 
     teacher: CodebookTeacher
+    learns_from_pairs: ClassVar[bool] = False
 
     @property
     def layout(self) -> Layout:
@@ -340,13 +342,12 @@ class DistillationStage(Stage):
         check_hash(teacher, artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
 
-    def distilled(self, head: dict[str, int]) -> dict[str, Any]:
+    def distilled(self) -> dict[str, Any]:
         """What every student's ``config.json`` says of its origin."""
         teacher = Artifact.open(self.settings.teacher, ("teacher",), "model.teacher")
         return {
             "family": family_of(self.teacher),
             "teacher": teacher_reference(teacher, self.trainer.default_root_dir),
-            "head": head,
         }
 
     def teacher_flow(self, q: Tensor, labels: Tensor) -> CodebookFlow:

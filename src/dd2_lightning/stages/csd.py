@@ -238,6 +238,6 @@ class CSDDistill(DistillationStage):
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """Generator (EMA and raw) and guidance network."""
-        config = {**self.distilled(self.head_config), "head_time": self.settings.head_time}
+        config = {**self.distilled(), "head": self.head_config, "head_time": self.settings.head_time}
         networks = {"generator": self.ema, "generator_raw": self.generator, "guidance": self.guidance}
         return config, networks

@@ -116,4 +116,4 @@ class ARDiffusionInit(DistillationStage):
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """The AR-diffusion model."""
-        return self.distilled(self.head_config), {"student": self.student}
+        return {**self.distilled(), "head": self.head_config}, {"student": self.student}
