@@ -1,6 +1,7 @@
 """The teacher: an autoregressive model read as an exact conditional flow."""
 
 import copy
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -259,6 +260,7 @@ class CodebookTeacher(nn.Module):
         generator: torch.Generator | None = None,
         prefix: Tensor | None = None,
         chance: Tensor | None = None,
+        until: int | None = None,
     ) -> Tensor:
         """Draw sequences.
 
@@ -268,18 +270,21 @@ class CodebookTeacher(nn.Module):
             generator: random source, on the labels' device.
             prefix: tokens of the first positions; they are kept, snapped to their nearest codes.
             chance: the uniform numbers themselves, (B, n), instead of a generator.
+            until: stop after this many positions; None draws all.
 
         Returns:
-            Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens.
+            Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens. With ``until``,
+            those of the first positions.
         """
         sampling = self.settle(sampling)
         walk = self.walk(labels, sampling, prefix)
         if chance is None:
             chance = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
-        drawn = []
+        drawn = [labels.new_zeros(len(labels), 0)]
         if walk.position:
             drawn.append(prefix if self.are_indices(prefix) else self.snap(prefix))
-        for flow in walk:
+        until = self.layout.num_positions if until is None else until
+        for flow in islice(walk, max(0, until - walk.position)):
             drawn.append(self.choose(flow, sampling, chance[:, walk.span], walk.position, generator))
             walk.append(drawn[-1])
         if drawn[-1].is_floating_point():
@@ -312,14 +317,22 @@ class CodebookTeacher(nn.Module):
         Raises:
             ValueError: if ``steps`` is not in 1..N+1.
         """
+        self.check_steps(steps)
+        if steps == 1:
+            return tokens
+        kept = tokens[:, : self.layout.offsets[self.layout.num_positions + 1 - steps]]
+        drawn = self.sample(labels, sampling, generator, kept, chance)
+        return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a number of steps that :meth:`refine` cannot take.
+
+        Raises:
+            ValueError: if it is not in 1..N+1.
+        """
         N = self.layout.num_positions
         if not 1 <= steps <= N + 1:
             raise ValueError(f"steps must be in 1..{N + 1} for a teacher of {N} positions, got {steps}")
-        if steps == 1:
-            return tokens
-        kept = tokens[:, : self.layout.offsets[N + 1 - steps]]
-        drawn = self.sample(labels, sampling, generator, kept, chance)
-        return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
