@@ -222,7 +222,7 @@ def test_sample_refuses_what_cannot_be(chain, capsys, tmp_path):
         (2, ("label 7 is out of range", "0..1"), ("--labels", "0,7")),
         (2, ("--labels must be classes", "one"), ("--labels", "one")),
         (2, ("--num must be at least 1",), ("--num", "0")),
-        (2, ("needs --teacher",), ("--steps", "2")),
+        (2, ("need a teacher", "--teacher"), ("--steps", "2")),
         (1, ("does not exist",), ("--model", "nowhere")),
     ]:
         with fails(capsys, status, *words):

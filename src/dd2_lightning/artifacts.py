@@ -6,6 +6,7 @@ stage      files                                                                
 teacher    ``teacher.safetensors``                                                      every later stage
 init       ``student.safetensors``                                                      csd
 csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, users
+dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
 ========== ============================================================================ ==================
 
 ``config.json`` holds plain settings and provenance and is written last, so a directory that has one is
@@ -26,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.models.dd1 import DD1Generator, DD1Student
 from dd2_lightning.models.families import family_of, teacher_from_config
-from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.models.generator import Generator, OneStepGenerator
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.teacher import CodebookTeacher
 
@@ -287,6 +289,18 @@ def load_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "stud
     return student
 
 
+def load_dd1_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "generator") -> DD1Student:
+    """The same for a network of DD1.
+
+    Raises:
+        ArtifactError: as :func:`load_student`.
+    """
+    check_family(artifact, teacher)
+    student = teacher.dd1_student()
+    artifact.load_into(student, name)
+    return student
+
+
 def load_init(directory: str | Path, teacher: CodebookTeacher | None = None) -> Student:
     """Open the AR-diffusion model of stage 1."""
     artifact = Artifact.open(directory, ("init",), "AR-diffusion model")
@@ -294,21 +308,24 @@ def load_init(directory: str | Path, teacher: CodebookTeacher | None = None) -> 
     return load_student(artifact, teacher).requires_grad_(False).eval()
 
 
-def load_generator(
-    directory: str | Path, weights: str = "ema", teacher: CodebookTeacher | None = None
-) -> OneStepGenerator:
-    """Open a one-step generator: frozen, in evaluation mode, on the CPU.
+def load_generator(directory: str | Path, weights: str = "ema", teacher: CodebookTeacher | None = None) -> Generator:
+    """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
     Args:
-        directory: of a finished csd or align stage.
+        directory: of a finished csd, align or dd1 stage.
         weights: ``ema`` (what is evaluated and shipped) or ``raw``.
         teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
 
     Raises:
         ArtifactError: if the directory or its teacher's is not in order.
     """
-    artifact = Artifact.open(directory, ("csd", "align"), "generator")
+    artifact = Artifact.open(directory, ("csd", "align", "dd1"), "generator")
     teacher = teacher or load_teacher(artifact.teacher_path())
-    student = load_student(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])
-    generator = OneStepGenerator(student, teacher.tokenizer, artifact.config["head_time"])
+    name = {"ema": "generator", "raw": "generator_raw"}[weights]
+    if artifact.config["stage"] == "dd1":
+        student = load_dd1_student(artifact, teacher, name)
+        generator = DD1Generator(student, teacher.tokenizer, artifact.config["split"], artifact.config["second"])
+    else:
+        student = load_student(artifact, teacher, name)
+        generator = OneStepGenerator(student, teacher.tokenizer, artifact.config["head_time"])
     return generator.requires_grad_(False).eval()

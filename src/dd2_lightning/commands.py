@@ -24,21 +24,25 @@ def sample(
     steps: int = 1,
     teacher: str | None = None,
     sampling: AnySampling = Sampling(),
+    split: int | None = None,
     seed: int = 0,
     batch_size: int = 500,
     device: str = "cpu",
 ) -> None:
-    """Draw pictures with a one-step generator.
+    """Draw pictures with a one-step generator, or with a model of the baseline DD1.
 
     Args:
-        model: directory of a finished csd or align stage.
+        model: directory of a finished csd, align or dd1 stage.
         output: a ``.png`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``, and ``labels``), or a directory
             for one PNG a picture.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
         num: number of pictures; by default one a label.
-        steps: 1, or k to let the teacher re-sample the last k - 1 positions.
-        teacher: directory of the teacher, for ``steps`` above 1.
+        steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model has 1 or 2 by itself; with k
+            above 2 the teacher re-samples the k - 2 positions before its second call, or all of these with k = m + 1,
+            where m is their number.
+        teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
         sampling: guidance and truncation of that teacher.
+        split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
         seed: of the noise; picture i depends on the seed and i only.
         batch_size: pictures at a time.
         device: where to compute.
@@ -46,22 +50,19 @@ def sample(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("num", 1 if num is None else num)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    if steps > 1 and teacher is None:
-        raise ValueError("--steps above 1 needs --teacher: the directory of the teacher that refines")
     generator = load_generator(model).to(device)
     classes = torch.arange(generator.num_classes) if labels is None else parse_labels(labels)
     check_labels(classes, generator.num_classes)
+    refiner = load_teacher(teacher).to(device) if teacher and steps > 1 else None
+    draw = generator.sampler(steps, refiner, sampling, split)
     num = num or len(classes)
     classes = classes.repeat(-(-num // len(classes)))[:num].to(device)
-    refiner = load_teacher(teacher).to(device) if steps > 1 else None
-    n, C = generator.layout.length, generator.student.backbone.token_dim
+    n, C = generator.layout.length, generator.token_dim
     noise = torch.randn(num, n, C, generator=stream(seed, "sample", device=device), device=device)
     chance = torch.rand(num, n, generator=stream(seed, "refine", device=device), device=device)
     pictures = []
     for part in torch.arange(num, device=device).split(batch_size):
-        tokens = generator.sample(classes[part], noise[part])
-        if refiner is not None:
-            tokens = refiner.refine(tokens, classes[part], steps, sampling, chance=chance[part])
+        tokens = draw(classes[part], noise[part], chance[part])
         pictures.append(generator.decode(tokens).cpu())
     write_pictures(torch.cat(pictures), classes.cpu(), Path(output))
     print(f"{num} pictures -> {output}")

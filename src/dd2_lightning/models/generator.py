@@ -1,26 +1,29 @@
-"""The one-step generator as a user holds it: noise in, tokens or pictures out."""
+"""Generators as a user holds them: noise in, tokens or pictures out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.student import Student
-from dd2_lightning.models.teacher import check_labels
+from dd2_lightning.models.teacher import CodebookTeacher, check_labels
 from dd2_lightning.models.tokenizer import Tokenizer
+from dd2_lightning.sampling import Sampling
 
 
-class OneStepGenerator(nn.Module):
-    """A distilled student, the time its head is called at, and the tokenizer that draws its tokens.
+class Generator(nn.Module, ABC):
+    """A distilled network and the tokenizer that draws its tokens.
 
     Args:
-        student: usually with EMA weights.
+        student: with ``layout``, ``num_classes`` and ``token_dim``.
         tokenizer: the teacher's.
-        head_time: t_g, see :meth:`Student.generate`.
     """
 
-    def __init__(self, student: Student, tokenizer: Tokenizer, head_time: float):
+    def __init__(self, student: nn.Module, tokenizer: Tokenizer):
         super().__init__()
-        self.student, self.tokenizer, self.head_time = student, tokenizer, head_time
+        self.student, self.tokenizer = student, tokenizer
 
     @property
     def layout(self) -> Layout:
@@ -30,7 +33,68 @@ class OneStepGenerator(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return self.student.backbone.num_classes
+        return self.student.num_classes
+
+    @property
+    def token_dim(self) -> int:
+        """C."""
+        return self.student.token_dim
+
+    def starting_noise(self, labels: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """The noise given, or drawn if None: (B, n, C).
+
+        Raises:
+            ValueError: for a label that no class has, or noise of another shape.
+        """
+        check_labels(labels, self.num_classes)
+        shape = (len(labels), self.layout.length, self.token_dim)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=labels.device)
+        if noise.shape != shape:
+            raise ValueError(f"noise must be {shape}, got {tuple(noise.shape)}")
+        return noise
+
+    @abstractmethod
+    def sampler(
+        self,
+        steps: int = 1,
+        teacher: CodebookTeacher | None = None,
+        sampling: Sampling | None = None,
+        split: int | None = None,
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Sampling with a number of steps, checked before anything is drawn.
+
+        Args:
+            steps: passes over positions, the teacher's included.
+            teacher: for numbers of steps that need one.
+            sampling: guidance and truncation of the teacher.
+            split: for generators that have one; None is their own.
+
+        Returns:
+            ``(labels (B,), noise (B, n, C), uniform numbers (B, n)) -> tokens (B, n, C)``.
+
+        Raises:
+            ValueError: for settings that this generator does not have.
+        """
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, n, C) -> pictures (B, channels, H, W) in [0, 1]."""
+        return self.tokenizer.decode(tokens)
+
+
+class OneStepGenerator(Generator):
+    """A distilled student, the time its head is called at, and the tokenizer that draws its tokens.
+
+    Args:
+        student: usually with EMA weights.
+        tokenizer: the teacher's.
+        head_time: t_g, see :meth:`Student.generate`.
+    """
+
+    def __init__(self, student: Student, tokenizer: Tokenizer, head_time: float):
+        super().__init__(student, tokenizer)
+        self.head_time = head_time
 
     @torch.no_grad()
     def sample(self, labels: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -47,15 +111,22 @@ class OneStepGenerator(nn.Module):
         Raises:
             ValueError: for a label that no class has, or noise of another shape.
         """
-        check_labels(labels, self.num_classes)
-        shape = (len(labels), self.layout.length, self.student.backbone.token_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=labels.device)
-        if noise.shape != shape:
-            raise ValueError(f"noise must be {shape}, got {tuple(noise.shape)}")
-        return self.student.generate(noise, labels, self.head_time)
+        return self.student.generate(self.starting_noise(labels, noise, generator), labels, self.head_time)
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, n, C) -> pictures (B, channels, H, W) in [0, 1]."""
-        return self.tokenizer.decode(tokens)
+    def sampler(
+        self,
+        steps: int = 1,
+        teacher: CodebookTeacher | None = None,
+        sampling: Sampling | None = None,
+        split: int | None = None,
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """See :meth:`Generator.sampler`: one step, or k with :meth:`CodebookTeacher.refine`."""
+        if split is not None:
+            raise ValueError("split is for DD1 models; all tokens of this one are continuous")
+        if steps > 1 and teacher is None:
+            raise ValueError("steps above 1 need a teacher that refines (--teacher)")
+        if steps == 1:
+            return lambda labels, noise, chance: self.sample(labels, noise)
+        return lambda labels, noise, chance: teacher.refine(
+            self.sample(labels, noise), labels, steps, sampling, chance=chance
+        )

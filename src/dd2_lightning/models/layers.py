@@ -32,11 +32,14 @@ class Cache:
         positions: how many positions' features have been computed.
         layers: one key-value cache per block.
         state: whatever else the family accumulates (VAR: its map of the scales so far).
+        masked: whether positions that enter together are hidden from earlier ones, as they always are but for one
+            known slip of a release.
     """
 
     positions: int = 0
     layers: list[LayerCache] = field(default_factory=list)
     state: Tensor | None = None
+    masked: bool = True
 
     def layer(self, i: int) -> LayerCache:
         """The cache of block i, made at its first use."""
@@ -144,6 +147,19 @@ def adaptive(out_dim: int, cond_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, out_dim))
 
 
+class AdaptiveNorm(nn.Module):
+    """Layer norm with scale and shift (in this order) from a condition."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ada_lin = adaptive(2 * width, width)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """(B, n, width), (B, width) -> (B, n, width)."""
+        scale, shift = self.ada_lin(cond)[:, None].chunk(2, -1)
+        return layer_norm(x) * (1 + scale) + shift
+
+
 class AdaLNBlock(nn.Module):
     """Attention and feed-forward, each gated, scaled and shifted by a condition.
 
@@ -167,7 +183,14 @@ class AdaLNBlock(nn.Module):
             self.ada_lin = adaptive(6 * dim, dim)
         self.shared = shared
 
-    def forward(self, x: Tensor, cond: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cond: Tensor,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+        between: Tensor | None = None,
+    ) -> Tensor:
         """One block.
 
         Args:
@@ -175,8 +198,11 @@ class AdaLNBlock(nn.Module):
             cond: (B, dim); if shared, the common modulation (B, 1, 6, dim).
             mask: boolean visibility, broadcastable to (B, heads, L, keys).
             cache: keys and values of earlier tokens.
+            between: what is added after attention and before the feed-forward, (B, L, dim).
         """
         six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
         x = x + gate1 * self.attn(layer_norm(x) * (1 + scale1) + shift1, mask, cache)
+        if between is not None:
+            x = x + between
         return x + gate2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.dd1_llamagen import DD1LlamaGen
 from dd2_lightning.models.layers import Cache, exact_linear, init_linear, visibility
 from dd2_lightning.models.llama import LlamaBlock, RMSNorm, rope_table, swiglu_width
 from dd2_lightning.models.sizes import Sized, Sizes
@@ -277,6 +278,10 @@ class LlamaGenTeacher(Sized, CodebookTeacher):
         if not self.backbone.continuous:
             raise InputTypeError(NOT_ADAPTED)
         return super().student_backbone()
+
+    def dd1_student(self) -> DD1LlamaGen:
+        """See :meth:`CodebookTeacher.dd1_student`; whether the teacher is adapted does not matter."""
+        return DD1LlamaGen.of(self)
 
 
 def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:

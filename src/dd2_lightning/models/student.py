@@ -32,6 +32,16 @@ class Student(nn.Module):
         """Tokens per position."""
         return self.backbone.layout
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.backbone.num_classes
+
+    @property
+    def token_dim(self) -> int:
+        """C."""
+        return self.backbone.token_dim
+
     def flow(self, tokens: Tensor, labels: Tensor) -> HeadFlow:
         """The flow of every token given the embeddings (B, n, C) before its position."""
         return HeadFlow(self.head, self.backbone(tokens, labels))

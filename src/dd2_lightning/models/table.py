@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook import nearest_code
+from dd2_lightning.models.dd1_table import DD1Causal
 from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility, with_octaves
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.tokenizer import Tokenizer
@@ -180,6 +181,10 @@ class TableTeacher(CodebookTeacher):
     def student_backbone(self) -> CausalBackbone:
         """A freshly initialised causal transformer."""
         return CausalBackbone(self.layout, self.token_dim, self.num_classes, **self.student)
+
+    def dd1_student(self) -> DD1Causal:
+        """A freshly initialised transformer of the same sizes: a table has no weights to start from."""
+        return DD1Causal(self.layout, self.token_dim, self.num_classes, len(self.codebook), **self.student)
 
     def total_variation(self, indices: Tensor, label: int = 0) -> tuple[float, float]:
         """Distance of drawn sequences (samples, n) from the joint, and their mass on impossible ones."""

@@ -2,7 +2,7 @@
 
 import copy
 from itertools import islice
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.models.walk import Walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
+
+if TYPE_CHECKING:
+    from dd2_lightning.models.dd1 import DD1Student
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -177,6 +180,17 @@ class CodebookTeacher(nn.Module):
     def student_backbone(self) -> Backbone:
         """What a student reads with: a trainable copy of the teacher's backbone, unless the family says otherwise."""
         return copy.deepcopy(self.backbone).requires_grad_(True)
+
+    def dd1_student(self) -> "DD1Student":
+        """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers.
+
+        Raises:
+            InputTypeError: for a family that does not say what its network is.
+        """
+        raise InputTypeError(
+            f"{type(self).__name__} has no network for DD1: override dd1_student, for instance with "
+            f"dd2_lightning.models.dd1_table.DD1Causal"
+        )
 
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
         """Next-token logits before truncation, in float32.

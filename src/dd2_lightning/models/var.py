@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.dd1_var import DD1VAR
 from dd2_lightning.models.layers import (
     AdaLNBlock,
+    AdaptiveNorm,
     Cache,
     adaptive,
     exact_linear,
     init_linear,
-    layer_norm,
     visibility,
 )
 from dd2_lightning.models.multiscale_vq import MultiScaleVQ
@@ -97,9 +98,12 @@ class VARSampling(Sampling):
     Attributes:
         more_smooth: soft tokens, means of codes under a Gumbel-softmax that hardens along the scales: smoother
             pictures, but not samples of the model. For looking at, never for training or measuring.
+        unmasked_prefix: let the scales of a given prefix, and the first after them, see each other, as the release of
+            DD1 does by mistake when a teacher goes on from a student's scales. For comparison with its figures only.
     """
 
     more_smooth: bool = False
+    unmasked_prefix: bool = False
 
 
 class VARBackbone(Backbone):
@@ -177,23 +181,11 @@ class VARBackbone(Backbone):
         x = self.inputs(tokens, cond, start, stop, cache) + place
         if self.shared_ada_lin is not None:
             cond = self.shared_ada_lin(cond).view(len(cond), 1, 6, -1)
-        mask = self.mask[new, : new.stop] if stop - start > 1 else None
+        masked = stop - start > 1 and (cache is None or cache.masked)
+        mask = self.mask[new, : new.stop] if masked else None
         for i, block in enumerate(self.blocks):
             x = block(x, cond, mask, cache.layer(i) if cache is not None else None)
         return x
-
-
-class AdaptiveNorm(nn.Module):
-    """Layer norm with scale and shift (in this order) from a condition."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.ada_lin = adaptive(2 * width, width)
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(B, n, width), (B, width) -> (B, n, width)."""
-        scale, shift = self.ada_lin(cond)[:, None].chunk(2, -1)
-        return layer_norm(x) * (1 + scale) + shift
 
 
 class VARClassifier(nn.Module):
@@ -251,6 +243,19 @@ class VARTeacher(Sized, CodebookTeacher):
     def adopt_tokenizer(self) -> None:
         """Copy the tokenizer's pyramid into the backbone."""
         self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
+
+    def dd1_student(self) -> DD1VAR:
+        """See :meth:`CodebookTeacher.dd1_student`; the class is a further scale of one token, before all others.
+
+        Raises:
+            InputTypeError: if the first scale has several tokens.
+        """
+        return DD1VAR.of(self)
+
+    def _logits(self, tokens: Tensor, labels: Tensor, sampling: VARSampling, cache: Cache | None = None) -> Tensor:
+        if cache is not None:
+            cache.masked = not sampling.unmasked_prefix
+        return super()._logits(tokens, labels, sampling, cache)
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""

@@ -1,0 +1,151 @@
+r"""How good pictures are, from features alone: FID, KID, inception score, precision and recall.
+
+The features of a batch are computed once, by whatever :class:`~dd2_lightning.evaluation.classifier.FeatureNetwork`,
+and handed to all metrics. What torchmetrics offers is used where it fits:
+
+* FID is :class:`~dd2_lightning.evaluation.metrics.FrechetDistance`: torchmetrics' reads no reference statistics, takes
+  the eigenvalues of a product that is not symmetric, and rounds the result to the features' precision.
+* KID is its ``poly_mmd`` on subsets of our own: its metric keeps every feature twice and draws from the global random
+  state.
+* The inception score is its metric.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import poly_mmd
+
+from dd2_lightning.evaluation.manifold import PrecisionRecall
+from dd2_lightning.evaluation.metrics import FeatureGaussian, FrechetDistance, Gaussian
+from dd2_lightning.noise import stream
+
+
+@dataclass
+class QualityScores:
+    """What pictures are like; None where a number is not defined.
+
+    Attributes:
+        frechet: Fréchet distance of the features to the reference's; FID if they are Inception's.
+        kid: squared maximum mean discrepancy with a cubic kernel, without bias, so it may be negative.
+        inception_score: of a classifier's logits.
+        precision: share of samples in the manifold of the reference.
+        recall: share of the reference in the manifold of the samples.
+    """
+
+    frechet: float
+    kid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+class Quality(nn.Module):
+    """Measures a set of samples against a reference; :meth:`reset` makes it ready for the next set.
+
+    Args:
+        gaussian: fit of the reference's features.
+        features: features of reference pictures, (N, d); without them there is only FID and the inception score.
+        manifold_samples: samples that KID, precision and recall take, the first ones, of each side. Recall rises
+            with the number of samples and precision falls with it.
+        k: neighbours of precision and recall.
+        splits: parts whose inception scores are averaged.
+        seed: of KID's subsets and the parts.
+    """
+
+    def __init__(
+        self,
+        gaussian: Gaussian,
+        features: Tensor | None = None,
+        manifold_samples: int = 10_000,
+        k: int = 3,
+        splits: int = 10,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.seed = seed
+        self.frechet = FrechetDistance(gaussian)
+        self.manifold = None if features is None else PrecisionRecall(features[:manifold_samples], k, manifold_samples)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*will save all extracted features")
+            self.inception = InceptionScore(nn.Identity(), splits)
+
+    @classmethod
+    def of(cls, features: Tensor, **kwargs) -> "Quality":
+        """With the reference given by its features (N, d) alone; ``kwargs`` as above."""
+        gaussian = FeatureGaussian(features.shape[1]).to(features.device)
+        gaussian.update(features)
+        return cls(gaussian.compute(), features, **kwargs)
+
+    def update(self, features: Tensor, logits: Tensor | None = None) -> None:
+        """Add samples.
+
+        Args:
+            features: (B, d).
+            logits: of a classifier, (B, classes), for the inception score; always or never.
+
+        Raises:
+            ValueError: for other shapes.
+        """
+        self.frechet.update(features)
+        if self.manifold is not None:
+            self.manifold.update(features)
+        if logits is not None:
+            self.inception.update(logits)
+
+    def compute(self) -> QualityScores:
+        """All scores so far.
+
+        Raises:
+            ValueError: with too few samples.
+        """
+        scores = QualityScores(self.frechet.compute())
+        if self.manifold is not None:
+            kept = self.manifold.kept()
+            scores.kid = kernel_distance(self.manifold.reference.to(kept), kept, seed=self.seed)
+            scores.precision, scores.recall = self.manifold.compute()
+        if self.inception.features:
+            with torch.random.fork_rng(devices=[]):  # it shuffles with the global random state
+                torch.default_generator.manual_seed(self.seed)
+                scores.inception_score = self.inception.compute()[0].item()
+        return scores
+
+    def reset(self) -> None:
+        """Forget all samples, not the reference."""
+        for metric in (self.frechet, self.manifold, self.inception):
+            if metric is not None:
+                metric.reset()
+
+
+def kernel_distance(first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
+    r"""Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401), in float64.
+
+    The unbiased squared maximum mean discrepancy with the kernel :math:`(a\cdot b/d+1)^3`, averaged over random
+    subsets of both sides; one subset, if it is everything.
+
+    Args:
+        first: (N, d).
+        second: (M, d).
+        subsets: how many are averaged.
+        subset_size: samples of each; all of the smaller side, if it has fewer.
+        seed: of the subsets.
+
+    Returns:
+        The distance.
+
+    Raises:
+        ValueError: with fewer than two samples.
+    """
+    size = min(subset_size, len(first), len(second))
+    if size < 2:
+        raise ValueError(f"KID needs at least 2 samples of each side, got {len(first)} and {len(second)}")
+    if size == len(first) == len(second):
+        subsets = 1
+    total = 0.0
+    for subset in range(subsets):
+        generator = stream(seed, "kid", subset)
+        parts = [side[torch.randperm(len(side), generator=generator)[:size]].double() for side in (first, second)]
+        total += poly_mmd(*parts).item()
+    return total / subsets

@@ -1,0 +1,60 @@
+"""LlamaGen's network for DD1, with the state-dict names of the public release ``microsoft/distilled_decoding``."""
+
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.models.dd1 import DD1Student
+from dd2_lightning.models.layers import exact_linear, init_linear
+from dd2_lightning.models.llama import LlamaBlock, RMSNorm, rope_table, swiglu_width
+
+if TYPE_CHECKING:
+    from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
+
+
+class DD1LlamaGen(DD1Student):
+    """LlamaGen's transformer over a linear map of the tokens; the marks of data and noise are added to its input.
+
+    Args:
+        config: sizes of the teacher.
+    """
+
+    # what a file may hold beside weights: constants and caches
+    IGNORED = ("freqs_cis", "causal_mask", "k_cache", "v_cache")
+
+    def __init__(self, config: "LlamaGenConfig"):
+        width = config.width
+        super().__init__(config.layout, config.token_dim, config.num_classes, width)
+        self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
+        self.tok_embeddings = nn.Linear(config.token_dim, width)
+        hidden = swiglu_width(width, config.ffn_dim_multiplier, config.multiple_of)
+        self.layers = nn.ModuleList(
+            LlamaBlock(width, config.heads, config.kv_heads or config.heads, hidden, config.norm_eps)
+            for _ in range(config.depth)
+        )
+        self.norm = RMSNorm(width, config.norm_eps)
+        self.output = nn.Linear(width, config.codes, bias=False)
+        rope = rope_table(config.grid, width // config.heads, config.rope_base)
+        self.register_buffer("rope", rope, persistent=False)
+        init_linear(self.tok_embeddings)
+
+    @classmethod
+    def of(cls, teacher: "LlamaGenTeacher") -> Self:
+        """A student that starts from a teacher, adapted or not: its own input is new and random."""
+        student = cls(teacher.sizes).to(teacher.codebook)
+        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
+        student.adopt({key: value for key, value in tensors.items() if not key.startswith("tok_embeddings.")})
+        return student
+
+    def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`DD1Student.features`."""
+        c = self.cls_embedding["embedding_table"](labels)
+        h = torch.cat([c[:, None], self.tok_embeddings(x)], 1) + flags
+        for block in self.layers:
+            h = block(h, self.rope, self.mask)
+        return h[:, 1:], c
+
+    def classify(self, h: Tensor, c: Tensor) -> Tensor:
+        """See :meth:`DD1Student.classify`."""
+        return exact_linear(self.output, self.norm(h))

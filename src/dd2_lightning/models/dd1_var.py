@@ -1,0 +1,84 @@
+"""VAR's network for DD1, with the state-dict names of the public release ``microsoft/distilled_decoding``.
+
+Unlike the teacher it reads every token by itself, noise and data of all scales alike: there is no accumulated map, no
+interpolation and no phi on the way in. The class is a scale of its own before the others, so that tables of places and
+levels have one row more, and tokens of one scale do not see each other.
+"""
+
+import math
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.errors import InputTypeError
+from dd2_lightning.models.dd1 import DD1Student
+from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, adaptive, exact_linear, init_linear
+
+if TYPE_CHECKING:
+    from dd2_lightning.models.var import VARConfig, VARTeacher
+
+
+class DD1VAR(DD1Student):
+    """VAR's transformer with the marks of data and noise added again in every block.
+
+    Args:
+        config: sizes of the teacher.
+
+    Raises:
+        InputTypeError: if the first scale has several tokens: the class takes the place of its slot.
+    """
+
+    # in the release, but constants
+    IGNORED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+
+    def __init__(self, config: "VARConfig"):
+        if config.sides[0] != 1:
+            raise InputTypeError(f"DD1 needs a VAR whose first scale is one token, this one has sides {config.sides}")
+        width = config.width
+        super().__init__(config.layout, config.token_dim, config.num_classes, width)
+        self.class_emb = nn.Embedding(config.num_classes + 1, width)
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_1LC = nn.Parameter(torch.empty(1, len(self.position), width))
+        self.lvl_embed = nn.Embedding(len(config.sides) + 1, width)
+        self.word_embed = nn.Linear(config.token_dim, width)
+        self.shared_ada_lin = adaptive(6 * width, width) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(
+            AdaLNBlock(width, config.heads, config.mlp_ratio, config.l2_norm, config.shared_adaln)
+            for _ in range(config.depth)
+        )
+        self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth + 1))
+        self.head_nm = AdaptiveNorm(width)
+        self.head = nn.Linear(width, config.codes)
+        for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
+            nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * width)))
+        for linear in self.layerwise_n_d_embed:
+            init_linear(linear)
+
+    @classmethod
+    def of(cls, teacher: "VARTeacher") -> Self:
+        """A student that starts from a teacher. Row 0 of places and levels is the class, row 1 is new and random."""
+        student = cls(teacher.sizes).to(teacher.codebook)
+        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
+        tensors = {key: value for key, value in tensors.items() if not key.startswith("pyramid.")}
+        for key, axis in (("lvl_embed.weight", 0), ("pos_1LC", 1)):
+            first, rest = tensors[key].tensor_split([1], axis)
+            fresh = student.state_dict()[key].narrow(axis, 1, 1)
+            tensors[key] = torch.cat([first, fresh, rest], axis)
+        student.adopt(tensors)
+        return student
+
+    def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`DD1Student.features`."""
+        c = cond = self.class_emb(labels)
+        h = torch.cat([c[:, None] + self.pos_start, self.word_embed(x)], 1)
+        h = h + self.lvl_embed(self.position + 1) + self.pos_1LC + flags
+        if self.shared_ada_lin is not None:
+            cond = self.shared_ada_lin(c).view(len(c), 1, 6, -1)
+        for block, marks in zip(self.blocks, self.layerwise_n_d_embed, strict=False):
+            h = block(h, cond, self.mask, None, marks(flags))
+        return (h + self.layerwise_n_d_embed[-1](flags))[:, 1:], c
+
+    def classify(self, h: Tensor, c: Tensor) -> Tensor:
+        """See :meth:`DD1Student.classify`."""
+        return exact_linear(self.head, self.head_nm(h, c))
