@@ -4,20 +4,32 @@ import pytest
 import torch
 
 from dd2_lightning.data.digits import load_digits_images
-from dd2_lightning.evaluation.baselines import IndependentContender, Marginals, RealData, SkipContender
+from dd2_lightning.evaluation.baselines import IndependentContender, RealData, SkipContender
 from dd2_lightning.evaluation.contenders import (
     ARDiffusionContender,
+    DD1Contender,
     OneStepContender,
     RefinedContender,
     SampleNoise,
     SnappedContender,
     TeacherContender,
 )
+from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.models.dd1 import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.var import VARSampling
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.tables import independent_total_variation, random_table
-from teachers import labels_for, llamagen_teacher, random_indices, student_of, table_teacher, two_sequences, var_teacher
+from teachers import (
+    labels_for,
+    llamagen_teacher,
+    random_indices,
+    randomise,
+    student_of,
+    table_teacher,
+    two_sequences,
+    var_teacher,
+)
 from toys import CLASSES, CODES, TOKENS, toy_student, toy_teacher
 
 SIZES = {"width": 16, "depth": 1, "heads": 2}
@@ -122,6 +134,40 @@ def test_refined_keeps_to_possible_sequences():
     )
     assert pair.total_variation(draft)[1] > 0.05 and pair.total_variation(refined)[1] == 0
     assert torch.equal(draft[:, 0], refined[:, 0])
+
+
+@pytest.mark.parametrize("make", [table_teacher, var_teacher, llamagen_teacher])
+def test_dd1_in_its_steps_and_with_the_teacher_in_the_middle(make):
+    teacher = make()
+    N = teacher.layout.num_positions
+    generator = DD1Generator(randomise(teacher.dd1_student()), teacher.tokenizer, split=N - 1, second=2)
+    labels, noise = labels_for(teacher, 12), SampleNoise(0, 0, 12)
+    eps = noise.randn("generator", teacher.layout.length, teacher.token_dim)
+    for steps in (1, 2):
+        contender = DD1Contender(teacher, generator, steps)
+        assert torch.equal(contender.sample(labels, noise), generator.sample(labels, eps, steps=steps))
+        assert contender.steps == steps and contender.name == f"DD1 {steps}-step"
+    whole = TeacherContender(teacher).sample(labels, noise)
+    for start, steps in ((0, 3), (1, 3)):  # the teacher's two positions and a call; a call, one position, a call
+        contender = DD1Contender(teacher, generator, start=start)
+        drawn = contender.sample(labels, noise)
+        assert contender.steps == steps and contender.name == f"DD1 {start}-2"
+        if start == 0:
+            end = teacher.layout.offsets[2]
+            assert torch.equal(drawn[:, :end], teacher.embed(whole[:, :end]))
+    student = sum(p.numel() for p in generator.student.parameters())
+    assert DD1Contender(teacher, generator, 2).parameters == student
+    assert contender.parameters == student + TeacherContender(teacher).parameters
+    assert DD1Contender(teacher, generator, 1, split=0).sample(labels, noise).shape == drawn.shape
+    for settings, message in (
+        ({}, "give steps"),
+        ({"steps": 1, "start": 0}, "give steps"),
+        ({"steps": 3}, "3 steps need a teacher"),
+        ({"start": 2}, "start must be in 0..1"),
+        ({"start": 0, "split": N + 1}, "split must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DD1Contender(teacher, generator, **settings)
 
 
 def test_parameters_are_those_of_the_networks_that_sample():

@@ -11,7 +11,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only

@@ -10,34 +10,6 @@ from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 
 
-class Marginals:
-    """The distribution of every single token given the class, as it is in a sample of sequences.
-
-    A token is drawn by taking that of a random sequence of its class, another sequence for every token: no table of
-    classes x tokens x codes is needed.
-
-    Args:
-        indices: the sequences, (N, n).
-        labels: their classes, (N,).
-        num_classes: number of classes.
-
-    Raises:
-        ValueError: if a class has no sequence.
-    """
-
-    def __init__(self, indices: Tensor, labels: Tensor, num_classes: int):
-        self.count = torch.bincount(labels, minlength=num_classes)
-        if not self.count.all():
-            raise ValueError(f"the teacher sample has no sequence of class {int(self.count.argmin())}")
-        self.first = self.count.cumsum(0) - self.count
-        self.indices = indices[labels.argsort(stable=True)]
-
-    def draw(self, labels: Tensor, chance: Tensor) -> Tensor:
-        """Independent tokens of classes ``labels`` (B,) from uniform numbers (B, n): indices (B, n)."""
-        row = self.first[labels, None] + (chance.double() * self.count[labels, None]).long()
-        return self.indices[row, torch.arange(chance.shape[1], device=labels.device)]
-
-
 class SkipContender(Contender):
     """Skip-n: the teacher stops before its last n positions, which are filled in at once with independent tokens.
 
@@ -66,10 +38,6 @@ class SkipContender(Contender):
         self.steps = max(1, N - skipped)
         self.networks = networks_of(teacher) if skipped < N else ()
 
-    def learn(self, marginals: Marginals) -> None:
-        """Keep them."""
-        self.marginals = marginals
-
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens."""
         n, until = self.teacher.layout.length, self.teacher.layout.num_positions - self.skipped
@@ -87,10 +55,6 @@ class IndependentContender(Contender):
 
     kind = name = "independent"
     steps = 1
-
-    def learn(self, marginals: Marginals) -> None:
-        """Keep them."""
-        self.marginals = marginals
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Indices (B, n)."""

@@ -10,13 +10,12 @@ from statistics import median
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from dd2_lightning.evaluation.baselines import Marginals
 from dd2_lightning.evaluation.classifier import FeatureNetwork
 from dd2_lightning.evaluation.contenders import Contender, SampleNoise, TeacherContender
+from dd2_lightning.evaluation.marginals import Marginals
 from dd2_lightning.evaluation.metrics import WithinClassVariance, agree, sequence_nll
 from dd2_lightning.evaluation.quality import Quality
 from dd2_lightning.evaluation.timing import interleaved

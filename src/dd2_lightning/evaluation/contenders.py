@@ -6,13 +6,15 @@ A new contender is a subclass with one method.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.models.dd1 import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import Student
@@ -109,8 +111,9 @@ class Contender(ABC):
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Tokens of classes ``labels`` (B,): indices (B, n) or embeddings (B, n, C)."""
 
-    def learn(self, marginals: "Marginals") -> None:
-        """Take over what is counted in the reference sample; only baselines without a network need it."""
+    def learn(self, marginals: Marginals) -> None:
+        """Keep what was counted in a teacher sample: baselines without a network draw from it."""
+        self.marginals = marginals
 
     def drawn(self, labels: Tensor, noise: SampleNoise) -> Drawn:
         """A batch of samples; pictures are decoded from the tokens as they are, snapped or not."""
@@ -155,8 +158,26 @@ def networks_of(teacher: CodebookTeacher) -> tuple[nn.Module, ...]:
     return teacher.backbone, teacher.classifier
 
 
-class OneStepContender(Contender):
-    """A one-step generator; its tokens are decoded as they leave it.
+class GeneratorContender(Contender):
+    """A distilled generator; its tokens are decoded as they leave it.
+
+    All see the same noise, and where the teacher takes steps it draws with the random numbers of
+    :class:`TeacherContender`.
+
+    Attributes:
+        draw: ``(labels (B,), noise (B, n, C), uniform numbers (B, n)) -> tokens (B, n, C)``.
+    """
+
+    draw: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        """Embeddings (B, n, C)."""
+        n, C = self.teacher.layout.length, self.teacher.token_dim
+        return self.draw(labels, noise.randn("generator", n, C), noise.rand("teacher", n))
+
+
+class OneStepContender(GeneratorContender):
+    """DD2 in one step.
 
     Args:
         teacher: snaps, decodes and judges.
@@ -167,24 +188,16 @@ class OneStepContender(Contender):
 
     def __init__(self, teacher: CodebookTeacher, generator: OneStepGenerator):
         super().__init__(teacher)
-        self.generator, self.networks = generator, (generator.student,)
-
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Embeddings (B, n, C)."""
-        n, C = self.teacher.layout.length, self.teacher.token_dim
-        return self.generator.sample(labels, noise.randn("one-step", n, C))
+        self.draw, self.networks = generator.sampler(), (generator.student,)
 
 
-class RefinedContender(OneStepContender):
-    """The same draft, its last k - 1 positions drawn again by the teacher (alg. 4).
-
-    What it draws of the teacher it draws with the random numbers of :class:`TeacherContender`: at k = N + 1 they are
-    the same.
+class RefinedContender(GeneratorContender):
+    """The draft of DD2, its last k - 1 positions drawn again by the teacher (alg. 4).
 
     Args:
         teacher: refines, snaps, decodes and judges.
         generator: with EMA weights.
-        steps: k; 1 is the draft itself.
+        steps: k; 1 is the draft, N + 1 the teacher.
         sampling: guidance and truncation of the teacher.
 
     Raises:
@@ -196,15 +209,47 @@ class RefinedContender(OneStepContender):
     def __init__(
         self, teacher: CodebookTeacher, generator: OneStepGenerator, steps: int, sampling: Sampling | None = None
     ):
-        super().__init__(teacher, generator)
-        teacher.check_steps(steps)
-        self.steps, self.sampling, self.name = steps, sampling, f"refined {steps}-step"
+        super().__init__(teacher)
+        self.draw, self.steps, self.name = generator.sampler(steps, teacher, sampling), steps, f"refined {steps}-step"
         self.networks = (generator.student, *networks_of(teacher))
 
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Embeddings (B, n, C)."""
-        chance = noise.rand("teacher", self.teacher.layout.length)
-        return self.teacher.refine(super().sample(labels, noise), labels, self.steps, self.sampling, chance=chance)
+
+class DD1Contender(GeneratorContender):
+    """DD1 in one step or two, or with the teacher in the middle ("pre-trained-n-m", m is where the second call starts).
+
+    Args:
+        teacher: snaps, decodes and judges, and draws positions n+1..m.
+        generator: with EMA weights.
+        steps: 1 or 2, without the teacher.
+        start: n, with the teacher; in the place of ``steps``.
+        split: how many positions come out as codes; the generator's own if None.
+        sampling: guidance and truncation of the teacher.
+
+    Raises:
+        ValueError: for settings that the generator does not have, and unless there is one of ``steps`` and ``start``.
+    """
+
+    kind = "dd1"
+
+    def __init__(
+        self,
+        teacher: CodebookTeacher,
+        generator: DD1Generator,
+        steps: int | None = None,
+        start: int | None = None,
+        split: int | None = None,
+        sampling: Sampling | None = None,
+    ):
+        super().__init__(teacher)
+        if (steps is None) == (start is None):
+            raise ValueError("give steps (1 or 2) or start (the teacher in the middle)")
+        self.networks = (generator.student,)
+        if start is None:
+            self.draw, self.steps, self.name = generator.sampler(steps, split=split), steps, f"DD1 {steps}-step"
+        else:
+            self.draw, self.steps = generator.refiner(teacher, start, split, sampling), generator.steps_from(start)
+            self.name = f"DD1 {start}-{generator.second}"
+            self.networks += networks_of(teacher)
 
 
 class ARDiffusionContender(Contender):

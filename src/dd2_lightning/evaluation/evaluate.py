@@ -70,9 +70,7 @@ def evaluate(
     entries = read_entries(contenders)
     check_writable(results_path(output).parent)
     opened = Models(teacher, runs, sampling, device)
-    return evaluate_contenders(
-        line_up(entries, opened), output, sampling, samples, reference_samples, seed, batch_size
-    )
+    return evaluate_contenders(line_up(entries, opened), output, sampling, samples, reference_samples, seed, batch_size)
 
 
 @torch.no_grad()

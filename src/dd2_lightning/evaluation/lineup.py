@@ -10,6 +10,7 @@
       - {kind: one_step, model: align, snapped: true}
       - {kind: refined, model: align, steps: 2, name: DD2 + teacher}
       - {kind: ar_diffusion, model: init, euler_steps: 10}
+      - {kind: dd1, model: dd1, steps: 2, optional: true}
       - {kind: independent}
       - {kind: skip, skipped: 1}
       - {kind: real}
@@ -33,6 +34,7 @@ from dd2_lightning.evaluation.baselines import IndependentContender, RealData, S
 from dd2_lightning.evaluation.contenders import (
     ARDiffusionContender,
     Contender,
+    DD1Contender,
     OneStepContender,
     RefinedContender,
     SnappedContender,
@@ -205,6 +207,26 @@ class Refined(Distilled):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DD1(Distilled):
+    """Distilled Decoding 1; either ``steps`` or ``start``.
+
+    Attributes:
+        steps: 1 or 2.
+        start: with the teacher in the middle: the first position, from 0, that it draws before the second call.
+        split: how many positions come out as codes; by default as it was trained.
+    """
+
+    steps: int | None = None
+    start: int | None = None
+    split: int | None = None
+
+    def contender(self, models: Models) -> Contender:
+        """See :meth:`Entry.contender`."""
+        generator = models.open(self.model, ("dd1",), load_generator)
+        return DD1Contender(models.teacher, generator, self.steps, self.start, self.split, models.sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ARDiffusion(Distilled):
     """The AR-diffusion model of stage 1.
 
@@ -224,6 +246,7 @@ KINDS: dict[str, type[Entry]] = {
     "one_step": OneStep,
     "refined": Refined,
     "ar_diffusion": ARDiffusion,
+    "dd1": DD1,
     "independent": Independent,
     "skip": Skip,
     "real": Real,
@@ -310,14 +333,21 @@ def line_up(entries: dict[str, Entry], models: Models) -> list[Contender]:
             raise ValueError(f"{where}: it is listed already, as {taken[contender.name]}")
         contender.name = entry.name or contender.name
         if contender.name in taken:
-            raise ValueError(f"{where}: the name '{contender.name}' is that of {taken[contender.name]}; give it another")
+            raise ValueError(
+                f"{where}: the name '{contender.name}' is that of {taken[contender.name]}; give it another"
+            )
         taken[contender.name] = where
         contenders.append(contender)
     return contenders
 
 
 ONE_STEP = [{"kind": "one_step"}, {"kind": "one_step", "snapped": True}]
-STANDARD = {"init": [{"kind": "ar_diffusion"}], "csd": ONE_STEP, "align": ONE_STEP}
+STANDARD = {
+    "init": [{"kind": "ar_diffusion"}],
+    "csd": ONE_STEP,
+    "align": ONE_STEP,
+    "dd1": [{"kind": "dd1", "steps": 1}, {"kind": "dd1", "steps": 2}],
+}
 """How the models that stages leave are sampled when no config says so."""
 
 STAGES = tuple(STANDARD)

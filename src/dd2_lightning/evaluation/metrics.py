@@ -22,9 +22,7 @@ from dd2_lightning.sampling import Sampling
 
 
 @torch.no_grad()
-def sequence_nll(
-    teacher: CodebookTeacher, indices: Tensor, labels: Tensor, sampling: Sampling | None = None
-) -> Tensor:
+def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
     """Negative log likelihood of whole sequences under the guided, untruncated teacher at temperature 1.
 
     The teacher reads the codebook vectors of ``indices``, never an unsnapped token.
