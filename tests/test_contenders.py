@@ -10,7 +10,6 @@ from dd2_lightning.evaluation.contenders import (
     DD1Contender,
     OneStepContender,
     RefinedContender,
-    SampleNoise,
     SnappedContender,
     TeacherContender,
 )
@@ -18,6 +17,7 @@ from dd2_lightning.evaluation.marginals import Marginals
 from dd2_lightning.models.dd1 import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.var import VARSampling
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.tables import independent_total_variation, random_table
 from teachers import (

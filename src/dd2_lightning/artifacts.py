@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -83,10 +84,51 @@ def check_writable(directory: str | Path) -> None:
     probe.unlink()
 
 
+def settle_manifest(path: Path, description: dict[str, Any], advice: str, **free: Any) -> dict[str, Any]:
+    """What files that are made piece by piece belong to: written by whoever comes first, agreed to by all others.
+
+    Args:
+        path: the JSON file.
+        description: all that determines the files.
+        advice: what to do if the manifest says otherwise.
+        free: settings of whoever comes first; others take them over.
+
+    Returns:
+        What the manifest says.
+
+    Raises:
+        ArtifactError: naming the setting that differs, or if the file cannot be read or written.
+    """
+    if not path.is_file():
+        write_atomically(path, json.dumps({**description, **free}, indent=2).encode())
+    try:
+        found = json.loads(path.read_text())
+        missing = [key for key in (*description, *free) if key not in found]
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); delete {path.parent}") from error
+    if missing:
+        raise ArtifactError(f"{path} is damaged ({missing[0]} is missing); delete {path.parent}")
+    for key, value in description.items():
+        if found[key] != value:
+            raise ArtifactError(
+                f"{path.parent} was sampled with {key} = {found[key]}, this run wants {value}; {advice}"
+            )
+    return found
+
+
 def sha256(path: Path) -> str:
     """Hash of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_hash(module: nn.Module) -> str:
+    """Hash of a network's parameters and buffers: names, types, shapes and values, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @dataclass

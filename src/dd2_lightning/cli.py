@@ -22,6 +22,7 @@ def tools() -> dict[str, Any]:
     from dd2_lightning.commands import sample
     from dd2_lightning.data.build import cache
     from dd2_lightning.evaluation.evaluate import evaluate
+    from dd2_lightning.evaluation.measure import quality, statistics
     from dd2_lightning.evaluation.report import write_benchmark
     from dd2_lightning.hub.convert import convert_llamagen, convert_var
     from dd2_lightning.tables import tables
@@ -30,6 +31,8 @@ def tools() -> dict[str, Any]:
         "cache": cache,
         "sample": sample,
         "evaluate": evaluate,
+        "quality": quality,
+        "statistics": statistics,
         "convert": Group(
             "Published checkpoint files into a teacher's directory.", {"var": convert_var, "llamagen": convert_llamagen}
         ),

@@ -1,17 +1,19 @@
-"""The commands that do not train: ``dd2 sample`` and ``dd2 evaluate``."""
+"""The command that draws pictures: ``dd2 sample``."""
 
-import io
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import load_generator, load_teacher, write_atomically
+from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.picture_files import to_bytes, write_pictures_file
+from dd2_lightning.evaluation.protocols import protocol_named
+from dd2_lightning.evaluation.sample_sets import SampleSet
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.teacher import check_labels
-from dd2_lightning.noise import stream
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
 
@@ -21,6 +23,7 @@ def sample(
     output: str,
     labels: str | None = None,
     num: int | None = None,
+    protocol: str | None = None,
     steps: int = 1,
     teacher: str | None = None,
     sampling: AnySampling = Sampling(),
@@ -31,12 +34,15 @@ def sample(
 ) -> None:
     """Draw pictures with a one-step generator, or with a model of the baseline DD1.
 
+    An ``.npz`` file may be larger than memory; the same command continues after an interruption.
+
     Args:
         model: directory of a finished csd, align or dd1 stage.
         output: a ``.png`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``, and ``labels``), or a directory
             for one PNG a picture.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
         num: number of pictures; by default one a label.
+        protocol: in place of labels: openai, every class equally often, or dd1, classes at random.
         steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model has 1 or 2 by itself; with k
             above 2 the teacher re-samples the k - 2 positions before its second call, or all of these with k = m + 1,
             where m is their number.
@@ -50,22 +56,58 @@ def sample(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("num", 1 if num is None else num)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    if protocol is not None and (labels is not None or num is None):
+        raise ValueError("--protocol decides on the labels: it needs --num and goes without --labels")
+    check_writable(Path(output).parent)
     generator = load_generator(model).to(device)
-    classes = torch.arange(generator.num_classes) if labels is None else parse_labels(labels)
-    check_labels(classes, generator.num_classes)
+    classes = choose_labels(generator.num_classes, labels, num, protocol, seed)
     refiner = load_teacher(teacher).to(device) if teacher and steps > 1 else None
-    draw = generator.sampler(steps, refiner, sampling, split)
-    num = num or len(classes)
-    classes = classes.repeat(-(-num // len(classes)))[:num].to(device)
+    tokens_of = generator.sampler(steps, refiner, sampling, split)
     n, C = generator.layout.length, generator.token_dim
-    noise = torch.randn(num, n, C, generator=stream(seed, "sample", device=device), device=device)
-    chance = torch.rand(num, n, generator=stream(seed, "refine", device=device), device=device)
-    pictures = []
-    for part in torch.arange(num, device=device).split(batch_size):
-        tokens = draw(classes[part], noise[part], chance[part])
-        pictures.append(generator.decode(tokens).cpu())
-    write_pictures(torch.cat(pictures), classes.cpu(), Path(output))
-    print(f"{num} pictures -> {output}")
+
+    def draw(start: int, labels: Tensor) -> Tensor:
+        noise = SampleNoise(seed, start, len(labels), device)
+        tokens = tokens_of(labels.to(device), noise.randn("one-step", n, C), noise.rand("refine", n))
+        return generator.decode(tokens).cpu()
+
+    if Path(output).suffix == ".npz":
+        settings = {
+            "model": state_hash(generator),
+            "model_config": sha256(Path(model) / "config.json"),
+            "protocol": protocol,
+            "steps": steps,
+            "split": split,
+            "teacher": None if refiner is None else state_hash(refiner),
+            "sampling": None if refiner is None else asdict(refiner.settle(sampling)),
+            "seed": seed,
+            "device": torch.device(device).type,
+        }
+        SampleSet(output, classes, batch_size, settings).complete(draw)
+    elif Path(output).suffix == ".png":
+        starts = range(0, len(classes), batch_size)
+        pictures = [draw(start, classes[start : start + batch_size]) for start in starts]
+        write_pictures(torch.cat(pictures), classes, Path(output))
+    else:
+        for start in range(0, len(classes), batch_size):
+            part = classes[start : start + batch_size]
+            write_pictures(draw(start, part), part, Path(output), start, len(classes))
+    print(f"{len(classes)} pictures -> {output}")
+
+
+def choose_labels(
+    num_classes: int, labels: str | None = None, num: int | None = None, protocol: str | None = None, seed: int = 0
+) -> Tensor:
+    """Classes of all pictures, (num,), as the options of ``dd2 sample`` say.
+
+    Raises:
+        ValueError: for labels that are none, or no classes, or numbers that a protocol does not have.
+    """
+    if protocol is not None:
+        return protocol_named(protocol).labels(num, num_classes, seed)
+    classes = torch.arange(num_classes) if labels is None else parse_labels(labels)
+    check_labels(classes, num_classes)
+    num = num or len(classes)
+    return classes.repeat(-(-num // len(classes)))[:num]
 
 
 def parse_labels(text: str) -> Tensor:
@@ -80,18 +122,23 @@ def parse_labels(text: str) -> Tensor:
         raise ValueError(f"--labels must be classes separated by commas, like 0,1,2; got {text!r}") from None
 
 
-def write_pictures(images: Tensor, labels: Tensor, output: Path) -> None:
-    """Write pictures (B, channels, H, W) in [0, 1] as a grid, an npz file or a directory of PNG files.
+def write_pictures(images: Tensor, labels: Tensor, output: Path, start: int = 0, total: int | None = None) -> None:
+    """Write pictures (B, channels, H, W) in [0, 1] as a grid, an npz file or PNG files in a directory.
+
+    Args:
+        images: the pictures.
+        labels: their classes, (B,).
+        output: a ``.npz`` or ``.png`` file, or a directory.
+        start: number of the first picture, in the names of files in a directory.
+        total: pictures in the directory in the end.
 
     Raises:
         ArtifactError: naming the path, if it cannot be written.
         DD2Error: if the ``demo`` extra is needed and missing.
     """
     if output.suffix == ".npz":
-        pixels = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        buffer = io.BytesIO()
-        np.savez(buffer, arr_0=pixels.numpy(), labels=labels.numpy())
-        write_atomically(output, buffer.getvalue())
+        pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
+        write_pictures_file(output, pixels.shape, [pixels], labels=labels.numpy())
         return
     try:
         from dd2_lightning.evaluation.pictures import save_grid
@@ -100,6 +147,6 @@ def write_pictures(images: Tensor, labels: Tensor, output: Path) -> None:
     if output.suffix == ".png":
         save_grid(images, output, columns=min(len(images), 10))
         return
-    width = len(str(len(images) - 1))
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    width = len(str((total or len(images)) - 1))
+    for i, (image, label) in enumerate(zip(images, labels, strict=True), start):
         save_grid(image[None], output / f"{i:0{width}d}_class{int(label)}.png", columns=1)

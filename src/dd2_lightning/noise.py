@@ -4,12 +4,18 @@ Nothing in training draws from a global random state. A stream is opened by its 
 ``stream(seed, "guidance", iteration, update)``, drawn for the whole global batch and sliced by the
 process that needs a part. A resumed run, a run on more processes and a run that accumulates gradients
 therefore see the same numbers, and the whole random state of a run is one integer: its iteration.
+
+Samples of generators draw theirs from :class:`SampleNoise`, by their global index.
 """
 
 import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Random numbers are drawn for this many samples at once, whatever the batch; part of what a seed means."""
 
 
 def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -24,3 +30,38 @@ def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> to
     # the length too: a seed sequence is padded with zeros, so (..., 0) would be the same stream as (...)
     state = np.random.SeedSequence([int(seed), len(words), *words]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]) & (2**63 - 1))
+
+
+class SampleNoise:
+    """The random numbers of samples ``start`` to ``start + count``.
+
+    Args:
+        seed: of the evaluation.
+        start: global index of the first sample.
+        count: number of samples.
+        device: where they are used. They are drawn on the CPU, so that every device sees the same.
+    """
+
+    def __init__(self, seed: int, start: int, count: int, device: torch.device | str = "cpu"):
+        self.seed, self.start, self.count, self.device = seed, start, count, device
+        self._drawn: dict[tuple, Tensor] = {}
+
+    def randn(self, key: str, *shape: int) -> Tensor:
+        """Standard normal (count, *shape), for the purpose that ``key`` names."""
+        return self._draw(torch.randn, key, shape)
+
+    def rand(self, key: str, *shape: int) -> Tensor:
+        """Uniform on [0, 1), (count, *shape)."""
+        return self._draw(torch.rand, key, shape)
+
+    def _draw(self, function, key: str, shape: tuple[int, ...]) -> Tensor:
+        what = (function, key, shape)
+        if what not in self._drawn:
+            first, last = self.start // BLOCK, (self.start + self.count - 1) // BLOCK
+            blocks = [
+                function((BLOCK, *shape), generator=stream(self.seed, "evaluation", key, block))
+                for block in range(first, last + 1)
+            ]
+            own = slice(self.start - first * BLOCK, self.start - first * BLOCK + self.count)
+            self._drawn[what] = torch.cat(blocks)[own].to(self.device)
+        return self._drawn[what]

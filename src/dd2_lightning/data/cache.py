@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import sha256, write_atomically
+from dd2_lightning.artifacts import settle_manifest, sha256, write_atomically
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.noise import stream
@@ -78,21 +78,10 @@ class SequenceCache:
     """
 
     def __init__(self, directory: str | Path, description: dict[str, Any], shard_size: int = SHARD_SIZE):
-        self.directory, path = Path(directory), Path(directory) / "manifest.json"
-        if not path.is_file():
-            manifest = {**description, "shard_size": shard_size}
-            write_atomically(path, json.dumps(manifest, indent=2).encode())
-        try:
-            found = json.loads(path.read_text())
-            self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path} is damaged ({error}); delete {directory}") from error
-        for key, value in description.items():
-            if found.get(key) != value:
-                raise ArtifactError(
-                    f"{directory} was sampled with {key} = {found.get(key)}, this run wants {value}; "
-                    f"delete it or name another directory (data.cache_dir, dd2 cache --output)"
-                )
+        self.directory = Path(directory)
+        advice = "delete it or name another directory (data.cache_dir, dd2 cache --output)"
+        found = settle_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
+        self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
         self._maps: dict[int, np.memmap] = {}
 
     def __len__(self) -> int:

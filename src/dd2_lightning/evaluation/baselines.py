@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dd2_lightning.evaluation.contenders import Contender, Drawn, SampleNoise, networks_of
+from dd2_lightning.evaluation.contenders import Contender, Drawn, networks_of
 from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
 

@@ -8,18 +8,18 @@ from functools import partial
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dd2_lightning.evaluation.classifier import FeatureNetwork
-from dd2_lightning.evaluation.contenders import Contender, SampleNoise, TeacherContender
+from dd2_lightning.evaluation.contenders import Contender, TeacherContender
 from dd2_lightning.evaluation.marginals import Marginals
 from dd2_lightning.evaluation.metrics import WithinClassVariance, agree, sequence_nll
+from dd2_lightning.evaluation.progress import tracked
 from dd2_lightning.evaluation.quality import Quality
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
 
@@ -128,8 +128,7 @@ class Judge:
 
     def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
         batches = contender.batches(samples, self.seed, self.batch_size)
-        total, console = math.ceil(samples / self.batch_size), Console(stderr=True)
-        return track(batches, f"{name:>16}", total, console=console, transient=True, disable=not console.is_terminal)
+        return tracked(batches, name, math.ceil(samples / self.batch_size))
 
     @torch.no_grad()
     def score(self, contender: Contender, samples: int, known: Score | None = None) -> Score:

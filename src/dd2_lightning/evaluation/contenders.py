@@ -20,46 +20,8 @@ from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import integrate_walk
-from dd2_lightning.noise import stream
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
-
-BLOCK = 256
-"""Random numbers are drawn for this many samples at once, whatever the batch; part of what a seed means."""
-
-
-class SampleNoise:
-    """The random numbers of samples ``start`` to ``start + count``.
-
-    Args:
-        seed: of the evaluation.
-        start: global index of the first sample.
-        count: number of samples.
-        device: where they are used. They are drawn on the CPU, so that every device sees the same.
-    """
-
-    def __init__(self, seed: int, start: int, count: int, device: torch.device | str = "cpu"):
-        self.seed, self.start, self.count, self.device = seed, start, count, device
-        self._drawn: dict[tuple, Tensor] = {}
-
-    def randn(self, key: str, *shape: int) -> Tensor:
-        """Standard normal (count, *shape), for the purpose that ``key`` names."""
-        return self._draw(torch.randn, key, shape)
-
-    def rand(self, key: str, *shape: int) -> Tensor:
-        """Uniform on [0, 1), (count, *shape)."""
-        return self._draw(torch.rand, key, shape)
-
-    def _draw(self, function, key: str, shape: tuple[int, ...]) -> Tensor:
-        what = (function, key, shape)
-        if what not in self._drawn:
-            first, last = self.start // BLOCK, (self.start + self.count - 1) // BLOCK
-            blocks = [
-                function((BLOCK, *shape), generator=stream(self.seed, "evaluation", key, block))
-                for block in range(first, last + 1)
-            ]
-            own = slice(self.start - first * BLOCK, self.start - first * BLOCK + self.count)
-            self._drawn[what] = torch.cat(blocks)[own].to(self.device)
-        return self._drawn[what]
 
 
 @dataclass

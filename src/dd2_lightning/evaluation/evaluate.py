@@ -9,12 +9,13 @@ from dd2_lightning.artifacts import Artifact, check_writable
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.classifier import FeatureNetwork, load_classifier
 from dd2_lightning.evaluation.compare import Judge, compare
-from dd2_lightning.evaluation.contenders import Contender, SampleNoise
+from dd2_lightning.evaluation.contenders import Contender
 from dd2_lightning.evaluation.curves import save_curves
 from dd2_lightning.evaluation.lineup import STAGES, Models, line_up, read_entries, standard_line_up
 from dd2_lightning.evaluation.pictures import save_comparison
 from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
 from dd2_lightning.models.families import AnySampling
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
 PICTURED = ("real", "teacher", "one_step", "dd1", "independent")

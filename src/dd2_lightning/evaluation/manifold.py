@@ -59,7 +59,9 @@ class FirstFeatures(Metric):
         """
         if not self.count:
             raise ValueError("there are no features yet")
-        return torch.cat(self.parts) if isinstance(self.parts, list) else self.parts
+        if isinstance(self.parts, list) and len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]  # what is kept is not held twice
+        return self.parts[0] if isinstance(self.parts, list) else self.parts
 
     def compute(self) -> Tensor:
         """See :meth:`kept`."""
@@ -135,8 +137,8 @@ def squared_distances(first: Tensor, second: Tensor) -> Iterator[tuple[slice, Te
     Yields:
         Rows of ``first`` and their distances to all of ``second``, (rows, M) in float64.
     """
-    centre = second.double().mean(0)
-    columns = second.double() - centre
+    centre = second.mean(0, dtype=torch.float64)
+    columns = second.to(torch.float64, copy=True).sub_(centre)
     lengths = columns.square().sum(1)
     for start in range(0, len(first), rows := max(1, CHUNK // len(second))):
         part = slice(start, min(start + rows, len(first)))

@@ -55,7 +55,7 @@ class Gaussian(NamedTuple):
     Attributes:
         mean: (d,).
         covariance: (d, d), with the unbiased divisor count - 1.
-        count: number of samples.
+        count: number of samples; 0 if a file does not say it.
     """
 
     mean: Tensor

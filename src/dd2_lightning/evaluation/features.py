@@ -1,0 +1,103 @@
+"""Feature networks by name: the digit classifier, Inception, or one's own."""
+
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.artifacts import state_hash
+from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.classifier import FeatureNetwork, load_classifier
+from dd2_lightning.evaluation.picture_files import to_bytes
+from dd2_lightning.hub.checkpoint import read_checkpoint
+
+
+class InceptionFeatures(nn.Module):
+    """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
+
+    Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's classes.
+
+    Args:
+        weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
+
+    Raises:
+        DD2Error: if torch-fidelity is not installed.
+        ArtifactError: if the file is missing, damaged, holds more than tensors, or is of another network.
+    """
+
+    width = 2048
+    held_out_accuracy = None
+
+    def __init__(self, weights: str | Path):
+        super().__init__()
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise DD2Error("Inception needs torch-fidelity: pip install 'dd2-lightning[eval]'") from error
+        read_checkpoint(weights)  # refuses pickled code before torch-fidelity opens the file
+        try:
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DD2Error(f"{weights} does not hold torch-fidelity's Inception weights: {reason}") from error
+        self.requires_grad_(False).eval()
+
+    def features(self, images: Tensor) -> Tensor:
+        """RGB pictures in [0, 1], (B, 3, H, W) -> (B, 2048).
+
+        Raises:
+            ValueError: for pictures of another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"Inception reads RGB pictures (B, 3, H, W), got {tuple(images.shape)}")
+        return self.network(to_bytes(images))[0]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, 2048) -> (B, 1008)."""
+        return features @ self.network.fc.weight.T
+
+
+def feature_network(
+    name: str = "digits", directory: str | Path = ".", inception: str | Path | None = None
+) -> FeatureNetwork:
+    """Open a feature network: frozen, in evaluation mode, on the CPU.
+
+    Args:
+        name: ``digits``, ``inception``, or where to import a class like :class:`FeatureNetwork` from, called without
+            arguments: ``my_module.MyFeatures``.
+        directory: where the digit classifier is kept.
+        inception: weights of Inception.
+
+    Raises:
+        ValueError: for a name that is nothing of these, or Inception without weights.
+        DD2Error: see :class:`InceptionFeatures` and :func:`load_classifier`.
+    """
+    if name == "digits":
+        return load_classifier(directory)
+    if name == "inception":
+        if inception is None:
+            raise ValueError("--features inception needs --inception: its weights file")
+        return InceptionFeatures(inception)
+    if "." not in name:
+        raise ValueError(f"unknown feature network '{name}'; there are: digits, inception, or your own: module.Class")
+    try:
+        network = resolve_name(name)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"feature network '{name}' cannot be made ({error}); is its module on PYTHONPATH?") from error
+    missing = [part for part in ("width", "held_out_accuracy", "features", "logits") if not hasattr(network, part)]
+    if missing:
+        raise ValueError(f"feature network '{name}' has no {', '.join(missing)}; see FeatureNetwork")
+    return network.requires_grad_(False).eval() if isinstance(network, nn.Module) else network
+
+
+def identity(network: FeatureNetwork) -> str:
+    """What tells the features of two networks apart: where the class is defined, and a hash of its weights."""
+    kind = f"{type(network).__module__}.{type(network).__qualname__}"
+    return f"{kind} {state_hash(network)[:16]}" if isinstance(network, nn.Module) else kind
+
+
+@torch.no_grad()
+def features_of(network: FeatureNetwork, pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Features (B, d) of uint8 pictures (B, channels, H, W)."""
+    return network.features(pixels.to(device).float() / 255)

@@ -1,0 +1,129 @@
+r"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948): how much pictures change along a path of noise.
+
+.. math:: E\,[\,D(G(z(t)), G(z(t+\epsilon)))\,/\,\epsilon^2\,]
+
+with :math:`z(t)` between two Gaussian draws, interpolated spherically. A path keeps its class. The distance D is
+squared: LPIPS in the literature, and by default here the squared distance of a classifier's features, so that figures
+of the two cannot be compared.
+
+torchmetrics' function of this name needs torchvision even where a distance is given, looks at the start of paths only,
+wants noise of one axis, and draws from the global random state.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd2_lightning.evaluation.classifier import FeatureNetwork
+from dd2_lightning.noise import SampleNoise
+
+
+class PathLength(NamedTuple):
+    """What :func:`path_length` measured.
+
+    Attributes:
+        mean: of the lengths that were kept.
+        deviation: their standard deviation.
+        lengths: of all paths, (samples,) in float64.
+    """
+
+    mean: float
+    deviation: float
+    lengths: Tensor
+
+
+def feature_distance(network: FeatureNetwork) -> Callable[[Tensor, Tensor], Tensor]:
+    """Squared distance of the features of two batches of pictures, (B,)."""
+
+    def distance(first: Tensor, second: Tensor) -> Tensor:
+        return (network.features(first).double() - network.features(second).double()).square().sum(1)
+
+    return distance
+
+
+def lerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
+    """On the straight line from ``first`` to ``second`` (B, D), at t (B, 1)."""
+    return first + t * (second - first)
+
+
+def slerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
+    """On the arc from ``first`` to ``second`` (B, D), at t (B, 1); the angle grows evenly.
+
+    Between draws from a Gaussian, which are nearly orthogonal, it stays where such draws are.
+    """
+    cosine = torch.cosine_similarity(first, second, dim=1)[:, None].clamp(-1, 1)
+    angle = cosine.acos()
+    straight = angle.sin() < 1e-6
+    sine = torch.where(straight, 1.0, angle.sin())
+    arc = ((1 - t) * angle).sin() / sine * first + (t * angle).sin() / sine * second
+    return torch.where(straight, lerp(first, second, t), arc)
+
+
+def trimmed(values: Tensor, share: float) -> Tensor:
+    """Values without those below the ``share`` quantile and above its counterpart, both included.
+
+    Raises:
+        ValueError: for a share outside [0, 0.5).
+    """
+    if not 0 <= share < 0.5:
+        raise ValueError(f"a share to leave out on each side is in [0, 0.5), got {share}")
+    low = torch.quantile(values, share, interpolation="lower")
+    high = torch.quantile(values, 1 - share, interpolation="higher")
+    return values[(values >= low) & (values <= high)]
+
+
+@torch.no_grad()
+def path_length(
+    draw: Callable[[Tensor, Tensor], Tensor],
+    shape: tuple[int, ...],
+    num_classes: int,
+    distance: Callable[[Tensor, Tensor], Tensor],
+    samples: int = 10_000,
+    epsilon: float = 1e-4,
+    interpolation: Literal["slerp", "lerp"] = "slerp",
+    discard: float = 0.01,
+    seed: int = 0,
+    batch_size: int = 100,
+    device: torch.device | str = "cpu",
+) -> PathLength:
+    """Measure a generator.
+
+    Args:
+        draw: pictures (B, channels, H, W) of classes (B,) and noise (B, *shape).
+        shape: of the noise of one picture, (n, C).
+        num_classes: path i has class i mod this.
+        distance: squared distances (B,) of two batches of pictures.
+        samples: number of paths; one pair of pictures each, at a random place.
+        epsilon: how far apart the pair is.
+        interpolation: along the arc or the straight line.
+        discard: share left out on each side before the mean is taken, as in the paper.
+        seed: of noise and places.
+        batch_size: pairs at a time.
+        device: where the generator computes.
+
+    Returns:
+        Mean, deviation, and all lengths.
+
+    Raises:
+        ValueError: for numbers that cannot be.
+    """
+    if samples < 1 or batch_size < 1:
+        raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    between = {"slerp": slerp, "lerp": lerp}[interpolation]
+    lengths = []
+    for start in range(0, samples, batch_size):
+        count = min(batch_size, samples - start)
+        noise = SampleNoise(seed, start, count, device)
+        first, second = noise.randn("path", 2, math.prod(shape)).double().unbind(1)
+        t = noise.rand("path", 1).double() * (1 - epsilon)
+        labels = (torch.arange(count, device=device) + start) % num_classes
+        pair = [draw(labels, between(first, second, at).float().unflatten(1, shape)) for at in (t, t + epsilon)]
+        lengths.append(distance(*pair).double().cpu() / epsilon**2)
+    lengths = torch.cat(lengths)
+    kept = trimmed(lengths, discard)
+    return PathLength(kept.mean().item(), kept.std(correction=0).item(), lengths)
