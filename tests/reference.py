@@ -23,10 +23,14 @@ def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {key: file.get_tensor(key) for key in keys}, json.loads(file.metadata().get("config", "{}"))
 
 
+def under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What lies under ``NAME/`` in a file, without that."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
 def weights(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """One of the state dicts in a file."""
-    prefix = f"weights/{part}/"
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return under(tensors, f"weights/{part}")
 
 
 def golden_var(name: str) -> tuple[VARTeacher, dict[str, Tensor]]:
@@ -80,6 +84,61 @@ def golden_llamagen() -> tuple[LlamaGenTeacher, dict[str, Tensor], dict[str, Ten
     )
     teacher.load_state_dict(llamagen.from_release(weights(gpt, "gpt"), weights(vq, "vq")))
     return teacher.eval().requires_grad_(False), gpt, vq
+
+
+def _dd1_var(tensors: dict[str, Tensor], sizes: dict[str, Any]) -> VARTeacher:
+    teacher = VARTeacher.from_config(
+        {
+            "sides": sizes["patch_nums"],
+            "codes": sizes["V"],
+            "token_dim": sizes["C"],
+            "num_classes": sizes["num_classes"],
+            "width": sizes["width"],
+            "depth": sizes["depth"],
+            "heads": sizes["heads"],
+            "num_phi": sizes["share_quant_resi"],
+            "l2_norm": sizes["attn_l2_norm"],
+            "ch": 32,
+            "ch_mult": [1],
+            "num_res_blocks": 1,
+            "pixels": False,
+        }
+    )
+    teacher.load_state_dict(from_release(under(tensors, "teacher"), under(tensors, "vae")))
+    return teacher
+
+
+def _dd1_llamagen(tensors: dict[str, Tensor], sizes: dict[str, Any]) -> LlamaGenTeacher:
+    teacher = LlamaGenTeacher.from_config(
+        {
+            "grid": sizes["grid"],
+            "codes": sizes["V"],
+            "token_dim": sizes["C"],
+            "num_classes": sizes["num_classes"],
+            "width": sizes["dim"],
+            "depth": sizes["layers"],
+            "heads": sizes["heads"],
+            "multiple_of": sizes["ffn_multiple_of"],
+            "rope_base": sizes["rope_base"],
+            "norm_eps": sizes["norm_eps"],
+            "ch": 32,
+            "encoder_ch_mult": [1],
+            "decoder_ch_mult": [1],
+            "num_res_blocks": 1,
+            "z_channels": 8,
+            "pixels": False,
+        }
+    )
+    tokenizer = {"quantize.embedding.weight": tensors["in/codebook"]}
+    teacher.load_state_dict(llamagen.from_release(under(tensors, "teacher"), tokenizer))
+    return teacher
+
+
+def golden_dd1(family: str) -> tuple[VARTeacher | LlamaGenTeacher, dict[str, Tensor], dict[str, Any]]:
+    """The teacher of a golden file of DD1, the tensors and the sizes."""
+    tensors, sizes = golden(f"dd1_{family}_tiny")
+    teacher = {"var": _dd1_var, "llamagen": _dd1_llamagen}[family](tensors, sizes)
+    return teacher.eval().requires_grad_(False), tensors, sizes
 
 
 def manifest(name: str) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ def tools() -> dict[str, Any]:
     from dd2_lightning.evaluation.measure import quality, statistics
     from dd2_lightning.evaluation.report import write_benchmark
     from dd2_lightning.hub.convert import convert_llamagen, convert_var
+    from dd2_lightning.hub.dd1 import convert_dd1
     from dd2_lightning.tables import tables
 
     return {
@@ -34,7 +35,8 @@ def tools() -> dict[str, Any]:
         "quality": quality,
         "statistics": statistics,
         "convert": Group(
-            "Published checkpoint files into a teacher's directory.", {"var": convert_var, "llamagen": convert_llamagen}
+            "Published checkpoint files into a teacher's directory, or that of a DD1 model.",
+            {"var": convert_var, "llamagen": convert_llamagen, "dd1": convert_dd1},
         ),
         "bench": Group("Speed, measured.", {"sample": bench_sample}),
         "summary": write_benchmark,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,30 @@ HUB = "hf://"
 
 
 @dataclass(frozen=True)
+class DD1Card:
+    """What was published of a family's networks for DD1.
+
+    Attributes:
+        repository: on the hub, ``OWNER/REPO``.
+        licence: of the published weights.
+        weights: ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels.
+        published: path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its
+            ``teacher`` that no weights tell.
+        teacher: such sizes that all of them share.
+    """
+
+    repository: str
+    licence: str
+    weights: dict[str, str]
+    published: dict[str, dict[str, Any]]
+    teacher: dict[str, Any] = field(default_factory=dict)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What is known of every published file, by name."""
+        return {Path(path).name: facts for path, facts in self.published.items()}
+
+
+@dataclass(frozen=True)
 class Card:
     """The contents of a family's ``cards.yaml``.
 
@@ -33,6 +57,7 @@ class Card:
         config: constructor arguments that all published sizes share.
         tokenizers: name to ``file``, ``config`` and parameter count.
         architectures: name to ``file`` (or one a grid), ``config`` and parameter count.
+        dd1: networks of the baseline DD1.
     """
 
     family: str
@@ -44,6 +69,7 @@ class Card:
     config: dict[str, Any]
     tokenizers: dict[str, dict[str, Any]]
     architectures: dict[str, dict[str, Any]]
+    dd1: DD1Card
 
     def files(self) -> dict[str, dict[str, Any]]:
         """What is known of every published file, by name: a ``grid``, a ``sha256``."""
@@ -91,7 +117,8 @@ def load_card(family: str) -> Card:
     if family not in PUBLISHED:
         raise ValueError(f"no weights of family '{family}' are known; there are: {', '.join(PUBLISHED)}")
     text = resources.files(f"dd2_lightning.hub.{family}").joinpath("cards.yaml").read_text()
-    return Card(family=family, **yaml.safe_load(text))
+    content = yaml.safe_load(text)
+    return Card(family=family, **{**content, "dd1": DD1Card(**content["dd1"])})
 
 
 def identify(keys: set[str]) -> tuple[Card, str] | None:
@@ -104,7 +131,7 @@ def identify(keys: set[str]) -> tuple[Card, str] | None:
     return None
 
 
-def locate(reference: str, card: Card, flag: str) -> Path:
+def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
 
     Args:
@@ -132,7 +159,8 @@ def locate(reference: str, card: Card, flag: str) -> Path:
             f"{flag}: {reference} could not be fetched ({reason}). Check the name and the network, "
             f"or download the file elsewhere and give its path"
         ) from error
-    expected = card.files().get(name, {}).get("sha256") if repository == card.repository else None
+    known = card.files().get(Path(name).name, {}) if repository == card.repository else {}
+    expected = known.get("sha256")
     if expected and sha256(path) != expected:
         raise ArtifactError(
             f"{flag}: {path} is not the published {name}: its SHA-256 differs; delete and fetch it again"

@@ -17,12 +17,13 @@ WRAPPERS = ("model", "module", "state_dict")
 """Entries that published checkpoints keep their weights in, tried in this order (DeepSpeed's is the second)."""
 
 
-def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint file, memory-mapped where the format allows.
 
     Args:
         path: a safetensors file or one written by ``torch.save``. Pickled code in it is never executed.
         wrappers: further entries to look for the weights in, ``/`` between levels.
+        entry: the only place to look, for files that hold weights in several.
 
     Returns:
         State dict, without the ``module.`` that distributed training puts before every key.
@@ -42,7 +43,7 @@ def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = ()) -> dict[st
             raise ArtifactError(f"{path} is truncated or damaged ({error}); get the file again") from error
     else:
         content = _unpickle(path, head)
-    return _state_dict(content, path, wrappers)
+    return _state_dict(content, path, (entry,) if entry else (*WRAPPERS, *wrappers), entry is not None)
 
 
 def _unpickle(path: Path, head: bytes) -> Any:
@@ -66,21 +67,24 @@ def _unpickle(path: Path, head: bytes) -> Any:
         ) from error
 
 
-def _state_dict(content: Any, path: Path, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    for wrapper in (*WRAPPERS, *wrappers):
+def _state_dict(content: Any, path: Path, wrappers: tuple[str, ...], only_there: bool) -> dict[str, Tensor]:
+    for wrapper in wrappers:
         inner = content
         for key in wrapper.split("/"):
             inner = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
             content = inner
             break
+    else:
+        if only_there:
+            raise ArtifactError(f"{path} has no entry {wrappers[0]} that holds weights")
     if not isinstance(content, dict) or not content:
         raise ArtifactError(f"{path} holds no state dict, but {type(content).__name__}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ArtifactError(
                 f"{path} holds no state dict: entry {key!r} is {type(value).__name__}, not a tensor. "
-                f"Weights are looked for in {', '.join((*WRAPPERS, *wrappers))} and at the top"
+                f"Weights are looked for in {', '.join(wrappers)}{'' if only_there else ' and at the top'}"
             )
     if all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): value for key, value in content.items()}

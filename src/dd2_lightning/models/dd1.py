@@ -13,7 +13,7 @@ dependencies of the map itself. Guidance is in the pairs (ε, q); the student kn
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,12 @@ class DD1Student(nn.Module, ABC):
         token_dim: C.
         num_classes: classes; a null label is not known.
         width: d, of the features.
+
+    Attributes:
+        CONSTANTS: last parts of the keys under which a release's file may hold what is not learned.
     """
+
+    CONSTANTS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, layout: Layout, token_dim: int, num_classes: int, width: int):
         super().__init__()
@@ -115,6 +120,11 @@ class DD1Student(nn.Module, ABC):
         finished = self.position < torch.as_tensor(t, device=x.device).view(-1, 1)
         h, c = self.features(x, labels, self.n_d_embed(finished.long()))
         return DD1Prediction(self.final_layer_conti(h, c), self.classify(h, c))
+
+    @classmethod
+    def is_constant(cls, key: str) -> bool:
+        """Whether what a release's file holds under this key is not learned."""
+        return key.rsplit(".", 1)[-1] in cls.CONSTANTS
 
     def adopt(self, tensors: dict[str, Tensor]) -> None:
         """Take over tensors of a teacher, by the names that they have here; all others stay as they are.
@@ -252,6 +262,7 @@ class DD1Generator(Generator):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         chance: Tensor | None = None,
+        unmasked_prefix: bool = False,
     ) -> Tensor:
         """Sample with the teacher in the middle, "pre-trained-n-m" of the papers, where m is ``second``.
 
@@ -267,12 +278,14 @@ class DD1Generator(Generator):
             noise: ε, (B, n, C); drawn from ``generator`` if None.
             generator: random source.
             chance: the teacher's uniform numbers, (B, n); drawn from ``generator`` if None.
+            unmasked_prefix: repeat a slip of the release, see :meth:`CodebookTeacher.unmasked_cache`.
 
         Returns:
             (B, n, C).
 
         Raises:
             ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
+            InputTypeError: for a teacher whose family has no such slip.
         """
         self.steps_from(start)
         if teacher.layout != self.layout:
@@ -282,7 +295,8 @@ class DD1Generator(Generator):
         if start:
             draft = self.jump(noise, noise, labels, 0, split)
             prefix = teacher.snap(draft[:, : self.layout.offsets[start]])
-        drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, chance, self.second))
+        cache = teacher.unmasked_cache() if unmasked_prefix else None
+        drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, chance, self.second, cache))
         tokens = torch.cat([drawn, noise[:, drawn.shape[1] :]], 1)
         return self.jump(tokens, noise, labels, self.second, split)
 

@@ -20,8 +20,7 @@ class DD1LlamaGen(DD1Student):
         config: sizes of the teacher.
     """
 
-    # what a file may hold beside weights: constants and caches
-    IGNORED = ("freqs_cis", "causal_mask", "k_cache", "v_cache")
+    CONSTANTS = ("freqs_cis", "causal_mask", "k_cache", "v_cache")
 
     def __init__(self, config: "LlamaGenConfig"):
         width = config.width

@@ -29,8 +29,7 @@ class DD1VAR(DD1Student):
         InputTypeError: if the first scale has several tokens: the class takes the place of its slot.
     """
 
-    # in the release, but constants
-    IGNORED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+    CONSTANTS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 
     def __init__(self, config: "VARConfig"):
         if config.sides[0] != 1:

@@ -32,8 +32,8 @@ class Cache:
         positions: how many positions' features have been computed.
         layers: one key-value cache per block.
         state: whatever else the family accumulates (VAR: its map of the scales so far).
-        masked: whether positions that enter together are hidden from earlier ones, as they always are but for one
-            known slip of a release.
+        masked: whether positions that enter together are hidden from earlier ones, see
+            :meth:`CodebookTeacher.unmasked_cache`.
     """
 
     positions: int = 0

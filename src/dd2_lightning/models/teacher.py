@@ -36,8 +36,8 @@ class CodebookTeacher(nn.Module):
     """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
 
     A family adds ``config``, its plain sizes, and the class method ``from_config`` that builds the same shapes from
-    them. It overrides :meth:`guide`, :meth:`truncate` and :meth:`student_backbone` where it differs, and has its own
-    ``sampling_type`` where it is sampled with more than the common settings.
+    them. It overrides :meth:`guide`, :meth:`truncate` and :meth:`student_backbone` where it differs, has its own
+    :meth:`dd1_student` if the baseline DD1 is to be run with it, and its own ``sampling_type`` where it is sampled with more than the common settings.
 
     Args:
         backbone: features from tokens.
@@ -247,18 +247,36 @@ class CodebookTeacher(nn.Module):
         """
         return self._flow(self.prepare(tokens), labels, sampling, None)
 
-    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
+    def unmasked_cache(self) -> Cache:
+        """A cache with which positions that enter together, a prefix and the first after it, all see each other.
+
+        It makes a slip of DD1's release: there, a VAR that goes on from given scales reads them without its mask. For
+        comparison with its figures only.
+
+        Raises:
+            InputTypeError: for a family whose release has no such slip.
+        """
+        raise InputTypeError(f"{type(self).__name__} never reads a prefix without its mask: that is a slip of VAR's")
+
+    def walk(
+        self,
+        labels: Tensor,
+        sampling: Sampling | None = None,
+        prefix: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Walk:
         """Go through the positions with a key-value cache.
 
         Args:
             labels: (B,).
             sampling: guidance and truncation.
             prefix: tokens of the first positions, indices or embeddings.
+            cache: a fresh one, if not the usual.
         """
         check_labels(labels, self.num_classes)
         if prefix is None:
             prefix = labels.new_zeros(len(labels), 0)
-        cache = Cache()
+        cache = cache or Cache()
         return Walk(
             self.layout,
             lambda tokens: self._flow(tokens, labels, sampling, cache),
@@ -275,6 +293,7 @@ class CodebookTeacher(nn.Module):
         prefix: Tensor | None = None,
         chance: Tensor | None = None,
         until: int | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Draw sequences.
 
@@ -285,13 +304,14 @@ class CodebookTeacher(nn.Module):
             prefix: tokens of the first positions; they are kept, snapped to their nearest codes.
             chance: the uniform numbers themselves, (B, n), instead of a generator.
             until: stop after this many positions; None draws all.
+            cache: a fresh one, if not the usual.
 
         Returns:
             Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens. With ``until``,
             those of the first positions.
         """
         sampling = self.settle(sampling)
-        walk = self.walk(labels, sampling, prefix)
+        walk = self.walk(labels, sampling, prefix, cache)
         if chance is None:
             chance = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
         drawn = [labels.new_zeros(len(labels), 0)]

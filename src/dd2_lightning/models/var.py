@@ -98,12 +98,9 @@ class VARSampling(Sampling):
     Attributes:
         more_smooth: soft tokens, means of codes under a Gumbel-softmax that hardens along the scales: smoother
             pictures, but not samples of the model. For looking at, never for training or measuring.
-        unmasked_prefix: let the scales of a given prefix, and the first after them, see each other, as the release of
-            DD1 does by mistake when a teacher goes on from a student's scales. For comparison with its figures only.
     """
 
     more_smooth: bool = False
-    unmasked_prefix: bool = False
 
 
 class VARBackbone(Backbone):
@@ -252,10 +249,9 @@ class VARTeacher(Sized, CodebookTeacher):
         """
         return DD1VAR.of(self)
 
-    def _logits(self, tokens: Tensor, labels: Tensor, sampling: VARSampling, cache: Cache | None = None) -> Tensor:
-        if cache is not None:
-            cache.masked = not sampling.unmasked_prefix
-        return super()._logits(tokens, labels, sampling, cache)
+    def unmasked_cache(self) -> Cache:
+        """See :meth:`CodebookTeacher.unmasked_cache`."""
+        return Cache(masked=False)
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""

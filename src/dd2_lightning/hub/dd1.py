@@ -1,0 +1,83 @@
+"""``dd2 convert dd1``: a published network of the baseline DD1 into a directory like the one its training leaves."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dd2_lightning.artifacts import Artifact, check_writable, difference, sha256, teacher_reference, write_artifact
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.hub.cards import Card, identify, load_card, locate
+from dd2_lightning.hub.checkpoint import read_checkpoint
+from dd2_lightning.hub.release import outline
+from dd2_lightning.models.dd1 import DD1Generator
+
+
+def convert_dd1(
+    checkpoint: str,
+    teacher: str,
+    output: str,
+    weights: Literal["ema", "raw"] = "ema",
+    split: int | None = None,
+    second: int | None = None,
+) -> None:
+    """Convert a network of Distilled Decoding 1 (arXiv 2412.17153) into a directory that dd2 sample reads.
+
+    Args:
+        checkpoint: the file, or hf://microsoft/distilled_decoding/VAR-DD/var-d16.pth and its kind.
+        teacher: directory of the converted teacher that it was distilled from.
+        output: directory to write; dd2 sample and dd2.load_generator read it.
+        weights: which of the two that the file holds: ema, those that its figures were made with, or raw.
+        split: how many positions come out as codes, tokens of the rest are continuous; known for published files.
+        second: positions that are finished before the second call; known for published files.
+    """
+    origin = Artifact.open(teacher, ("teacher",), "--teacher")
+    family, architecture = origin.config["family"], origin.config["architecture"]
+    card = load_card(family)
+    facts = card.dd1.files().get(Path(checkpoint).name, {})
+    check_teacher(card, {**card.dd1.teacher, **facts.get("teacher", {})}, origin)
+    split = facts.get("split") if split is None else split
+    second = facts.get("second") if second is None else second
+    if split is None or second is None:
+        raise ValueError(
+            f"--split and --second: what {Path(checkpoint).name} was trained for is not known; known are "
+            f"{', '.join(card.dd1.files())}"
+        )
+    with torch.device("meta"):
+        outlined = outline(family, architecture)
+        student = outlined.dd1_student()
+    DD1Generator(student, outlined.tokenizer, split, second)  # refuses what the layout does not have
+    check_writable(output)
+    path = locate(checkpoint, card.dd1, "--checkpoint")
+    try:
+        found = read_checkpoint(path, entry=card.dd1.weights[weights])
+    except ArtifactError as error:
+        raise ArtifactError(f"--checkpoint: {error}. A published DD1 network of {card.name} is needed") from error
+    looks = identify(found.keys())
+    if looks and looks[0] is not card:
+        raise ArtifactError(f"--checkpoint: {path} looks like a {looks[0].name}, {teacher} holds a {card.name} teacher")
+    own = student.state_dict()
+    learned = {key: value for key, value in own.items() if not student.is_constant(key)}
+    problems = difference(learned, {key: value for key, value in found.items() if not student.is_constant(key)})
+    if problems:
+        raise ArtifactError(f"--checkpoint: {path} does not fit a DD1 network of the teacher {teacher}: {problems}")
+    state = {key: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for key, value in own.items()}
+    state |= {key: found[key].to(value.dtype) for key, value in learned.items()}
+    config = {"family": family, "split": split, "second": second, "teacher": teacher_reference(origin, output)}
+    source = {"release": f"DD1 of {card.name}", "file": path.name, "sha256": sha256(path), "weights": weights}
+    write_artifact(output, "dd1", {**config, "source": source}, {"generator": state})
+    print(f"DD1 of {card.name}, {path.name} ({weights}) -> {output}")
+
+
+def check_teacher(card: Card, needed: dict[str, Any], teacher: Artifact) -> None:
+    """Refuse a teacher of sizes that the weights do not tell, but were trained for.
+
+    Raises:
+        ArtifactError: naming key and values.
+    """
+    for key, value in needed.items():
+        own = teacher.config["architecture"].get(key)
+        if own != value:
+            raise ArtifactError(
+                f"--teacher: {teacher.directory} has {key} {own}; DD1 of {card.name} was published for {value}"
+            )
