@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: ``results.json``, ``table.md``, and the same table in the terminal."""
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Callable
@@ -27,16 +28,18 @@ class Column(NamedTuple):
         title: its head.
         cell: a row of the report, and that of the teacher, to the number that is shown; None where there is none.
         show: the number as text.
+        spare: how soon a narrow terminal does without it, the highest first; 0 is never.
     """
 
     title: str
     cell: Callable[[dict[str, Any], dict[str, Any]], float | None]
     show: Callable[[float], str]
+    spare: int = 0
 
 
-def plain(title: str, key: str, pattern: str) -> Column:
+def plain(title: str, key: str, show: Callable[[float], str], spare: int = 0) -> Column:
     """A column that shows one number of the report as it is."""
-    return Column(title, lambda row, teacher: row[key], lambda value: format(value, pattern))
+    return Column(title, lambda row, teacher: row[key], show, spare)
 
 
 def speed_up(row: dict[str, Any], teacher: dict[str, Any]) -> float | None:
@@ -51,17 +54,17 @@ def millions(parameters: float) -> str:
 
 
 COLUMNS = (
-    plain("steps", "steps", "g"),
-    plain("Fréchet", "frechet", ".4f"),
-    plain("IS", "inception_score", ".2f"),
-    plain("prec.", "precision", ".3f"),
-    plain("recall", "recall", ".3f"),
-    plain("NLL", "nll", ".2f"),
-    plain("acc.", "accuracy", ".1%"),
-    plain("div.", "diversity", ".3f"),
-    Column("ms/image", lambda row, teacher: row["seconds_per_image"], lambda value: f"{1000 * value:.3f}"),
+    plain("steps", "steps", "{:g}".format),
+    plain("Fréchet", "frechet", lambda value: f"{value:.{4 if value < 10 else 2}f}"),
+    plain("IS", "inception_score", "{:.2f}".format, 4),
+    plain("prec.", "precision", "{:.3f}".format, 3),
+    plain("recall", "recall", "{:.3f}".format, 2),
+    plain("NLL", "nll", "{:.2f}".format),
+    plain("acc.", "accuracy", "{:.1%}".format),
+    plain("div.", "diversity", "{:.3f}".format, 1),
+    plain("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
     Column("speed-up", speed_up, "{:.1f}x".format),
-    Column("params", lambda row, teacher: row["parameters"], millions),
+    plain("params", "parameters", millions, 6),
 )
 """After the contender's name; a column in which no contender has a number is left out."""
 
@@ -114,15 +117,27 @@ def commit() -> str | None:
         return None
 
 
-def table(contenders: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Head and rows of the table as text, one row a contender; the first cell is its name."""
+def table(contenders: dict[str, dict[str, Any]], width: float = math.inf) -> list[list[str]]:
+    """The table as text.
+
+    Args:
+        contenders: rows of a report by name.
+        width: of a line, with a space between columns; columns are left out until that suffices.
+
+    Returns:
+        The head, and a row for every contender; the first cell is its name.
+    """
     teacher = next(row for row in contenders.values() if row["kind"] == "teacher")
-    columns = [["contender", *contenders]]
-    for column in COLUMNS:
+    columns = {0: ["contender", *contenders]}
+    for number, column in enumerate(COLUMNS, start=1):
         cells = [column.cell(row, teacher) for row in contenders.values()]
         if any(cell is not None for cell in cells):
-            columns.append([column.title, *("–" if cell is None else column.show(cell) for cell in cells)])
-    return [list(row) for row in zip(*columns, strict=True)]
+            columns[number] = [column.title, *("–" if cell is None else column.show(cell) for cell in cells)]
+    for number in sorted(range(1, len(COLUMNS) + 1), key=lambda number: -COLUMNS[number - 1].spare):
+        if sum(max(map(len, cells)) + 1 for cells in columns.values()) <= width + 1 or not COLUMNS[number - 1].spare:
+            break
+        columns.pop(number, None)
+    return [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
@@ -168,11 +183,11 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
-    """The table in the terminal, of one seed or of the medians of several."""
+    """The table in the terminal, of one seed or of the medians of several, as much of it as fits."""
     console = console or Console()
     contenders = report.get("median", report)["contenders"]
-    head, *rows = table(contenders)
-    shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)  # fits 100 columns
+    head, *rows = table(contenders, console.width)
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for i, title in enumerate(head):
         shown.add_column(title, justify="right" if i else "left", no_wrap=True)
     for row, score in zip(rows, contenders.values(), strict=True):
