@@ -1,6 +1,8 @@
 """``make`` builds what is missing and nothing else, and resumes what was interrupted."""
 
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,18 @@ def test_an_interrupted_stage_is_resumed(tmp_path):
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     assert "--ckpt_path last" in plan(tmp_path, "csd")
+
+
+def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):
+    finish(tmp_path, *STAGES["var"])
+    report = tmp_path / "report" / "results.json"
+    report.parent.mkdir()
+    report.write_text("{}")
+    assert "dd2 evaluate" not in plan(tmp_path, "evaluate")
+    finish(tmp_path, "dd1")
+    os.utime(tmp_path / "dd1" / "config.json", (time.time() + 10,) * 2)
+    text = plan(tmp_path, "evaluate")
+    assert f"--teacher {tmp_path}/teacher --runs {tmp_path} " in text and f"--output {report}" in text
 
 
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "evaluate", "lint", "benchmark", "tables"]
