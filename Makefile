@@ -39,9 +39,9 @@ BENCH_SEEDS := 0 1 2
 BENCH_init_var       := 1500
 BENCH_init_llamagen  := 1000
 BENCH_csd_var        := 5000
-BENCH_csd_llamagen   := 2000
+BENCH_csd_llamagen   := 3000
 BENCH_align_var      := 400
-BENCH_align_llamagen := 200
+BENCH_align_llamagen := 300
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 

@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.models.dd1 import DD1Generator
 from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher
@@ -88,3 +89,18 @@ def labels_for(teacher: CodebookTeacher, batch: int) -> Tensor:
 def random_indices(teacher: CodebookTeacher, batch: int) -> Tensor:
     """Indices (B, n)."""
     return torch.randint(len(teacher.codebook), (batch, teacher.layout.length))
+
+
+DD1_TEACHERS = {
+    "table": table_teacher,
+    "var": var_teacher,
+    "llamagen": llamagen_teacher,
+    "not adapted": lambda: llamagen_teacher(continuous_input=False),
+}
+"""Teachers that have a network for DD1."""
+
+
+def dd1_generator(teacher: CodebookTeacher, split: int = 1, second: int = 2) -> DD1Generator:
+    """A generator whose every parameter says something; the teacher is frozen."""
+    student = randomise(teacher.requires_grad_(False).eval().dd1_student())
+    return DD1Generator(student, teacher.tokenizer, split, second).requires_grad_(False).eval()

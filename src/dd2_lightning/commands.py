@@ -43,9 +43,9 @@ def sample(
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
         num: number of pictures; by default one a label.
         protocol: in place of labels: openai, every class equally often, or dd1, classes at random.
-        steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model has 1 or 2 by itself; with k
-            above 2 the teacher re-samples the k - 2 positions before its second call, or all of these with k = m + 1,
-            where m is their number.
+        steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model takes 1 or 2 steps by itself;
+            with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
+            k = m + 1.
         teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
         sampling: guidance and truncation of that teacher.
         split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.

@@ -12,7 +12,6 @@ dependencies of the map itself. Guidance is in the pairs (ε, q); the student kn
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -339,5 +338,4 @@ class DD1Generator(Generator):
         if steps > 2:
             start = 0 if steps == most else most + 1 - steps
             return self.refiner(teacher, start, split, sampling)
-        draw = partial(self.sample, steps=steps, split=split)
-        return lambda labels, noise, chance: draw(labels, noise)
+        return lambda labels, noise, chance: self.sample(labels, noise, steps=steps, split=split)

@@ -37,7 +37,8 @@ class CodebookTeacher(nn.Module):
 
     A family adds ``config``, its plain sizes, and the class method ``from_config`` that builds the same shapes from
     them. It overrides :meth:`guide`, :meth:`truncate` and :meth:`student_backbone` where it differs, has its own
-    :meth:`dd1_student` if the baseline DD1 is to be run with it, and its own ``sampling_type`` where it is sampled with more than the common settings.
+    :meth:`dd1_student` if the baseline DD1 is to be run with it, and its own ``sampling_type`` where it is sampled with
+    more than the common settings.
 
     Args:
         backbone: features from tokens.
