@@ -35,7 +35,10 @@ def test_one_help_lists_every_command(capsys):
         assert command in text
 
 
-COMMANDS = ["fit", "plan", "sample", "evaluate", "summary", "convert var", "convert llamagen", "bench sample"]
+COMMANDS = [
+    *("fit", "plan", "sample", "evaluate", "summary", "quality", "statistics"),
+    *("convert var", "convert llamagen", "bench sample"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

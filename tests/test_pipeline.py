@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
+from dd2_lightning.noise import SampleNoise
 from reference import release_files
 from runs import fails
 
@@ -144,9 +145,7 @@ def test_refined_samples_with_all_steps_are_the_teachers(inside, tmp_path):
     common = ["--model", "runs/var/csd", "--num", "4", "--output", str(target), "--teacher", "runs/var/teacher"]
     main(["sample", *common, "--steps", "4", "--sampling.guidance_scale", "1.0"])
     teacher = dd2.load_teacher("runs/var/teacher")
-    from dd2_lightning.noise import stream
-
-    chance = torch.rand(4, 21, generator=stream(0, "refine"))
+    chance = SampleNoise(0, 0, 4).rand("refine", 21)
     images = teacher.decode(teacher.sample(torch.arange(4), dd2.Sampling(guidance_scale=1.0), chance=chance))
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.abs(np.load(target)["arr_0"].astype(int) - pixels).max() <= 1
@@ -208,7 +207,13 @@ def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
             main([*arguments, "--print_config"])
         assert end.value.code == 0 and yaml.safe_load(capsys.readouterr().out)
     elif words[:2] == ["dd2", "sample"]:
+        main(replaced(words[1:], {"--num": "30"}))
+    elif words[:2] == ["dd2", "quality"]:
+        for option, seed in (("--samples", "0"), ("--reference", "1")):
+            file = words[words.index(option) + 1]
+            main(["sample", "--model", "runs/var/align", "--num", "100", "--seed", seed, "--output", file])
         main(words[1:])
+        assert json.loads(Path("quality.json").read_text())["recall"] > 0
     elif words[:2] == ["dd2", "cache"]:
         output = words.index("--output") + 1
         words[output] = "runs/var/another_cache"  # that of the stages is smaller

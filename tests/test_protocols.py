@@ -15,7 +15,7 @@ from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation import features
 from dd2_lightning.evaluation.classifier import DigitClassifier
-from dd2_lightning.evaluation.features import InceptionFeatures, feature_network, identity
+from dd2_lightning.evaluation.features import feature_network, identity
 from dd2_lightning.evaluation.metrics import FeatureGaussian
 from dd2_lightning.evaluation.picture_files import PictureFile, to_bytes, write_pictures_file
 from dd2_lightning.evaluation.protocols import PROTOCOLS, protocol_named

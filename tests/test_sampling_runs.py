@@ -1,7 +1,9 @@
 """``dd2 sample`` into a file: the same pictures however they are drawn, whole or not at all, resumed to the bit."""
 
 import json
+import os
 import shutil
+import signal
 import tracemalloc
 import zipfile
 
@@ -17,6 +19,7 @@ from dd2_lightning.evaluation.contenders import OneStepContender
 from dd2_lightning.evaluation.picture_files import PictureFile, to_bytes, write_pictures_file
 from dd2_lightning.evaluation.sample_sets import SampleSet
 from dd2_lightning.models.generator import OneStepGenerator
+from processes import forked
 from runs import fails
 from toys import CLASSES, toy_student, toy_teacher
 
@@ -60,10 +63,12 @@ def broken_after(monkeypatch, batches, error=Interruption):
 def test_an_interrupted_run_continues_to_the_same_bytes(model, tmp_path, monkeypatch, args):
     whole, output = tmp_path / "whole.npz", tmp_path / "set.npz"
     draw(model, whole, *args)
-    with monkeypatch.context() as patch:
-        broken_after(patch, 2)
-        with pytest.raises(Interruption):
-            draw(model, output, *args)
+
+    def killed():
+        broken_after(monkeypatch, 2, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        draw(model, output, *args)
+
+    assert forked(killed, tmp_path / "log")[0] == -signal.SIGKILL
     parts = tmp_path / "set.npz.parts"
     assert not output.exists() and sorted(p.name for p in parts.glob("*.npy")) == ["000000.npy", "000001.npy"]
     (parts / ".000002.npy.123.part").write_bytes(b"half a part")

@@ -42,7 +42,7 @@ def sample(
             for one PNG a picture.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
         num: number of pictures; by default one a label.
-        protocol: in place of labels: openai, every class equally often, or dd1, classes at random.
+        protocol: in place of labels, with num: openai, every class equally often, or dd1, classes at random.
         steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model takes 1 or 2 steps by itself;
             with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
             k = m + 1.

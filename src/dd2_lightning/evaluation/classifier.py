@@ -38,7 +38,10 @@ class FeatureNetwork(Protocol):
         """Pictures (B, channels, H, W) in [0, 1] -> features (B, d)."""
 
     def logits(self, features: Tensor) -> Tensor | None:
-        """Class logits (B, classes) from features; None if it does not classify."""
+        """Class logits (B, classes) from features; None if it does not classify.
+
+        They are the teacher's classes only where there is a :attr:`held_out_accuracy`.
+        """
 
 
 class DigitClassifier(nn.Module):

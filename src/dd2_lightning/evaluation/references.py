@@ -49,12 +49,14 @@ class Reference:
         """Statistics, and the features of the first ``limit`` pictures, (N, d), if there are pictures."""
         if self.pictures is None:
             return self.gaussian, None
-        fit, first = FeatureGaussian(network.width).to(device), FirstFeatures(limit)
+        fit = None if self.gaussian else FeatureGaussian(network.width).to(device)
+        first = FirstFeatures(limit)
         for pixels in self.pictures.batches(batch_size, limit if self.gaussian else None):
             features = features_of(network, pixels, device)
-            fit.update(features)
             first.update(features)
-        return self.gaussian or fit.compute(), first.compute()
+            if fit is not None:
+                fit.update(features)
+        return fit.compute() if fit is not None else self.gaussian, first.compute()
 
 
 def write_statistics(path: str | Path, gaussian: Gaussian, network: FeatureNetwork) -> None:
