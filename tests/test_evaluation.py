@@ -1,32 +1,33 @@
-"""Classifier, contenders, comparison, report and pictures, on a toy teacher with pictures."""
+"""Classifier, comparison, report and pictures, on a toy teacher with pictures."""
 
+import itertools
 import json
 
 import pytest
 import torch
 from matplotlib.image import imread
+from rich.console import Console
 
-from dd2_lightning.artifacts import write_artifact, write_teacher
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
+from dd2_lightning.evaluation.baselines import IndependentContender, RealData, SkipContender
 from dd2_lightning.evaluation.classifier import load_classifier, train_classifier
 from dd2_lightning.evaluation.compare import Judge, Score, check_diversity, compare, finite, ratios, time_contenders
 from dd2_lightning.evaluation.contenders import (
     ARDiffusionContender,
-    IndependentContender,
     OneStepContender,
-    RealData,
-    SampleNoise,
+    RefinedContender,
+    SnappedContender,
     TeacherContender,
 )
-from dd2_lightning.evaluation.evaluate import evaluate, evaluate_models
+from dd2_lightning.evaluation.curves import save_curves
+from dd2_lightning.evaluation.evaluate import evaluate_contenders
 from dd2_lightning.evaluation.pictures import mosaic, save_comparison, save_grid
-from dd2_lightning.evaluation.report import aggregate, make_report, markdown, write_benchmark
+from dd2_lightning.evaluation.report import aggregate, make_report, markdown, print_table, write_benchmark
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.table import TableTeacher
-from dd2_lightning.sampling import Sampling
 from helpers import circle
-from toys import CLASSES, CODES, TOKENS, toy_student, toy_teacher
+from toys import TOKENS, toy_student, toy_teacher
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,11 @@ def test_two_teacher_samples_agree_in_diversity(teacher, classifier):
 
 
 def test_diversity_is_withdrawn_when_teacher_samples_disagree():
-    scores = {"teacher": Score(diversity=1.06), "one-step": Score(diversity=0.9)}
+    scores = {"teacher": Score("teacher", diversity=1.06), "one-step": Score("one_step", diversity=0.9)}
     with pytest.warns(UserWarning, match="factor 1.060"):
         check_diversity(scores)
     assert scores["one-step"].diversity is None
-    scores = {"teacher": Score(diversity=0.96), "one-step": Score(diversity=0.9)}
+    scores = {"teacher": Score("teacher", diversity=0.96), "one-step": Score("one_step", diversity=0.9)}
     check_diversity(scores)
     assert scores["one-step"].diversity == 0.9
 
@@ -121,119 +122,63 @@ def test_kept_classifier_is_read_and_a_damaged_one_replaced(kept, monkeypatch):
     path.write_bytes(whole)
 
 
-# --- contenders --------------------------------------------------------------------------------------------------
-
-
-def test_noise_depends_on_the_global_index_only():
-    whole = SampleNoise(3, 0, 700).randn("a", 2)
-    for start, count in ((250, 300), (300, 7), (512, 188)):
-        assert torch.equal(SampleNoise(3, start, count).randn("a", 2), whole[start : start + count])
-    assert not torch.equal(SampleNoise(3, 0, 700).randn("b", 2), whole)
-    assert not torch.equal(SampleNoise(4, 0, 700).randn("a", 2), whole)
-    assert abs(whole.mean()) < 0.1 and abs(whole.std() - 1) < 0.1
-    assert len(whole.unique()) > 1390
-
-
-def test_samples_do_not_depend_on_the_batch_size(teacher, generator):
-    sequences = teacher.sample(torch.arange(1000) % CLASSES)
-    images, labels = load_digits_images()
-    for contender in (
-        TeacherContender(teacher, Sampling(guidance_scale=1.5, top_k=3)),
-        OneStepContender(teacher, generator),
-        OneStepContender(teacher, generator, snapped=True),
-        IndependentContender(teacher, sequences, torch.arange(1000) % CLASSES),
-        ARDiffusionContender(teacher, generator.student, euler_steps=2),
-        RealData(teacher, images[:200], labels[:200]),
-    ):
-        sets = []
-        for batch_size in (1000, 77):
-            drawn = list(contender.batches(300, 1, batch_size))
-            sets.append([torch.cat([getattr(b, part) for b in drawn]) for part in ("labels", "images", "indices")])
-        torch.testing.assert_close(sets[0][1], sets[1][1], rtol=1e-5, atol=1e-5, msg=contender.name)
-        assert torch.equal(sets[0][0], sets[1][0]) and torch.equal(sets[0][2], sets[1][2]), contender.name
-        assert len(sets[0][0]) == (300 if contender.sampled else 200)
-
-
-def test_reference_and_teacher_samples_are_independent(teacher, classifier):
-    reference = Judge(teacher, classifier, reference_samples=500).reference.indices
-    assert not torch.equal(next(TeacherContender(teacher).batches(500, 0, 500)).indices, reference)
-
-
-def test_one_step_is_decoded_raw_and_judged_snapped(teacher, generator):
-    raw, snapped = (
-        next(OneStepContender(teacher, generator, snapped).batches(200, 0, 200)) for snapped in (False, True)
-    )
-    assert torch.equal(raw.indices, snapped.indices)
-    assert torch.equal(snapped.images, teacher.decode(snapped.indices))
-    assert not torch.allclose(raw.images, snapped.images, atol=1e-3)
-
-
-def test_independent_tokens_put_half_their_mass_on_impossible_pairs():
-    pair = TableTeacher(torch.eye(2)[None], circle(2))
-    labels = torch.zeros(4000, dtype=torch.long)
-    contender = IndependentContender(pair, pair.sample(labels), labels)
-    sampled = contender.sample(labels, SampleNoise(0, 0, 4000))
-    distance, impossible = pair.total_variation(sampled)
-    assert impossible == pytest.approx(0.5, abs=0.04)
-    assert distance == pytest.approx(0.5, abs=0.04)
-    assert sampled.float().mean(0) == pytest.approx([0.5, 0.5], abs=0.04)
-
-
-def test_independent_tokens_keep_the_marginals_of_each_class(teacher):
-    labels = torch.arange(20_000).flip(0) % CLASSES  # not sorted, to test the grouping
-    contender = IndependentContender(teacher, teacher.sample(labels), labels)
-    wanted = torch.full((5000,), 4)
-    sampled = contender.sample(wanted, SampleNoise(0, 0, 5000))
-    for position in range(TOKENS):
-        others = [axis for axis in range(TOKENS) if axis != position]
-        marginal = teacher.joint[4].sum(others)
-        drawn = sampled[:, position].bincount(minlength=CODES) / 5000
-        torch.testing.assert_close(drawn, marginal, rtol=0, atol=0.05)
-    with pytest.raises(ValueError, match="no sequence of class 2"):
-        IndependentContender(teacher, torch.zeros(2, TOKENS, dtype=torch.long), torch.tensor([0, 1]))
-
-
 # --- comparison and report ---------------------------------------------------------------------------------------
 
 
 def test_ratios():
     scores = {
-        "teacher": Score(frechet=0.01, nll=20.0),
-        "one-step": Score(frechet=0.03, nll=25.0),
-        "independent": Score(frechet=0.21, nll=40.0),
+        "whatever it is called": Score("one_step", frechet=0.03, nll=25.0),
+        "one-step snapped": Score("one_step", frechet=0.5, nll=25.0),
+        "teacher": Score("teacher", frechet=0.01, nll=20.0),
+        "independent": Score("independent", frechet=0.21, nll=40.0),
     }
     assert ratios(scores) == pytest.approx({"frechet": 0.1, "nll": 0.25})
-    scores["independent"] = Score(frechet=0.01, nll=None)
+    scores["independent"] = Score("independent", frechet=0.01, nll=None)
     assert ratios(scores) == {"frechet": None, "nll": None}
-    del scores["one-step"]
+    del scores["independent"]
     assert ratios(scores) == {"frechet": None, "nll": None}
+
+
+def every_kind(teacher, generator):
+    one_step = OneStepContender(teacher, generator)
+    images, labels = load_digits_images()
+    return [
+        TeacherContender(teacher),
+        one_step,
+        SnappedContender(one_step),
+        RefinedContender(teacher, generator, 2),
+        ARDiffusionContender(teacher, generator.student),
+        IndependentContender(teacher),
+        SkipContender(teacher, 1),
+        RealData(teacher, images, labels),
+    ]
+
+
+PINNED = {"frechet", "nll", "accuracy", "diversity", "steps", "seconds_per_image"}
 
 
 def test_report_of_a_toy(teacher, generator, kept, classifier, tmp_path, capsys):
     (tmp_path / "classifier.safetensors").write_bytes((kept / "classifier.safetensors").read_bytes())
-    report = evaluate_models(
-        teacher, generator, tmp_path, generator.student, samples=1200, reference_samples=3000, minimum=100
-    )
+    contenders = every_kind(teacher, generator)
+    report = evaluate_contenders(contenders, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
     assert set(report) == {"contenders", "ratios", "seed", "samples", "hardware", "commit"}
-    assert list(report["contenders"]) == [
-        "teacher",
-        "one-step",
-        "one-step snapped",
-        "independent",
-        "AR-diffusion",
-        "real",
-    ]
-    for name, row in report["contenders"].items():
-        assert set(row) == {"frechet", "nll", "accuracy", "diversity", "steps", "seconds_per_image"}
-        missing = {key for key, value in row.items() if value is None}
-        assert missing == ({"steps", "seconds_per_image"} if name == "real" else set())
     rows = report["contenders"]
+    assert list(rows) == [contender.name for contender in contenders]
+    for name, row in rows.items():
+        assert set(row) >= PINNED
+        missing = {key for key, value in row.items() if value is None}
+        no_network = {"parameters"} if name in ("independent", "real") else set()
+        assert missing == no_network | ({"steps", "seconds_per_image"} if name == "real" else set())
     assert rows["teacher"]["steps"] == TOKENS and rows["one-step"]["steps"] == 1
-    assert rows["teacher"]["frechet"] < rows["independent"]["frechet"]
-    assert rows["teacher"]["nll"] < rows["independent"]["nll"]
+    assert rows["teacher"]["frechet"] < rows["skip-1"]["frechet"] < rows["independent"]["frechet"]
+    assert rows["teacher"]["nll"] < rows["skip-1"]["nll"] < rows["independent"]["nll"]
+    assert rows["teacher"]["precision"] > 0.8 and rows["teacher"]["recall"] > 0.8
+    assert rows["teacher"]["kid"] < rows["independent"]["kid"]
+    assert 1 <= rows["teacher"]["inception_score"] <= 10
     assert rows["one-step"]["nll"] == rows["one-step snapped"]["nll"]
     assert rows["one-step"]["frechet"] != rows["one-step snapped"]["frechet"]
+    assert rows["one-step snapped"]["snapped"] and not rows["one-step"]["snapped"]
     assert rows["real"]["accuracy"] == classifier.held_out_accuracy
     expected = rows["one-step"]["nll"] - rows["teacher"]["nll"]
     assert report["ratios"]["nll"] == pytest.approx(expected / (rows["independent"]["nll"] - rows["teacher"]["nll"]))
@@ -241,12 +186,54 @@ def test_report_of_a_toy(teacher, generator, kept, classifier, tmp_path, capsys)
     table = (tmp_path / "table.md").read_text()
     assert table.splitlines()[4].startswith("| one-step snapped | 1 |") and "batch size 100" in table
     assert "one-step snapped" in capsys.readouterr().out
-    assert imread(tmp_path / "samples.png").shape[1] > 1000
+    for name in ("samples", "steps"):
+        assert imread(tmp_path / f"{name}.png").shape[1] > 1000
+
+
+def full_report(seed=0, **changed):
+    """A report with every column as wide as it gets."""
+    numbers = {"frechet": 157.51234, "inception_score": 278.71, "precision": 0.85, "recall": 0.41, "nll": 1234.56}
+    numbers |= {"accuracy": 1.0, "diversity": 1.362, "seconds_per_image": 0.0123456, "parameters": 329_500_000}
+    scores = {
+        name: Score(kind, steps=256, **{**numbers, **changed})
+        for name, kind in (("teacher", "teacher"), ("one-step", "one_step"), ("DD1 2-step snapped", "dd1"))
+    }
+    return make_report(scores, seed, 50_000)
+
+
+def printed(report, width):
+    with open("/dev/null", "w") as sink:
+        console = Console(file=sink, record=True, width=width)
+        print_table(report, console)
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "…" not in "".join(lines[:6])
+    return lines
+
+
+def test_the_table_fits_a_terminal_of_100_columns():
+    report = full_report()
+    lines = printed(report, 100)
+    for title in ("steps", "Fréchet", "IS", "prec.", "recall", "NLL", "acc.", "div.", "ms/image", "speed-up", "params"):
+        assert title in lines[0] and f" {title} " in markdown(report).splitlines()[0]
+    assert lines[4].split()[:3] == ["DD1", "2-step", "snapped"] and lines[4].split()[-1] == "329.5M"
+    narrow = printed(report, 80)[0].split()
+    assert narrow == ["contender", "steps", "Fréchet", "prec.", "recall", "NLL", "acc.", "div.", "speed-up"]
+
+
+def test_a_column_without_a_number_is_left_out():
+    head = markdown(full_report(inception_score=None, recall=None)).splitlines()[0]
+    assert " IS " not in head and " recall " not in head and " prec. " in head
 
 
 def test_a_report_holds_no_infinity(teacher):
-    report = make_report({"teacher": Score(frechet=0.1, nll=finite(float("inf")), steps=3)}, 0, 10)
-    assert report["contenders"]["teacher"]["nll"] is None and "| –" in markdown(report)
+    scores = {
+        "teacher": Score("teacher", frechet=0.1, nll=finite(float("inf")), steps=3),
+        "one-step": Score("one_step", frechet=0.1, nll=4.0, steps=1),
+    }
+    report = make_report(scores, 0, 10)
+    assert report["contenders"]["teacher"]["nll"] is None
+    assert markdown(report).splitlines()[2] == "| teacher | 3 | 0.1000 | – |"
 
 
 def test_contenders_need_names_of_their_own(teacher, classifier):
@@ -270,13 +257,13 @@ def test_contenders_take_turns_on_the_clock(teacher):
     assert all(0 < value < 1 for value in seconds.values())
 
 
-def test_medians_of_several_seeds(tmp_path):
+def test_medians_and_ranges_of_several_seeds(tmp_path, capsys):
     reports = []
     for seed, value in enumerate((0.3, 0.1, 0.2)):
         scores = {
-            "teacher": Score(frechet=0.0, nll=1.0, steps=3),
-            "one-step": Score(frechet=value, nll=None, steps=1),
-            "independent": Score(frechet=1.0, nll=2.0, steps=1),
+            "teacher": Score("teacher", frechet=0.0, nll=1.0, steps=3, parameters=10),
+            "one-step": Score("one_step", frechet=value, nll=None, steps=1, parameters=10),
+            "independent": Score("independent", frechet=1.0, nll=2.0, steps=1),
         }
         reports.append(make_report(scores, seed, 100))
         (tmp_path / f"{seed}.json").write_text(json.dumps(reports[-1]))
@@ -284,40 +271,40 @@ def test_medians_of_several_seeds(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == summary
     assert summary["runs"] == reports
     assert summary["median"]["ratios"] == {"frechet": pytest.approx(0.2), "nll": None}
-    assert summary["median"]["contenders"]["one-step"]["frechet"] == pytest.approx(0.2)
+    assert summary["range"]["ratios"] == {"frechet": pytest.approx([0.1, 0.3]), "nll": None}
+    middle, ends = (summary[part]["contenders"]["one-step"] for part in ("median", "range"))
+    assert middle["frechet"] == pytest.approx(0.2) and ends["frechet"] == pytest.approx([0.1, 0.3])
+    assert middle["kind"] == "one_step" and middle["snapped"] is False and middle["parameters"] == 10
+    table = (tmp_path / "out.md").read_text()
+    assert "| one-step | 1 | 0.2000 |" in table
+    assert "Fréchet 0.200 (0.100 to 0.300), NLL –" in table and "seed 0, 1, 2" in table
+    assert "0.2000" in capsys.readouterr().out
     del reports[0]["contenders"]["one-step"]
     with pytest.raises(ValueError, match="different contenders"):
         aggregate(reports)
-    (tmp_path / "0.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"0\.json is no report"):
-        write_benchmark([tmp_path / "0.json"], tmp_path / "out.json")
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path):
+    old = {"contenders": {"teacher": {"frechet": 0.1}}, "ratios": {}}
+    for text, message in (("{", "Expecting"), ("[]", "list"), (json.dumps(old), "teacher has no kind")):
+        (tmp_path / "0.json").write_text(text)
+        with pytest.raises(ArtifactError, match=rf"0\.json is no report of this version \(.*{message}"):
+            write_benchmark([tmp_path / "0.json"], tmp_path / "out.json")
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
-def test_an_output_that_cannot_be_written_is_found_first(teacher, generator, tmp_path):
+def test_an_output_that_cannot_be_written_is_found_first(teacher, tmp_path):
     (tmp_path / "report").write_text("a file in the place of the directory")
     with pytest.raises(ArtifactError, match=r"cannot write .*report"):
-        evaluate_models(teacher, generator, tmp_path / "report")
+        evaluate_contenders([TeacherContender(teacher)], tmp_path / "report")
 
 
 def test_a_teacher_without_pictures_is_refused(tmp_path):
     bare = TableTeacher(torch.ones(1, 2, 2), circle(2))
     with pytest.raises(DD2Error, match="no pictures"):
-        evaluate_models(bare, OneStepGenerator(toy_student(bare), bare.tokenizer, 0.4), tmp_path)
-
-
-def test_paths_are_checked(tmp_path):
-    table = TableTeacher(torch.ones(2, 2, 2), circle(2))
-    with pytest.raises(ArtifactError, match=r"teacher: .*nowhere does not exist"):
-        evaluate(str(tmp_path / "nowhere"), str(tmp_path), str(tmp_path / "report"))
-    write_teacher(tmp_path / "teacher", table)
-    write_artifact(tmp_path / "csd", "csd", {"family": "table", "teacher": {"path": "../teacher", "sha256": "0"}}, {})
-    with pytest.raises(ArtifactError, match=r"not the teacher that .*csd was made from"):
-        evaluate(str(tmp_path / "teacher"), str(tmp_path / "csd"), str(tmp_path / "report"))
-    with pytest.raises(ValueError, match="--samples must be at least 1"):
-        evaluate("a", "b", str(tmp_path / "report"), samples=0)
+        evaluate_contenders([TeacherContender(bare)], tmp_path)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -344,3 +331,38 @@ def test_grid_refuses_what_it_cannot_draw(tmp_path):
         mosaic(torch.zeros(2, 1, 8, 8), 0)
     with pytest.raises(ValueError, match="cannot be filled"):
         save_comparison({"a": torch.zeros(4, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}, tmp_path / "a.png", ["0", "1"])
+
+
+# --- quality against steps ---------------------------------------------------------------------------------------
+
+
+def drawn_row(kind, steps, frechet, snapped=False):
+    return {"kind": kind, "steps": steps, "frechet": frechet, "snapped": snapped}
+
+
+def test_curves_have_a_label_beside_every_point_and_none_on_another(tmp_path, monkeypatch):
+    """Ten contenders in three columns, some at the very same place."""
+    rows = {f"DD1 {k}-step": drawn_row("dd1", k, 1e-3 / k) for k in (1, 2, 3)}
+    rows |= {f"refined {k}-step": drawn_row("refined", k, 1e-3 / k) for k in (1, 2, 3)}
+    rows |= {"teacher": drawn_row("teacher", 3, 0.0), "skip-1": drawn_row("skip", 2, 0.1)}
+    rows |= {
+        "AR-diffusion": drawn_row("ar_diffusion", 3, 3e-3),
+        "one-step snapped": drawn_row("one_step", 1, 9e-4, True),
+    }
+    rows["real"] = drawn_row("real", None, 0.1)
+    figures = []
+    monkeypatch.setattr("dd2_lightning.evaluation.curves.write_figure", lambda figure, path: figures.append(figure))
+    save_curves(rows, tmp_path / "steps.png")
+    (ax,), renderer = figures[0].axes, figures[0].canvas.get_renderer()
+    assert {text.get_text() for text in ax.texts} == set(rows) - {"real", "one-step snapped"}
+    boxes = [text.get_window_extent(renderer) for text in ax.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(ax.bbox.x0 < box.x0 and box.x1 < figures[0].bbox.x1 for box in boxes)
+    points = [line for line in ax.lines if line.get_marker() in "osD^"]
+    assert len(points) == len(rows) - 1
+    assert sum(line.get_markerfacecolor() == "white" for line in points) == 1
+
+
+def test_curves_of_a_single_contender(tmp_path):
+    save_curves({"teacher": drawn_row("teacher", 3, 0.1)}, tmp_path / "steps.png")
+    assert imread(tmp_path / "steps.png").shape[1] > 1000

@@ -1,6 +1,8 @@
 """``make`` builds what is missing and nothing else, and resumes what was interrupted."""
 
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,18 @@ def test_the_baseline_needs_a_teacher_only(tmp_path, family):
     checkpoint.touch()
     text = plan(tmp_path, "dd1", family)
     assert stages(text, family) == [] and "--ckpt_path last" in text
+
+
+def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):
+    finish(tmp_path, *STAGES["var"])
+    report = tmp_path / "report" / "results.json"
+    report.parent.mkdir()
+    report.write_text("{}")
+    assert "dd2 evaluate" not in plan(tmp_path, "evaluate")
+    finish(tmp_path, "dd1")
+    os.utime(tmp_path / "dd1" / "config.json", (time.time() + 10,) * 2)
+    text = plan(tmp_path, "evaluate")
+    assert f"--teacher {tmp_path}/teacher --runs {tmp_path} " in text and f"--output {report}" in text
 
 
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark", "tables"]

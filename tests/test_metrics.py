@@ -16,8 +16,11 @@ from dd2_lightning.evaluation.metrics import (
     frechet_distance,
     sequence_nll,
 )
+from dd2_lightning.models.llamagen import LlamaGenSampling
 from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.sampling import Sampling
 from helpers import circle
+from teachers import labels_for, llamagen_teacher, random_indices
 from toys import CODES, TOKENS, toy_teacher
 
 
@@ -40,7 +43,7 @@ def test_nll_is_that_of_the_joint(teacher):
 def test_nll_is_of_the_guided_untruncated_teacher(teacher):
     sequences = torch.tensor(list(itertools.product(range(CODES), repeat=TOKENS)))
     labels = torch.full((len(sequences),), 3)
-    guided = sequence_nll(teacher, sequences, labels, guidance_scale=2.0)
+    guided = sequence_nll(teacher, sequences, labels, Sampling(guidance_scale=2.0, top_k=1, top_p=0.5, temperature=3.0))
     # guidance by hand, with the mixture of the classes as the null label
     tables = [teacher.joint[3], teacher.joint.mean(0)]
     expected = torch.zeros(len(sequences))
@@ -55,6 +58,20 @@ def test_nll_is_of_the_guided_untruncated_teacher(teacher):
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
     # a distribution: nothing was cut, nothing was added
     torch.testing.assert_close((-guided).exp().sum(), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+def test_nll_is_guided_where_sampling_is():
+    """LlamaGen's ``cfg_interval`` = m guides tokens 0..m+1 only."""
+    teacher = llamagen_teacher()
+    indices, labels = random_indices(teacher, 5), labels_for(teacher, 5)
+    rows = {
+        scale: -teacher.logits(indices, labels, scale).log_softmax(-1).gather(-1, indices[..., None])[..., 0]
+        for scale in (None, 3.0)
+    }
+    expected = rows[3.0][:, :4].sum(1) + rows[None][:, 4:].sum(1)
+    nll = sequence_nll(teacher, indices, labels, LlamaGenSampling(guidance_scale=3.0, cfg_interval=2))
+    torch.testing.assert_close(nll, expected)
+    assert not torch.allclose(nll, rows[3.0].sum(1), atol=1e-2)
 
 
 def test_nll_of_an_impossible_sequence_is_infinite():

@@ -159,9 +159,11 @@ def test_evaluate_writes_report_table_and_picture(inside, tmp_path):
     sizes = ["--samples", "100", "--reference_samples", "200"]
     main(["evaluate", "--config", str(ROOT / "configs/evaluate_var.yaml"), *sizes, "--output", str(report)])
     results = json.loads(report.read_text())
-    assert {"teacher", "one-step", "independent", "AR-diffusion", "real"} <= set(results["contenders"])
+    rows = results["contenders"]
+    assert {"teacher", "one-step", "refined 2-step", "independent", "skip-1", "AR-diffusion", "real"} <= set(rows)
     assert set(results["ratios"]) == {"frechet", "nll"}
-    assert (tmp_path / "samples.png").exists() and (tmp_path / "table.md").exists()
+    for name in ("samples.png", "steps.png", "table.md"):
+        assert (tmp_path / name).exists()
 
 
 def test_a_generator_is_refused_with_a_teacher_that_changed(inside, tmp_path, capsys):

@@ -12,6 +12,7 @@ from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.hub.published import published
 from dd2_lightning.models.families import teacher_from_config
 from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
 
@@ -110,8 +111,8 @@ def time_sampling(
         "steps": teacher.layout.num_positions,
         "tokens": teacher.layout.length,
         "parameters": {
-            "teacher": sum(p.numel() for part in (teacher.backbone, teacher.classifier) for p in part.parameters()),
-            "one_step": sum(p.numel() for p in student.parameters()),
+            "teacher": count_parameters(teacher.backbone, teacher.classifier),
+            "one_step": count_parameters(student),
         },
         "seconds": seconds,
         "median_seconds": middle,

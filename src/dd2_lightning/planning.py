@@ -11,13 +11,13 @@ from lightning.pytorch import LightningDataModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.hub.published import published
 from dd2_lightning.hub.release import outline
+from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.base import DistillationStage
@@ -149,8 +149,8 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
         stage.outline_students(head_of(stage))
     networks = {name: module for name, module in stage.named_children() if name != "teacher"}
     parts = ("backbone", "classifier", "tokenizer")
-    parameters = {f"teacher's {part}": count(getattr(stage.teacher, part)) for part in parts}
-    parameters |= {name: count(module) for name, module in networks.items()}
+    parameters = {f"teacher's {part}": count_parameters(getattr(stage.teacher, part)) for part in parts}
+    parameters |= {name: count_parameters(module) for name, module in networks.items()}
     with shapes_only(stage):
         updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
         guided = data.sampling.guidance_scale is not None
@@ -177,11 +177,6 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
     return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
-
-
-def count(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:

@@ -3,28 +3,23 @@
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dd2_lightning.evaluation.classifier import FeatureNetwork
-from dd2_lightning.evaluation.contenders import Contender, SampleNoise, TeacherContender
-from dd2_lightning.evaluation.metrics import (
-    FeatureGaussian,
-    FrechetDistance,
-    Gaussian,
-    WithinClassVariance,
-    agree,
-    sequence_nll,
-)
+from dd2_lightning.evaluation.contenders import Contender, TeacherContender
+from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.evaluation.metrics import WithinClassVariance, agree, sequence_nll
 from dd2_lightning.evaluation.progress import tracked
+from dd2_lightning.evaluation.quality import Quality
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
 
@@ -33,20 +28,39 @@ class Score:
     """A row of the table; None where a number is not defined or not to be trusted.
 
     Attributes:
-        frechet: Fréchet distance to the reference sample.
-        nll: mean negative log likelihood under the teacher, nats a sequence.
+        kind: of the contender.
+        snapped: whether its tokens were replaced by their nearest codes before they were decoded.
+        frechet: Fréchet distance to the reference sample; FID if the features are Inception's.
+        kid: kernel distance to it.
+        inception_score: of the classifier's logits.
+        precision: share of samples in the manifold of the reference.
+        recall: share of the reference in the manifold of the samples.
+        nll: mean negative log likelihood of the snapped sequences under the teacher, nats a sequence.
         accuracy: share of samples that the classifier sees as their class.
         diversity: within-class variance, divided by the teacher's.
         steps: sequential passes through a backbone.
         seconds_per_image: pictures included.
+        parameters: of the networks that sample, tokenizer excluded.
     """
 
+    kind: str
+    snapped: bool = False
     frechet: float | None = None
+    kid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
     nll: float | None = None
     accuracy: float | None = None
     diversity: float | None = None
     steps: int | None = None
     seconds_per_image: float | None = None
+    parameters: int | None = None
+
+
+def first_of(scores: dict[str, Score], kind: str) -> Score | None:
+    """The first row of a kind; None if there is none."""
+    return next((score for score in scores.values() if score.kind == kind), None)
 
 
 @dataclass
@@ -54,16 +68,14 @@ class Reference:
     """A large teacher sample that everything is compared with.
 
     Attributes:
-        gaussian: of its features.
+        quality: measures features against its own.
         variance: within its classes; None with too few samples.
-        indices: (N, n).
-        labels: (N,).
+        marginals: of its tokens.
     """
 
-    gaussian: Gaussian
+    quality: Quality
     variance: float | None
-    indices: Tensor
-    labels: Tensor
+    marginals: Marginals
 
 
 class Judge:
@@ -77,6 +89,7 @@ class Judge:
         reference_samples: size of the reference.
         batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
+        manifold_samples: samples that precision, recall and KID take.
         progress: show a bar, in a terminal.
     """
 
@@ -89,28 +102,27 @@ class Judge:
         reference_samples: int = 30_000,
         batch_size: int = 500,
         minimum: int = 500,
+        manifold_samples: int = 5000,
         progress: bool = True,
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
-        self.seed, self.batch_size, self.minimum, self.progress = seed, batch_size, minimum, progress
+        self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
+        self.manifold_samples, self.progress = manifold_samples, progress
         self.reference = self._sample_reference(reference_samples)
 
     @torch.no_grad()
     def _sample_reference(self, samples: int) -> Reference:
         contender = TeacherContender(self.teacher, self.sampling, key="reference")
-        gaussian, variance = self._gaussian(), self._variance()
-        indices, labels = [], []
+        variance = self._variance()
+        features, indices, labels = [], [], []
         for batch in self._progress(contender, samples, "reference"):
-            features = self.network.features(batch.images)
-            gaussian.update(features)
-            variance.update(features, batch.labels)
+            features.append(self.network.features(batch.images))
+            variance.update(features[-1], batch.labels)
             indices.append(batch.indices)
             labels.append(batch.labels)
-        spread = variance.compute() if variance.enough else None
-        return Reference(gaussian.compute(), spread, torch.cat(indices), torch.cat(labels))
-
-    def _gaussian(self) -> FeatureGaussian:
-        return FeatureGaussian(self.network.width).to(self.teacher.codebook.device)
+        quality = Quality.of(torch.cat(features), manifold_samples=self.manifold_samples, seed=self.seed)
+        marginals = Marginals(torch.cat(indices), torch.cat(labels), self.teacher.num_classes)
+        return Reference(quality, variance.compute() if variance.enough else None, marginals)
 
     def _variance(self) -> WithinClassVariance:
         variance = WithinClassVariance(self.teacher.num_classes, self.network.width, self.minimum)
@@ -122,33 +134,35 @@ class Judge:
         return tracked(batches, name, total) if self.progress else batches
 
     @torch.no_grad()
-    def score(self, contender: Contender, samples: int, known_nll: Score | None = None) -> Score:
+    def score(self, contender: Contender, samples: int, known: Score | None = None) -> Score:
         """Measure one contender, without its speed.
 
         Args:
             contender: whose samples.
             samples: how many; real data are as many as there are.
-            known_nll: the row of a contender with the same sequences, whose likelihood is not computed again.
+            known: the row of a contender with the same sequences, whose likelihood is not computed again.
 
         Returns:
             Its row; diversity still has to pass :func:`check_diversity`.
         """
         device = self.teacher.codebook.device
-        frechet = FrechetDistance(self.reference.gaussian).to(device)
+        quality = self.reference.quality
+        quality.reset()
+        contender.learn(self.reference.marginals)
         variance, nll = self._variance(), MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
         accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(device)
         for batch in self._progress(contender, samples, contender.name):
             features = self.network.features(batch.images)
-            frechet.update(features)
-            variance.update(features, batch.labels)
-            if known_nll is None:
-                scale = self.sampling.guidance_scale
-                nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, scale).double())
             logits = self.network.logits(features)
+            quality.update(features, logits)
+            variance.update(features, batch.labels)
+            if known is None:
+                nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling).double())
             if logits is not None:
                 accuracy.update(logits, batch.labels)
-        mean_nll = known_nll.nll if known_nll else finite(nll.compute().item())
-        score = Score(frechet.compute(), mean_nll, steps=contender.steps)
+        score = Score(contender.kind, contender.source is not contender, **asdict(quality.compute()))
+        score.steps, score.parameters = contender.steps, contender.parameters
+        score.nll = known.nll if known else finite(nll.compute().item())
         if self.network.held_out_accuracy is not None:
             # on real pictures it was trained on a classifier is always right
             score.accuracy = accuracy.compute().item() if contender.sampled else self.network.held_out_accuracy
@@ -164,7 +178,7 @@ def finite(value: float) -> float | None:
 
 def check_diversity(scores: dict[str, Score]) -> None:
     """Withdraw all diversities unless two teacher samples agree within 5%; says so in a warning."""
-    teacher = scores["teacher"].diversity
+    teacher = first_of(scores, "teacher").diversity
     if teacher is None or agree(teacher, 1.0):
         return
     warnings.warn(
@@ -177,7 +191,7 @@ def check_diversity(scores: dict[str, Score]) -> None:
 
 
 def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
-    """How much of the independent tokens' error is left in one step: 0 is the teacher, 1 is independent.
+    """How much of the independent tokens' error is left in DD2's one step: 0 is the teacher, 1 is independent.
 
     ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to
     the reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)).
@@ -185,7 +199,7 @@ def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
     Returns:
         Both ratios; None where a part is missing or independent tokens are no worse than the teacher.
     """
-    rows = [scores.get(name) for name in ("one-step", "teacher", "independent")]
+    rows = [first_of(scores, kind) for kind in ("one_step", "teacher", "independent")]
     result = {}
     for metric in ("frechet", "nll"):
         parts = [getattr(row, metric) if row else None for row in rows]
@@ -230,7 +244,7 @@ def compare(
 
     Args:
         judge: what they are measured with.
-        contenders: one of them named "teacher"; names differ.
+        contenders: one of them the teacher; names differ.
         samples: of each.
         timing_batch: batch size of the timing.
         rounds: of the timing.
@@ -242,11 +256,13 @@ def compare(
         ValueError: if names repeat or the teacher is missing.
     """
     names = [contender.name for contender in contenders]
-    if len(set(names)) < len(names) or "teacher" not in names:
-        raise ValueError(f"contenders need different names and one of them must be 'teacher', got {names}")
+    if len(set(names)) < len(names) or not any(contender.kind == "teacher" for contender in contenders):
+        raise ValueError(f"contenders need different names and one of them must be the teacher, got {names}")
     scores: dict[str, Score] = {}
+    by_source: dict[Contender, Score] = {}
     for contender in contenders:
-        scores[contender.name] = judge.score(contender, samples, scores.get(contender.sequences_of))
+        score = judge.score(contender, samples, by_source.get(contender.source))
+        by_source[contender.source] = scores[contender.name] = score
     check_diversity(scores)
     timed = time_contenders([c for c in contenders if c.sampled], judge.seed, timing_batch, rounds)
     for name, seconds in timed.items():

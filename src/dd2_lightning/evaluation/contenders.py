@@ -6,13 +6,17 @@ A new contender is a subclass with one method.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.models.dd1 import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import integrate_walk
@@ -39,23 +43,39 @@ class Contender(ABC):
     """A way to make tokens of given classes.
 
     Attributes:
+        kind: what a line-up calls it.
         name: its row in the table.
         steps: sequential passes through a backbone for one sample.
+        networks: what it samples with, tokenizer excluded.
         sampled: False for the real data, which have no cost and no seed.
-        sequences_of: name of a contender whose snapped sequences are the very same; their likelihood is taken over.
     """
 
+    kind: ClassVar[str]
     name: str
     steps: int | None
+    networks: tuple[nn.Module, ...] = ()
     sampled: bool = True
-    sequences_of: str | None = None
 
     def __init__(self, teacher: CodebookTeacher):
         self.teacher = teacher
 
+    @property
+    def parameters(self) -> int | None:
+        """Parameters of the networks it samples with; None if it has none."""
+        return count_parameters(*self.networks) if self.networks else None
+
+    @property
+    def source(self) -> "Contender":
+        """A contender whose snapped sequences are the very same: itself, unless it snaps another's."""
+        return self
+
     @abstractmethod
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Tokens of classes ``labels`` (B,): indices (B, n) or embeddings (B, n, C)."""
+
+    def learn(self, marginals: Marginals) -> None:
+        """Keep what was counted in a teacher sample: baselines without a network draw from it."""
+        self.marginals = marginals
 
     def drawn(self, labels: Tensor, noise: SampleNoise) -> Drawn:
         """A batch of samples; pictures are decoded from the tokens as they are, snapped or not."""
@@ -82,77 +102,116 @@ class TeacherContender(Contender):
         key: samples of different keys are independent.
     """
 
-    name = "teacher"
+    kind = name = "teacher"
 
     def __init__(self, teacher: CodebookTeacher, sampling: Sampling | None = None, key: str = "teacher"):
         super().__init__(teacher)
         self.sampling, self.key = sampling, key
         self.steps = teacher.layout.num_positions
+        self.networks = networks_of(teacher)
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Indices (B, n)."""
         return self.teacher.sample(labels, self.sampling, chance=noise.rand(self.key, self.teacher.layout.length))
 
 
-class OneStepContender(Contender):
-    """A one-step generator: raw tokens, decoded as they leave it, or snapped to their nearest codes.
+def networks_of(teacher: CodebookTeacher) -> tuple[nn.Module, ...]:
+    """What a teacher samples with."""
+    return teacher.backbone, teacher.classifier
 
-    Both see the same noise, so they differ in nothing but the snapping.
+
+class GeneratorContender(Contender):
+    """A distilled generator; its tokens are decoded as they leave it.
+
+    All see the same noise, and where the teacher takes steps it draws with the random numbers of
+    :class:`TeacherContender`.
+
+    Attributes:
+        draw: ``(labels (B,), noise (B, n, C), uniform numbers (B, n)) -> tokens (B, n, C)``.
+    """
+
+    draw: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        """Embeddings (B, n, C)."""
+        n, C = self.teacher.layout.length, self.teacher.token_dim
+        return self.draw(labels, noise.randn("generator", n, C), noise.rand("teacher", n))
+
+
+class OneStepContender(GeneratorContender):
+    """DD2 in one step.
 
     Args:
         teacher: snaps, decodes and judges.
         generator: with EMA weights.
-        snapped: whether pictures are made of codes.
     """
 
-    steps = 1
+    kind, name, steps = "one_step", "one-step", 1
 
-    def __init__(self, teacher: CodebookTeacher, generator: OneStepGenerator, snapped: bool = False):
+    def __init__(self, teacher: CodebookTeacher, generator: OneStepGenerator):
         super().__init__(teacher)
-        self.generator, self.snapped = generator, snapped
-        self.name = "one-step snapped" if snapped else "one-step"
-        self.sequences_of = "one-step" if snapped else None
-
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Embeddings (B, n, C), or indices (B, n) if snapped."""
-        tokens = self.generator.sample(
-            labels, noise.randn("one-step", self.teacher.layout.length, self.teacher.token_dim)
-        )
-        return self.teacher.snap(tokens) if self.snapped else tokens
+        self.draw, self.networks = generator.sampler(), (generator.student,)
 
 
-class IndependentContender(Contender):
-    """One step without a model: every token from its marginal at that position and class.
-
-    The marginals are those of a teacher sample. A token is drawn from its marginal by taking that of a random
-    sequence of its class, another one for every position: no table of classes x positions x codes is needed.
+class RefinedContender(GeneratorContender):
+    """The draft of DD2, its last k - 1 positions drawn again by the teacher (alg. 4).
 
     Args:
-        teacher: snaps, decodes and judges.
-        indices: the teacher sample, (N, n).
-        labels: its classes, (N,).
+        teacher: refines, snaps, decodes and judges.
+        generator: with EMA weights.
+        steps: k; 1 is the draft, N + 1 the teacher.
+        sampling: guidance and truncation of the teacher.
 
     Raises:
-        ValueError: if a class has no sequence.
+        ValueError: if ``steps`` is not in 1..N+1.
     """
 
-    name = "independent"
-    steps = 1
+    kind = "refined"
 
-    def __init__(self, teacher: CodebookTeacher, indices: Tensor, labels: Tensor):
+    def __init__(
+        self, teacher: CodebookTeacher, generator: OneStepGenerator, steps: int, sampling: Sampling | None = None
+    ):
         super().__init__(teacher)
-        self.count = torch.bincount(labels, minlength=teacher.num_classes)
-        if not self.count.all():
-            raise ValueError(f"the teacher sample has no sequence of class {int(self.count.argmin())}")
-        self.first = self.count.cumsum(0) - self.count
-        self.indices = indices[labels.argsort(stable=True)]
+        self.draw, self.steps, self.name = generator.sampler(steps, teacher, sampling), steps, f"refined {steps}-step"
+        self.networks = (generator.student, *networks_of(teacher))
 
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Indices (B, n)."""
-        n = self.indices.shape[1]
-        chance = noise.rand(self.name, n).double()
-        row = self.first[labels, None] + (chance * self.count[labels, None]).long()
-        return self.indices[row, torch.arange(n, device=labels.device)]
+
+class DD1Contender(GeneratorContender):
+    """DD1 in one step or two, or with the teacher in the middle ("pre-trained-n-m", m is where the second call starts).
+
+    Args:
+        teacher: snaps, decodes and judges, and draws positions n+1..m.
+        generator: with EMA weights.
+        steps: 1 or 2, without the teacher.
+        start: n, with the teacher; in the place of ``steps``.
+        split: how many positions come out as codes; the generator's own if None.
+        sampling: guidance and truncation of the teacher.
+
+    Raises:
+        ValueError: for settings that the generator does not have, and unless there is one of ``steps`` and ``start``.
+    """
+
+    kind = "dd1"
+
+    def __init__(
+        self,
+        teacher: CodebookTeacher,
+        generator: DD1Generator,
+        steps: int | None = None,
+        start: int | None = None,
+        split: int | None = None,
+        sampling: Sampling | None = None,
+    ):
+        super().__init__(teacher)
+        if (steps is None) == (start is None):
+            raise ValueError("give steps (1 or 2) or start (the teacher in the middle)")
+        self.networks = (generator.student,)
+        if start is None:
+            self.draw, self.steps, self.name = generator.sampler(steps, split=split), steps, f"DD1 {steps}-step"
+        else:
+            self.draw, self.steps = generator.refiner(teacher, start, split, sampling), generator.steps_from(start)
+            self.name = f"DD1 {start}-{generator.second}"
+            self.networks += networks_of(teacher)
 
 
 class ARDiffusionContender(Contender):
@@ -161,14 +220,19 @@ class ARDiffusionContender(Contender):
     Args:
         teacher: snaps, decodes and judges.
         student: the model.
-        euler_steps: for each position.
+        euler_steps: for each position; they are passes through the head, not through the backbone.
+
+    Raises:
+        ValueError: for fewer than one Euler step.
     """
 
-    name = "AR-diffusion"
+    kind, name = "ar_diffusion", "AR-diffusion"
 
     def __init__(self, teacher: CodebookTeacher, student: Student, euler_steps: int = 10):
         super().__init__(teacher)
-        self.student, self.euler_steps = student, euler_steps
+        if euler_steps < 1:
+            raise ValueError(f"euler_steps must be at least 1, got {euler_steps}")
+        self.student, self.euler_steps, self.networks = student, euler_steps, (student,)
         self.steps = student.layout.num_positions
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
@@ -177,35 +241,25 @@ class ARDiffusionContender(Contender):
         return integrate_walk(self.student.walk(labels), eps, self.euler_steps)
 
 
-class RealData(Contender):
-    """Real pictures. Their token sequences are the tokenizer's; their pictures have not been through it.
+class SnappedContender(Contender):
+    """Another contender whose continuous tokens are replaced by their nearest codes before they are decoded.
+
+    Both see the same noise, so they differ in nothing else.
 
     Args:
-        teacher: encodes and judges.
-        images: (N, channels, H, W) in [0, 1].
-        labels: (N,).
+        source: the other one.
     """
 
-    name = "real"
-    steps = None
-    sampled = False
+    def __init__(self, source: Contender):
+        super().__init__(source.teacher)
+        self._source, self.kind, self.name = source, source.kind, f"{source.name} snapped"
+        self.steps, self.networks = source.steps, source.networks
 
-    def __init__(self, teacher: CodebookTeacher, images: Tensor, labels: Tensor):
-        super().__init__(teacher)
-        self.images, self.labels = images, labels
+    @property
+    def source(self) -> Contender:
+        """The other one."""
+        return self._source
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Indices (B, n) of random real pictures of these classes."""
-        return self.drawn(labels, noise).indices
-
-    def drawn(self, labels: Tensor, noise: SampleNoise) -> Drawn:
-        """Random real pictures of these classes."""
-        order, count = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=self.teacher.num_classes)
-        first = count.cumsum(0) - count
-        rows = order[first[labels] + (noise.rand(self.name).double() * count[labels]).long()]
-        return Drawn(labels, self.images[rows], self.teacher.encode(self.images[rows]))
-
-    def batches(self, samples: int, seed: int, batch_size: int) -> Iterator[Drawn]:
-        """Every real picture once, whatever the number of samples."""
-        for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield Drawn(labels, images, self.teacher.encode(images))
+        """Indices (B, n)."""
+        return self.teacher.snap(self.source.sample(labels, noise))

@@ -10,19 +10,19 @@ The Fréchet distance of two Gaussians is
 """
 
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.teacher import CodebookTeacher, check_labels
+from dd2_lightning.sampling import Sampling
 
 
 @torch.no_grad()
-def sequence_nll(
-    teacher: CodebookTeacher, indices: Tensor, labels: Tensor, guidance_scale: float | None = None
-) -> Tensor:
+def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
     """Negative log likelihood of whole sequences under the guided, untruncated teacher at temperature 1.
 
     The teacher reads the codebook vectors of ``indices``, never an unsnapped token.
@@ -31,7 +31,7 @@ def sequence_nll(
         teacher: whose likelihood it is.
         indices: snapped sequences, (B, n).
         labels: (B,).
-        guidance_scale: in the convention of the teacher's family; None is off.
+        sampling: how the teacher is guided, in the convention of its family; truncation and temperature are not used.
 
     Returns:
         Nats a sequence, (B,); infinite for an impossible one.
@@ -42,8 +42,10 @@ def sequence_nll(
     """
     if indices.ndim != 2 or indices.is_floating_point():
         raise TypeError(f"indices must be integers (B, n), got {indices.dtype} {tuple(indices.shape)}; snap the tokens")
+    check_labels(labels, teacher.num_classes)
     indices = indices.long()
-    log_p = teacher.logits(indices, labels, guidance_scale).log_softmax(-1)
+    guided = replace(teacher.settle(sampling), top_k=0, top_p=1.0, temperature=1.0)
+    log_p = teacher.flow(indices, labels, guided).log_p
     return -log_p.gather(-1, indices[..., None])[..., 0].sum(-1)
 
 

@@ -4,12 +4,16 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import DD2Error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def mosaic(images: Tensor, columns: int, gap: int = 1, background: float = 1.0) -> Tensor:
@@ -79,6 +83,31 @@ def save_grid(images: Tensor, path: str | Path, columns: int, scale: int | None 
     write_atomically(Path(path), encode_png(mosaic(large, columns, gap=2)))
 
 
+def blank_figure(width: float, height: float) -> "Figure":
+    """A figure of this size in inches.
+
+    Raises:
+        DD2Error: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DD2Error("the picture needs matplotlib: pip install dd2-lightning[demo]") from error
+    return FigureCanvasAgg(Figure((width, height), dpi=150)).figure
+
+
+def write_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure as a PNG file.
+
+    Raises:
+        ArtifactError: if it cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(Path(path), buffer.getvalue())
+
+
 def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[str], title: str = "") -> None:
     """Several contenders side by side, one row a class.
 
@@ -96,15 +125,10 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
     counts = {name: len(images) for name, images in panels.items()}
     if len(set(counts.values())) != 1 or next(iter(counts.values())) % len(labels):
         raise ValueError(f"{len(labels)} rows cannot be filled from {counts} pictures")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DD2Error("the picture needs matplotlib: pip install dd2-lightning[demo]") from error
     columns = next(iter(counts.values())) // len(labels)
     cell, gap, left, top = 0.42, 0.3, 0.4, 0.75 if title else 0.4  # inches
     width, height = left + len(panels) * (columns * cell + gap), top + len(labels) * cell + 0.1
-    figure = Figure((width, height), dpi=150)
+    figure = blank_figure(width, height)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     figure.subplots_adjust(left / width, 0.1 / height, 1 - gap / 2 / width, 1 - top / height, gap / (columns * cell))
     for i, (ax, (name, images)) in enumerate(zip(axes, panels.items(), strict=True)):
@@ -123,6 +147,4 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
             spine.set_visible(False)
     if title:
         figure.suptitle(title, fontsize=13, y=1 - 0.12 / height, va="top")
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(Path(path), buffer.getvalue())
+    write_figure(figure, path)

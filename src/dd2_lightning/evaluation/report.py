@@ -1,12 +1,14 @@
 """What an evaluation leaves behind: ``results.json``, ``table.md``, and the same table in the terminal."""
 
 import json
+import math
 import platform
 import subprocess
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -18,7 +20,53 @@ from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score, ratios
 
-COLUMNS = ("contender", "steps", "Fréchet", "NLL", "accuracy", "diversity", "ms/image", "speed-up")
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+        title: its head.
+        cell: a row of the report, and that of the teacher, to the number that is shown; None where there is none.
+        show: the number as text.
+        spare: how soon a narrow terminal does without it, the highest first; 0 is never.
+    """
+
+    title: str
+    cell: Callable[[dict[str, Any], dict[str, Any]], float | None]
+    show: Callable[[float], str]
+    spare: int = 0
+
+
+def plain(title: str, key: str, show: Callable[[float], str], spare: int = 0) -> Column:
+    """A column that shows one number of the report as it is."""
+    return Column(title, lambda row, teacher: row[key], show, spare)
+
+
+def speed_up(row: dict[str, Any], teacher: dict[str, Any]) -> float | None:
+    """How many times faster than the teacher."""
+    own, its = row["seconds_per_image"], teacher["seconds_per_image"]
+    return its / own if own and its else None
+
+
+def millions(parameters: float) -> str:
+    """``329.5M``."""
+    return f"{parameters / 1e6:.{1 if parameters >= 1e7 else 2}f}M"
+
+
+COLUMNS = (
+    plain("steps", "steps", "{:g}".format),
+    plain("Fréchet", "frechet", lambda value: f"{value:.{4 if value < 10 else 2}f}"),
+    plain("IS", "inception_score", "{:.2f}".format, 4),
+    plain("prec.", "precision", "{:.3f}".format, 3),
+    plain("recall", "recall", "{:.3f}".format, 2),
+    plain("NLL", "nll", "{:.2f}".format),
+    plain("acc.", "accuracy", "{:.1%}".format),
+    plain("div.", "diversity", "{:.3f}".format, 1),
+    plain("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
+    Column("speed-up", speed_up, "{:.1f}x".format),
+    plain("params", "parameters", millions, 6),
+)
+"""After the contender's name; a column in which no contender has a number is left out."""
 
 
 def make_report(
@@ -27,8 +75,7 @@ def make_report(
     """The contents of ``results.json``.
 
     Returns:
-        ``{"contenders": {name: {"frechet", "nll", "accuracy", "diversity", "steps", "seconds_per_image"}},
-        "ratios": {"frechet", "nll"}, "seed", "samples", "hardware", "commit"}``.
+        ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "seed", "samples", "hardware", "commit"}``.
     """
     return {
         "contenders": {name: asdict(score) for name, score in scores.items()},
@@ -70,67 +117,82 @@ def commit() -> str | None:
         return None
 
 
-def _shown(value: float | None, pattern: str) -> str:
-    return "–" if value is None else format(value, pattern)
+def table(contenders: dict[str, dict[str, Any]], width: float = math.inf) -> list[list[str]]:
+    """The table as text.
+
+    Args:
+        contenders: rows of a report by name.
+        width: of a line, with a space between columns; columns are left out until that suffices.
+
+    Returns:
+        The head, and a row for every contender; the first cell is its name.
+    """
+    teacher = next(row for row in contenders.values() if row["kind"] == "teacher")
+    columns = {0: ["contender", *contenders]}
+    for number, column in enumerate(COLUMNS, start=1):
+        cells = [column.cell(row, teacher) for row in contenders.values()]
+        if any(cell is not None for cell in cells):
+            columns[number] = [column.title, *("–" if cell is None else column.show(cell) for cell in cells)]
+    for number in sorted(range(1, len(COLUMNS) + 1), key=lambda number: -COLUMNS[number - 1].spare):
+        if sum(max(map(len, cells)) + 1 for cells in columns.values()) <= width + 1 or not COLUMNS[number - 1].spare:
+            break
+        columns.pop(number, None)
+    return [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _ratio(value: float | None) -> str:
-    return _shown(value, ".3f")
+RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
 
 
-def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's cells, one tuple a contender, in the order of :data:`COLUMNS`."""
-    teacher = report["contenders"]["teacher"]["seconds_per_image"]
-    table = []
-    for name, row in report["contenders"].items():
-        seconds = row["seconds_per_image"]
-        table.append(
-            (
-                name,
-                _shown(row["steps"], "g"),
-                _shown(row["frechet"], ".4f"),
-                _shown(row["nll"], ".2f"),
-                _shown(row["accuracy"] and 100 * row["accuracy"], ".1f") + ("" if row["accuracy"] is None else "%"),
-                _shown(row["diversity"], ".3f"),
-                _shown(seconds and 1000 * seconds, ".3f"),
-                _shown(teacher / seconds if seconds and teacher else None, ".1f")
-                + ("x" if seconds and teacher else ""),
-            )
-        )
-    return table
+def _ratio(value: float | None, ends: list[float] | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
 
 
 def caption(report: dict[str, Any]) -> list[str]:
-    """What has to be known to read the table, one line each."""
-    left = report["ratios"]
+    """What has to be known to read the table, one line each.
+
+    Args:
+        report: of one seed, or ``{"median", "range", "runs"}`` of several.
+    """
+    runs = report.get("runs", [report])
+    middle, ends, first = report.get("median", report)["ratios"], report.get("range", {}).get("ratios", {}), runs[0]
+    left = ", ".join(f"{name} {_ratio(middle[key], ends.get(key))}" for key, name in RATIOS.items())
+    seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [
-        f"Left of the independent tokens' error: Fréchet {_ratio(left['frechet'])}, NLL {_ratio(left['nll'])} "
-        f"(0 is the teacher, 1 is independent).",
-        f"{report['samples']:,} samples, seed {report['seed']}; distance to an independent teacher sample; "
-        f"NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
-        f"{report['hardware']}, decoding included; commit {(report['commit'] or 'unknown')[:10]}.",
+        f"Left of the independent tokens' error in DD2's one step: {left} (0 is the teacher, 1 is independent).",
+        f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
+        f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
+        f"{first['hardware']}, decoding included; params without the tokenizer; commit "
+        f"{(first['commit'] or 'unknown')[:10]}.",
     ]
-    if "real" in report["contenders"]:
-        lines.insert(2, "Real data: every picture once, so its distance is biased upwards; accuracy on held-out ones.")
+    if len(runs) > 1:
+        lines.insert(0, f"Medians of {len(runs)} runs, and where they lie.")
+    if any(row["kind"] == "real" for row in first["contenders"].values()):
+        real = "Real data: every picture once, so its distance is biased upwards; accuracy on held-out ones."
+        lines.insert(-1, real)
     return lines
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table as Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(report)]
+    """The table as Markdown, of one seed or of the medians of several."""
+    head, *rows = table(report.get("median", report)["contenders"])
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) + "\n\n" + "\n".join(f"{line}  " for line in caption(report)).rstrip() + "\n"
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
-    """The table in the terminal."""
+    """The table in the terminal, of one seed or of the medians of several, as much of it as fits."""
     console = console or Console()
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)  # fits 80 columns
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows(report):
-        table.add_row(*row, style="bold" if row[0] == "one-step" else None)
-    console.print(table)
+    contenders = report.get("median", report)["contenders"]
+    head, *rows = table(contenders, console.width)
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for i, title in enumerate(head):
+        shown.add_column(title, justify="right" if i else "left", no_wrap=True)
+    for row, score in zip(rows, contenders.values(), strict=True):
+        shown.add_row(*row, style="bold" if score["kind"] == "one_step" else None)
+    console.print(shown)
     console.print()
     for line in caption(report):
         console.print(line, style="dim", highlight=False)
@@ -164,15 +226,20 @@ def write_report(report: dict[str, Any], path: Path) -> None:
     write_atomically(path, to_json(report))
 
 
-def medians(values: list[Any]) -> Any:
-    """Median of every number of equally built dictionaries; None if any of them is None."""
+def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
+    """A function of every number of equally built dictionaries; None if any of them is None, text as it is."""
     if isinstance(values[0], dict):
-        return {key: medians([value[key] for value in values]) for key in values[0]}
-    return None if None in values else median(values)
+        return {key: over_runs(function, [value[key] for value in values]) for key in values[0]}
+    if None in values:
+        return None
+    return values[0] if isinstance(values[0], str | bool) else function(values)
 
 
 def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several seeds in one: ``{"runs": [reports], "median": {"contenders", "ratios"}}``.
+    """Several seeds in one.
+
+    Returns:
+        ``{"runs": [reports], "median": {"contenders", "ratios"}, "range": the same, [lowest, highest] each}``.
 
     Raises:
         ValueError: if there is no report, or they have different contenders.
@@ -182,15 +249,36 @@ def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
     names = [set(report["contenders"]) for report in reports]
     if any(other != names[0] for other in names):
         raise ValueError("the reports have different contenders: " + "; ".join(", ".join(sorted(n)) for n in names))
-    return {"runs": reports, "median": {key: medians([r[key] for r in reports]) for key in ("contenders", "ratios")}}
+    parts = [{key: report[key] for key in ("contenders", "ratios")} for report in reports]
+    return {
+        "runs": reports,
+        "median": over_runs(median, parts),
+        "range": over_runs(lambda values: [min(values), max(values)], parts),
+    }
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A ``results.json``.
+
+    Raises:
+        ArtifactError: if it is none, or of another version.
+    """
+    try:
+        report = json.loads(Path(path).read_text())
+        for name, row in report["contenders"].items():
+            if missing := [field.name for field in fields(Score) if field.name not in row]:
+                raise ValueError(f"{name} has no {missing[0]}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is no report of this version ({error}); run dd2 evaluate again") from error
+    return report
 
 
 def write_benchmark(results: list[str | Path], output: str | Path) -> dict[str, Any]:
-    """Read several ``results.json`` and write their aggregate.
+    """Medians and ranges of several results.json, as JSON and as a Markdown table beside it.
 
     Args:
         results: the files.
-        output: the JSON file to write.
+        output: the JSON file to write; the table gets its name with ``.md``.
 
     Returns:
         What was written; see :func:`aggregate`.
@@ -198,12 +286,8 @@ def write_benchmark(results: list[str | Path], output: str | Path) -> dict[str, 
     Raises:
         ArtifactError: if a file cannot be read or written.
     """
-    reports = []
-    for path in results:
-        try:
-            reports.append(json.loads(Path(path).read_text()))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} is no report ({error}); run dd2 evaluate again") from error
-    summary = aggregate(reports)
+    summary = aggregate([read_report(path) for path in results])
+    write_atomically(Path(output).with_suffix(".md"), markdown(summary).encode())
     write_atomically(Path(output), to_json(summary))
+    print_table(summary)
     return summary

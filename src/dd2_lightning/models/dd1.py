@@ -286,8 +286,7 @@ class DD1Generator(Generator):
             ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
             InputTypeError: for a teacher whose family has no such slip.
         """
-        if not 0 <= start < self.second:
-            raise ValueError(f"start must be in 0..{self.second - 1}, before the second call, got {start}")
+        self.steps_from(start)
         if teacher.layout != self.layout:
             raise ValueError("the teacher has another layout than the model")
         noise = self.starting_noise(labels, noise, generator)
@@ -299,6 +298,28 @@ class DD1Generator(Generator):
         drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, chance, self.second, cache))
         tokens = torch.cat([drawn, noise[:, drawn.shape[1] :]], 1)
         return self.jump(tokens, noise, labels, self.second, split)
+
+    def steps_from(self, start: int) -> int:
+        """Steps of :meth:`refine`, the teacher's included.
+
+        Raises:
+            ValueError: for a ``start`` outside 0..m-1.
+        """
+        if not 0 <= start < self.second:
+            raise ValueError(f"start must be in 0..{self.second - 1}, before the second call, got {start}")
+        return self.second + 1 if start == 0 else self.second - start + 2
+
+    def refiner(
+        self,
+        teacher: CodebookTeacher,
+        start: int,
+        split: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """What :meth:`sampler` gives, for :meth:`refine`."""
+        self.steps_from(start)
+        self.checked(split)
+        return lambda labels, noise, chance: self.refine(labels, teacher, start, split, sampling, noise, chance=chance)
 
     def sampler(
         self,
@@ -316,7 +337,5 @@ class DD1Generator(Generator):
             raise ValueError(f"steps must be in 1..{max(most, 2)}, got {steps}")
         if steps > 2:
             start = 0 if steps == most else most + 1 - steps
-            return lambda labels, noise, chance: self.refine(
-                labels, teacher, start, split, sampling, noise, chance=chance
-            )
+            return self.refiner(teacher, start, split, sampling)
         return lambda labels, noise, chance: self.sample(labels, noise, steps=steps, split=split)

@@ -123,10 +123,11 @@ class OneStepGenerator(Generator):
         """See :meth:`Generator.sampler`: one step, or k with :meth:`CodebookTeacher.refine`."""
         if split is not None:
             raise ValueError("split is for DD1 models; all tokens of this one are continuous")
-        if steps > 1 and teacher is None:
-            raise ValueError("steps above 1 need a teacher that refines (--teacher)")
         if steps == 1:
             return lambda labels, noise, chance: self.sample(labels, noise)
+        if teacher is None:
+            raise ValueError("steps above 1 need a teacher that refines (--teacher)")
+        teacher.check_steps(steps)
         return lambda labels, noise, chance: teacher.refine(
             self.sample(labels, noise), labels, steps, sampling, chance=chance
         )

@@ -4,6 +4,8 @@ from dataclasses import MISSING, asdict, fields
 from types import NoneType
 from typing import Any, ClassVar, Self, get_args
 
+from torch import nn
+
 from dd2_lightning.models.convnets import GROUPS
 
 
@@ -112,3 +114,8 @@ class Sized:
             ValueError: for sizes that do not make a model; the message names the key.
         """
         return cls(cls.sizes_type.from_dict(config))
+
+
+def count_parameters(*modules: nn.Module) -> int:
+    """Number of parameters of modules together; shared ones count once."""
+    return sum({parameter: parameter.numel() for module in modules for parameter in module.parameters()}.values())

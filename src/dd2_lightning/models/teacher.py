@@ -1,6 +1,7 @@
 """The teacher: an autoregressive model read as an exact conditional flow."""
 
 import copy
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -314,14 +315,13 @@ class CodebookTeacher(nn.Module):
         walk = self.walk(labels, sampling, prefix, cache)
         if chance is None:
             chance = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
-        drawn = []
+        drawn = [labels.new_zeros(len(labels), 0)]
         if walk.position:
             drawn.append(prefix if self.are_indices(prefix) else self.snap(prefix))
-        for flow in walk:
+        until = self.layout.num_positions if until is None else until
+        for flow in islice(walk, max(0, until - walk.position)):
             drawn.append(self.choose(flow, sampling, chance[:, walk.span], walk.position, generator))
             walk.append(drawn[-1])
-            if walk.position == until:
-                break
         if drawn[-1].is_floating_point():
             drawn = [self.embed(tokens) for tokens in drawn]
         return torch.cat(drawn, 1)
@@ -352,14 +352,22 @@ class CodebookTeacher(nn.Module):
         Raises:
             ValueError: if ``steps`` is not in 1..N+1.
         """
+        self.check_steps(steps)
+        if steps == 1:
+            return tokens
+        kept = tokens[:, : self.layout.offsets[self.layout.num_positions + 1 - steps]]
+        drawn = self.sample(labels, sampling, generator, kept, chance)
+        return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a number of steps that :meth:`refine` cannot take.
+
+        Raises:
+            ValueError: if it is not in 1..N+1.
+        """
         N = self.layout.num_positions
         if not 1 <= steps <= N + 1:
             raise ValueError(f"steps must be in 1..{N + 1} for a teacher of {N} positions, got {steps}")
-        if steps == 1:
-            return tokens
-        kept = tokens[:, : self.layout.offsets[N + 1 - steps]]
-        drawn = self.sample(labels, sampling, generator, kept, chance)
-        return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""

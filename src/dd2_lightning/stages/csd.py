@@ -221,9 +221,8 @@ class CSDDistill(DistillationStage):
             self.log(f"val/score_gap_{name}", gap.mean(), batch_size=len(batch), sync_dist=True)
             self.per_position[f"val_score_gap_{name}"] = gap.mean(0)
         one_step = self.teacher.snap(self.generate(self.ema, batch, "validation"))
-        scale = self.settings.teacher_sampling.guidance_scale
         for name, indices in (("one_step", one_step), ("teacher", batch.tokens)):
-            nll = sequence_nll(self.teacher, indices, batch.labels, scale).mean()
+            nll = sequence_nll(self.teacher, indices, batch.labels, self.settings.teacher_sampling).mean()
             self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,0 +1,109 @@
+"""Quality against steps: what a pass through a network buys, one point a contender."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dd2_lightning.evaluation.pictures import blank_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FLOOR = 1e-6
+"""A smaller Fréchet distance is drawn here: the axis is logarithmic."""
+
+
+class Curve(NamedTuple):
+    """Contenders that belong together.
+
+    Attributes:
+        kinds: of the contenders.
+        colour: of Okabe and Ito's palette, which colour-blind people tell apart.
+        marker: tells them apart without colour.
+        line: whether its unsnapped points are connected.
+    """
+
+    kinds: tuple[str, ...]
+    colour: str
+    marker: str
+    line: bool = True
+
+
+CURVES = (
+    Curve(("one_step", "refined"), "#0072B2", "o"),
+    Curve(("dd1",), "#D55E00", "s"),
+    Curve(("independent", "skip", "teacher"), "#000000", "D"),
+    Curve(("ar_diffusion",), "#009E73", "^", line=False),
+)
+
+
+def save_curves(contenders: dict[str, dict[str, Any]], path: str | Path) -> None:
+    """Draw Fréchet distance against steps, both on logarithmic axes.
+
+    Filled points are as decoded, hollow ones, which have no label, the same snapped to the nearest codes.
+
+    Args:
+        contenders: rows of a report by name; those without steps or distance are left out.
+        path: PNG file.
+
+    Raises:
+        DD2Error: if matplotlib is not installed.
+        ArtifactError: if the file cannot be written.
+    """
+    figure = blank_figure(7.5, 4.8)
+    ax = figure.subplots()
+    ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="Fréchet distance to the teacher's samples")
+    rows = {name: row for name, row in contenders.items() if None not in (row["steps"], row["frechet"])}
+    labels, hollow = [], False
+    for curve in CURVES:
+        points = []
+        for name, row in rows.items():
+            if row["kind"] in curve.kinds:
+                x, y = row["steps"], max(row["frechet"], FLOOR)
+                ax.plot(x, y, curve.marker, color=curve.colour, mfc="white" if row["snapped"] else curve.colour, ms=7)
+                hollow |= row["snapped"]
+                if not row["snapped"]:
+                    points.append((x, y))
+                    labels.append((x, y, name, curve.colour))
+        if curve.line and points:
+            ax.plot(*zip(*sorted(points), strict=True), color=curve.colour, lw=1.2, zorder=1)
+    ticks = sorted({row["steps"] for row in rows.values()})
+    apart = (ticks[-1] / ticks[0]) ** 0.04
+    shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > apart * before]
+    ax.set_xticks(shown, [str(tick) for tick in shown])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(ticks[0] / 1.1, ticks[-1] * max(1.4, (ticks[-1] / ticks[0]) ** 0.25))  # room for labels on the right
+    ax.margins(y=0.12)
+    ax.grid(alpha=0.25, which="major")
+    ax.spines[["top", "right"]].set_visible(False)
+    if hollow:
+        ax.set_title("hollow: snapped to the nearest codes", fontsize=9, color="#595959", loc="right")
+    figure.tight_layout()
+    place_labels(ax, labels)
+    write_figure(figure, path)
+
+
+def place_labels(ax: "Axes", labels: list[tuple[float, float, str, str]]) -> None:
+    """Write beside every point what it is, as near as points and other labels leave room for it.
+
+    Args:
+        ax: drawn but for the labels.
+        labels: x, y, text and colour of each.
+    """
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    renderer, points = ax.figure.canvas.get_renderer(), ax.figure.dpi / 72
+    centres = [ax.transData.transform((x, y)) for x, y, _, _ in labels]
+    taken = [Bbox.from_bounds(x - 4 * points, y - 4 * points, 8 * points, 8 * points) for x, y in centres]
+    for x, y, name, colour in sorted(labels, key=lambda label: label[1]):
+        text = ax.annotate(name, (x, y), (7, 0), textcoords="offset points", color=colour, fontsize=9, va="center")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        box = text.get_window_extent(renderer)
+        heights = (side * box.height * k / 4 for k in range(3, 80) for side in (1, -1))
+        free = (h for h in heights if not any(box.translated(0, h).overlaps(other) for other in taken))
+        height = next(free, 0.0)
+        taken.append(box.translated(0, height))
+        text.set_position((7, height / points))
+        if abs(height) > 1.5 * box.height:
+            end = ax.transData.inverted().transform((box.x0, (box.y0 + box.y1) / 2 + height))
+            ax.plot([x, end[0]], [y, end[1]], color=colour, lw=0.6, alpha=0.6)
