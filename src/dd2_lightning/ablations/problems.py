@@ -13,9 +13,10 @@ from torch import Tensor
 from dd2_lightning.ablations.recipes import Recipe
 from dd2_lightning.artifacts import Artifact, load_teacher, sha256, write_teacher
 from dd2_lightning.errors import ArtifactError, DD2Error
+from dd2_lightning.evaluation.baselines import IndependentContender
 from dd2_lightning.evaluation.classifier import load_classifier
 from dd2_lightning.evaluation.compare import Judge
-from dd2_lightning.evaluation.contenders import IndependentContender, OneStepContender, TeacherContender
+from dd2_lightning.evaluation.contenders import OneStepContender, TeacherContender
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.noise import stream
@@ -239,10 +240,10 @@ class DigitMeasurer(Measurer):
     def __init__(self, teacher: Path, work: Path, sampling: Sampling, samples: int):
         self.teacher, self.samples = load_teacher(teacher), samples
         network = load_classifier(work)
-        self.judge = Judge(self.teacher, network, sampling, reference_samples=4 * samples, progress=False)
-        reference = self.judge.reference
-        independent = IndependentContender(self.teacher, reference.indices, reference.labels)
-        self.independent = self.judge.score(independent, samples).frechet
+        self.judge = Judge(
+            self.teacher, network, sampling, reference_samples=4 * samples, manifold_samples=0, progress=False
+        )
+        self.independent = self.judge.score(IndependentContender(self.teacher), samples).frechet
         self.floor = self.judge.score(TeacherContender(self.teacher, self.judge.sampling), samples).frechet
 
     def __call__(self, student: Student, head_time: float) -> dict[str, float | None]:

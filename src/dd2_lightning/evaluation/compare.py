@@ -89,7 +89,7 @@ class Judge:
         reference_samples: size of the reference.
         batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
-        manifold_samples: samples that precision, recall and KID take.
+        manifold_samples: samples that precision, recall and KID take; 0 leaves them out.
         progress: show a bar, in a terminal.
     """
 
@@ -158,7 +158,7 @@ class Judge:
             variance.update(features, batch.labels)
             if known is None:
                 nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling).double())
-            if logits is not None:
+            if self.network.held_out_accuracy is not None:  # Inception's classes are others
                 accuracy.update(logits, batch.labels)
         score = Score(contender.kind, contender.source is not contender, **asdict(quality.compute()))
         score.steps, score.parameters = contender.steps, contender.parameters

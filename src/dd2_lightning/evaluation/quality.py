@@ -67,7 +67,9 @@ class Quality(nn.Module):
         super().__init__()
         self.seed = seed
         self.frechet = FrechetDistance(gaussian)
-        self.manifold = None if features is None else PrecisionRecall(features[:manifold_samples], k, manifold_samples)
+        self.manifold = None
+        if features is not None and manifold_samples:
+            self.manifold = PrecisionRecall(features[:manifold_samples], k, manifold_samples)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*will save all extracted features")
             self.inception = InceptionScore(nn.Identity(), splits)

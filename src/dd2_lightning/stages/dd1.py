@@ -170,9 +170,9 @@ class DD1Distill(DistillationStage):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)
         one_step = self.teacher.snap(self.generator(self.ema).sample(batch.labels, batch.noise))
-        scale = self.trainer.datamodule.sampling.guidance_scale
+        sampling = self.trainer.datamodule.sampling
         for name, indices in (("one_step", one_step), ("teacher", batch.tokens)):
-            nll = sequence_nll(self.teacher, indices, batch.labels, scale).mean()
+            nll = sequence_nll(self.teacher, indices, batch.labels, sampling).mean()
             self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
