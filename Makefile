@@ -4,7 +4,7 @@
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
-#   make benchmark                seeds 0, 1, 2 with the longer budgets -> benchmarks/digits_$(FAMILY).json
+#   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues (hours: see dd2 ablations --help)
@@ -37,13 +37,13 @@ space := $(subst ,, )
 # an unfinished run (checkpoints, but no config.json yet) is resumed
 resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/last.ckpt),--ckpt_path last))
 
-# budgets of `make benchmark`, in iterations
+# budgets of `make benchmark`, in iterations; those of DD1 take the processor time of DD2's three stages, pairs included
 BENCH_SEEDS := 0 1 2
-BENCH_init_var       := 1500
+BENCH_init_var       := 1000
 BENCH_init_llamagen  := 1000
-BENCH_csd_var        := 5000
+BENCH_csd_var        := 2400
 BENCH_csd_llamagen   := 3000
-BENCH_align_var      := 400
+BENCH_align_var      := 200
 BENCH_align_llamagen := 300
 BENCH_dd1_var        := 12000
 BENCH_dd1_llamagen   := 12000
@@ -98,10 +98,13 @@ $(RUNS)/dd1/config.json: $(TEACHER)/config.json | install
 $(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1/config.json) | install
 	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml --teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --output $@
 
+benched = RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
+	$(foreach stage,init csd align dd1,STEPS_$(stage)=$(BENCH_$(stage)_$(FAMILY)))
+
 # the teacher is the same for all seeds: what is measured is its distillation
 seed%: $(TEACHER)/config.json
-	$(MAKE) evaluate RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
-		$(foreach stage,init csd align,STEPS_$(stage)=$(BENCH_$(stage)_$(FAMILY)))
+	$(MAKE) align dd1 $(benched)
+	$(MAKE) evaluate $(benched)
 
 benchmark: $(addprefix seed,$(BENCH_SEEDS))
 	$(DD2) summary --output benchmarks/digits_$(FAMILY).json \
