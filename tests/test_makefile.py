@@ -75,7 +75,7 @@ def test_the_baseline_needs_a_teacher_only(tmp_path, family):
     text = plan(tmp_path, "dd1", family)
     assert stages(text, family) == STAGES[family][:-3] and f"--config configs/dd1_{family}.yaml" in text
     assert f"--model.teacher {tmp_path}/{LAST[family]}" in text
-    finish(tmp_path, LAST[family])
+    finish(tmp_path, *STAGES[family][:-3])
     checkpoint = tmp_path / "dd1" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
