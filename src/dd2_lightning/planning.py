@@ -154,7 +154,7 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
     with shapes_only(stage):
         updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
         guided = data.sampling.guidance_scale is not None
-        pair_steps = data.steps if stage.learns_from_pairs else 0
+        pair_steps = getattr(data, "steps", 0)
         sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"), pair_steps)
         weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
     sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
