@@ -45,8 +45,8 @@ BENCH_csd_var        := 2400
 BENCH_csd_llamagen   := 3000
 BENCH_align_var      := 200
 BENCH_align_llamagen := 300
-BENCH_dd1_var        := 12000
-BENCH_dd1_llamagen   := 12000
+BENCH_dd1_var        := 11000
+BENCH_dd1_llamagen   := 20000
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
