@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from dd2_lightning.models.dd1 import DD1Generator
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher

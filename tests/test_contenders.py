@@ -14,7 +14,7 @@ from dd2_lightning.evaluation.contenders import (
     TeacherContender,
 )
 from dd2_lightning.evaluation.marginals import Marginals
-from dd2_lightning.models.dd1 import DD1Generator
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.var import VARSampling
 from dd2_lightning.noise import SampleNoise

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dd2_lightning.errors import InputTypeError
-from dd2_lightning.models.dd1 import DD1Generator, trajectory_point
+from dd2_lightning.models.dd1 import trajectory_point
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.dd1_table import DD1Causal
 from dd2_lightning.models.execution import Execution
 from dd2_lightning.models.var import VARConfig, VARTeacher

@@ -10,7 +10,8 @@ import dd2_lightning as dd2
 from dd2_lightning.artifacts import Artifact, teacher_reference, write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError, InputTypeError
-from dd2_lightning.models.dd1 import DD1Generator, DD1Prediction, joined, trajectory_point
+from dd2_lightning.models.dd1 import DD1Prediction, joined, trajectory_point
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.families import family_of
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.table import CodebookOnly

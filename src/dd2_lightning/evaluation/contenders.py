@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.evaluation.marginals import Marginals
-from dd2_lightning.models.dd1 import DD1Generator
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import Student

@@ -10,7 +10,7 @@ from dd2_lightning.errors import ArtifactError
 from dd2_lightning.hub.cards import Card, identify, load_card, locate
 from dd2_lightning.hub.checkpoint import read_checkpoint
 from dd2_lightning.hub.release import outline
-from dd2_lightning.models.dd1 import DD1Generator
+from dd2_lightning.models.dd1_generator import DD1Generator
 
 
 def convert_dd1(

@@ -10,7 +10,8 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.losses import DD1Loss, dd1_loss
-from dd2_lightning.models.dd1 import DD1Generator, DD1Student, is_finished, joined, trajectory_point
+from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.perceptual import lpips_distance
 from dd2_lightning.stages.base import DistillationStage, Update
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
