@@ -22,6 +22,7 @@ from dd2_lightning.evaluation.contenders import (
 )
 from dd2_lightning.evaluation.curves import save_curves
 from dd2_lightning.evaluation.evaluate import evaluate_contenders
+from dd2_lightning.evaluation.path_length import feature_distance, path_length
 from dd2_lightning.evaluation.pictures import mosaic, save_comparison, save_grid
 from dd2_lightning.evaluation.report import aggregate, make_report, markdown, print_table, write_benchmark
 from dd2_lightning.models.generator import OneStepGenerator
@@ -71,6 +72,18 @@ def test_diversity_is_withdrawn_when_teacher_samples_disagree():
     scores = {"teacher": Score("teacher", diversity=0.96), "one-step": Score("one_step", diversity=0.9)}
     check_diversity(scores)
     assert scores["one-step"].diversity == 0.9
+
+
+def test_path_length_is_for_what_is_smooth_in_its_noise(teacher, generator, classifier):
+    def pictures(labels, noise):
+        return teacher.decode(generator.sample(labels, noise))
+
+    judge = Judge(teacher, classifier, reference_samples=50, manifold_samples=0, batch_size=20, paths=50, seed=3)
+    one_step = OneStepContender(teacher, generator)
+    expected = path_length(pictures, (TOKENS, 2), 10, feature_distance(classifier), 50, seed=3, batch_size=20).mean
+    assert judge.score(one_step, 40).path_length == expected > 0
+    assert judge.score(SnappedContender(one_step), 40).path_length is None
+    assert judge.score(TeacherContender(teacher), 40).path_length is None
 
 
 # --- classifier --------------------------------------------------------------------------------------------------
@@ -169,7 +182,8 @@ def test_report_of_a_toy(teacher, generator, kept, classifier, tmp_path, capsys)
         assert set(row) >= PINNED
         missing = {key for key, value in row.items() if value is None}
         no_network = {"parameters"} if name in ("independent", "real") else set()
-        assert missing == no_network | ({"steps", "seconds_per_image"} if name == "real" else set())
+        no_path = set() if name == "one-step" else {"path_length"}
+        assert missing == no_network | no_path | ({"steps", "seconds_per_image"} if name == "real" else set())
     assert rows["teacher"]["steps"] == TOKENS and rows["one-step"]["steps"] == 1
     assert rows["teacher"]["frechet"] < rows["skip-1"]["frechet"] < rows["independent"]["frechet"]
     assert rows["teacher"]["nll"] < rows["skip-1"]["nll"] < rows["independent"]["nll"]

@@ -241,7 +241,7 @@ class DigitMeasurer(Measurer):
         self.teacher, self.samples = load_teacher(teacher), samples
         network = load_classifier(work)
         self.judge = Judge(
-            self.teacher, network, sampling, reference_samples=4 * samples, manifold_samples=0, progress=False
+            self.teacher, network, sampling, reference_samples=4 * samples, manifold_samples=0, progress=False, paths=0
         )
         self.independent = self.judge.score(IndependentContender(self.teacher), samples).frechet
         self.floor = self.judge.score(TeacherContender(self.teacher, self.judge.sampling), samples).frechet

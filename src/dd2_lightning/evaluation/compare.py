@@ -15,6 +15,7 @@ from dd2_lightning.evaluation.classifier import FeatureNetwork
 from dd2_lightning.evaluation.contenders import Contender, TeacherContender
 from dd2_lightning.evaluation.marginals import Marginals
 from dd2_lightning.evaluation.metrics import WithinClassVariance, agree, sequence_nll
+from dd2_lightning.evaluation.path_length import feature_distance, path_length
 from dd2_lightning.evaluation.progress import tracked
 from dd2_lightning.evaluation.quality import Quality
 from dd2_lightning.evaluation.timing import interleaved
@@ -41,6 +42,7 @@ class Score:
         steps: sequential passes through a backbone.
         seconds_per_image: pictures included.
         parameters: of the networks that sample, tokenizer excluded.
+        path_length: perceptual, in the features of the network, see :func:`path_length`.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Score:
     steps: int | None = None
     seconds_per_image: float | None = None
     parameters: int | None = None
+    path_length: float | None = None
 
 
 def first_of(scores: dict[str, Score], kind: str) -> Score | None:
@@ -91,6 +94,7 @@ class Judge:
         minimum: samples a class below which diversity is not given.
         manifold_samples: samples that precision, recall and KID take; 0 leaves them out.
         progress: show a bar, in a terminal.
+        paths: of noise, whose lengths are averaged; 0 leaves them out.
     """
 
     def __init__(
@@ -104,10 +108,11 @@ class Judge:
         minimum: int = 500,
         manifold_samples: int = 5000,
         progress: bool = True,
+        paths: int = 2000,
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
         self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
-        self.manifold_samples, self.progress = manifold_samples, progress
+        self.manifold_samples, self.progress, self.paths = manifold_samples, progress, paths
         self.reference = self._sample_reference(reference_samples)
 
     @torch.no_grad()
@@ -168,7 +173,21 @@ class Judge:
             score.accuracy = accuracy.compute().item() if contender.sampled else self.network.held_out_accuracy
         if variance.enough and self.reference.variance:
             score.diversity = variance.compute() / self.reference.variance
+        if contender.smooth and self.paths:
+            score.path_length = self._path_length(contender)
         return score
+
+    def _path_length(self, contender: Contender) -> float:
+        return path_length(
+            lambda labels, noise: self.teacher.decode(contender.smooth(labels, noise)),
+            (self.teacher.layout.length, self.teacher.token_dim),
+            self.teacher.num_classes,
+            feature_distance(self.network),
+            self.paths,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.teacher.codebook.device,
+        ).mean
 
 
 def finite(value: float) -> float | None:

@@ -48,6 +48,8 @@ class Contender(ABC):
         steps: sequential passes through a backbone for one sample.
         networks: what it samples with, tokenizer excluded.
         sampled: False for the real data, which have no cost and no seed.
+        smooth: ``(labels (B,), noise (B, n, C)) -> tokens``, where tokens change smoothly with noise and with nothing
+            else; their pictures have a path length.
     """
 
     kind: ClassVar[str]
@@ -55,6 +57,7 @@ class Contender(ABC):
     steps: int | None
     networks: tuple[nn.Module, ...] = ()
     sampled: bool = True
+    smooth: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, teacher: CodebookTeacher):
         self.teacher = teacher
@@ -150,7 +153,7 @@ class OneStepContender(GeneratorContender):
 
     def __init__(self, teacher: CodebookTeacher, generator: OneStepGenerator):
         super().__init__(teacher)
-        self.draw, self.networks = generator.sampler(), (generator.student,)
+        self.draw, self.networks, self.smooth = generator.sampler(), (generator.student,), generator.sample
 
 
 class RefinedContender(GeneratorContender):

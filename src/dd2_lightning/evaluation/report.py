@@ -65,6 +65,7 @@ COLUMNS = (
     plain("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
     Column("speed-up", speed_up, "{:.1f}x".format),
     plain("params", "parameters", millions, 6),
+    plain("PPL", "path_length", "{:.1f}".format, 7),
 )
 """After the contender's name; a column in which no contender has a number is left out."""
 
