@@ -170,10 +170,9 @@ def every_kind(teacher, generator):
 PINNED = {"frechet", "nll", "accuracy", "diversity", "steps", "seconds_per_image"}
 
 
-def test_report_of_a_toy(teacher, generator, kept, classifier, tmp_path, capsys):
-    (tmp_path / "classifier.safetensors").write_bytes((kept / "classifier.safetensors").read_bytes())
+def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     contenders = every_kind(teacher, generator)
-    report = evaluate_contenders(contenders, tmp_path, samples=1200, reference_samples=3000, minimum=100)
+    report = evaluate_contenders(contenders, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
     assert set(report) == {"contenders", "ratios", "seed", "samples", "hardware", "commit"}
     rows = report["contenders"]
@@ -202,6 +201,27 @@ def test_report_of_a_toy(teacher, generator, kept, classifier, tmp_path, capsys)
     assert "one-step snapped" in capsys.readouterr().out
     for name in ("samples", "steps"):
         assert imread(tmp_path / f"{name}.png").shape[1] > 1000
+
+
+class Quarters:
+    """Features that classify nothing."""
+
+    width, held_out_accuracy = 2, None
+
+    def features(self, images):
+        return torch.stack([images[..., :4, :].mean((1, 2, 3)), images[..., 4:, :].mean((1, 2, 3))], 1)
+
+    def logits(self, features):
+        return None
+
+
+def test_features_that_do_not_classify(teacher, generator, tmp_path):
+    contenders = [TeacherContender(teacher), OneStepContender(teacher, generator), IndependentContender(teacher)]
+    sizes = {"samples": 600, "reference_samples": 1000, "minimum": 50}
+    rows = evaluate_contenders(contenders, Quarters(), tmp_path, **sizes)["contenders"]
+    for row in rows.values():
+        assert row["accuracy"] is row["inception_score"] is None
+        assert row["frechet"] is not None and row["nll"] is not None and row["diversity"] is not None
 
 
 def full_report(seed=0, **changed):
@@ -309,16 +329,16 @@ def test_a_file_that_is_no_report_is_named(tmp_path):
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
-def test_an_output_that_cannot_be_written_is_found_first(teacher, tmp_path):
+def test_an_output_that_cannot_be_written_is_found_first(teacher, classifier, tmp_path):
     (tmp_path / "report").write_text("a file in the place of the directory")
     with pytest.raises(ArtifactError, match=r"cannot write .*report"):
-        evaluate_contenders([TeacherContender(teacher)], tmp_path / "report")
+        evaluate_contenders([TeacherContender(teacher)], classifier, tmp_path / "report")
 
 
-def test_a_teacher_without_pictures_is_refused(tmp_path):
+def test_a_teacher_without_pictures_is_refused(classifier, tmp_path):
     bare = TableTeacher(torch.ones(1, 2, 2), circle(2))
     with pytest.raises(DD2Error, match="no pictures"):
-        evaluate_contenders([TeacherContender(bare)], tmp_path)
+        evaluate_contenders([TeacherContender(bare)], classifier, tmp_path)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------

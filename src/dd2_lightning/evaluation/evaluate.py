@@ -7,10 +7,11 @@ import torch
 
 from dd2_lightning.artifacts import Artifact, check_writable
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.evaluation.classifier import FeatureNetwork, load_classifier
+from dd2_lightning.evaluation.classifier import FeatureNetwork
 from dd2_lightning.evaluation.compare import Judge, compare
 from dd2_lightning.evaluation.contenders import Contender
 from dd2_lightning.evaluation.curves import save_curves
+from dd2_lightning.evaluation.features import feature_network
 from dd2_lightning.evaluation.lineup import STAGES, Models, line_up, read_entries, standard_line_up
 from dd2_lightning.evaluation.pictures import save_comparison
 from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
@@ -30,13 +31,15 @@ def evaluate(
     sampling: AnySampling = Sampling(),
     samples: int = 20_000,
     reference_samples: int = 30_000,
+    features: str = "digits",
+    inception: str | None = None,
     seed: int = 0,
     batch_size: int = 500,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure generators of digits against their teacher, the other methods and the weak baselines.
+    """Measure generators against their teacher, the other methods and the weak baselines.
 
-    Writes ``results.json``, ``table.md``, ``samples.png``, ``steps.png`` and, for the next time,
+    Writes ``results.json``, ``table.md``, ``samples.png``, ``steps.png`` and, for the next time, the digits'
     ``classifier.safetensors``.
 
     Args:
@@ -48,6 +51,8 @@ def evaluate(
         sampling: guidance and truncation of the teacher, as the generators were distilled.
         samples: of each contender.
         reference_samples: size of the teacher sample that everything is compared with.
+        features: what pictures are measured in: digits, inception, or one's own network: my_module.MyFeatures.
+        inception: weights file of Inception.
         seed: of all samples.
         batch_size: samples at a time; it changes no number.
         device: where to compute.
@@ -69,21 +74,23 @@ def evaluate(
     if not contenders or teacher is None:
         raise ValueError("give --config with a teacher and contenders, like configs/evaluate_var.yaml, or --models")
     entries = read_entries(contenders)
-    check_writable(results_path(output).parent)
-    opened = Models(teacher, runs, sampling, device)
-    return evaluate_contenders(line_up(entries, opened), output, sampling, samples, reference_samples, seed, batch_size)
+    path = results_path(output)
+    check_writable(path.parent)
+    opened = line_up(entries, Models(teacher, runs, sampling, device))
+    network = feature_network(features, path.parent, inception, device)
+    return evaluate_contenders(opened, network, path, sampling, samples, reference_samples, seed, batch_size)
 
 
 @torch.no_grad()
 def evaluate_contenders(
     contenders: list[Contender],
+    network: FeatureNetwork,
     output: str | Path,
     sampling: Sampling | None = None,
     samples: int = 20_000,
     reference_samples: int = 30_000,
     seed: int = 0,
     batch_size: int = 500,
-    network: FeatureNetwork | None = None,
     minimum: int = 500,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -91,13 +98,13 @@ def evaluate_contenders(
 
     Args:
         contenders: all of one teacher, which is one of them.
+        network: features.
         output: directory of the report, or its ``….json`` file.
         sampling: guidance and truncation of the teacher.
         samples: of each contender.
         reference_samples: size of the reference.
         seed: of all samples.
         batch_size: samples at a time.
-        network: features; the digit classifier by default.
         minimum: samples a class below which diversity is not given.
         quiet: print nothing.
 
@@ -106,15 +113,13 @@ def evaluate_contenders(
 
     Raises:
         ArtifactError: if the report cannot be written.
-        DD2Error: if the teacher has no pictures or the ``demo`` extra is missing.
+        DD2Error: if the teacher has no pictures.
     """
     path, teacher = results_path(output), contenders[0].teacher
     check_writable(path.parent)
     if not teacher.tokenizer.has_pictures:
         raise DD2Error("this teacher has no pictures to evaluate; its tests compare it with its exact distribution")
     device = teacher.codebook.device
-    if network is None:
-        network = load_classifier(path.parent).to(device)
     judge = Judge(teacher, network, sampling, seed, reference_samples, batch_size, minimum)
     report = make_report(compare(judge, contenders, samples), seed, samples, device)
     write_report(report, path)

@@ -59,26 +59,41 @@ class InceptionFeatures(nn.Module):
 
 
 def feature_network(
-    name: str = "digits", directory: str | Path = ".", inception: str | Path | None = None
+    name: str = "digits",
+    directory: str | Path = ".",
+    inception: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> FeatureNetwork:
-    """Open a feature network: frozen, in evaluation mode, on the CPU.
+    """Open a feature network: frozen, in evaluation mode.
 
     Args:
         name: ``digits``, ``inception``, or where to import a class like :class:`FeatureNetwork` from, called without
             arguments: ``my_module.MyFeatures``.
         directory: where the digit classifier is kept.
         inception: weights of Inception.
+        device: where it computes.
 
     Raises:
         ValueError: for a name that is nothing of these, or Inception without weights.
         DD2Error: see :class:`InceptionFeatures` and :func:`load_classifier`.
     """
     if name == "digits":
-        return load_classifier(directory)
-    if name == "inception":
+        network = load_classifier(directory)
+    elif name == "inception":
         if inception is None:
             raise ValueError("--features inception needs --inception: its weights file")
-        return InceptionFeatures(inception)
+        network = InceptionFeatures(inception)
+    else:
+        network = own_network(name)
+    return network.to(device).requires_grad_(False).eval() if isinstance(network, nn.Module) else network
+
+
+def own_network(name: str) -> FeatureNetwork:
+    """A user's own feature network, by where its class is imported from.
+
+    Raises:
+        ValueError: if there is none, or it lacks a part.
+    """
     if "." not in name:
         raise ValueError(f"unknown feature network '{name}'; there are: digits, inception, or your own: module.Class")
     try:
@@ -88,7 +103,7 @@ def feature_network(
     missing = [part for part in ("width", "held_out_accuracy", "features", "logits") if not hasattr(network, part)]
     if missing:
         raise ValueError(f"feature network '{name}' has no {', '.join(missing)}; see FeatureNetwork")
-    return network.requires_grad_(False).eval() if isinstance(network, nn.Module) else network
+    return network
 
 
 def identity(network: FeatureNetwork) -> str:

@@ -63,7 +63,7 @@ def quality(
     protocol = settle_protocol(pictures, protocol)
     if manifold_samples is None:
         manifold_samples = 10_000 if protocol is None else protocol_named(protocol).manifold_samples
-    network = open_network(features, path.parent, inception, device)
+    network = feature_network(features, path.parent, inception, device)
     against = open_reference(reference, network)
     check_sizes(pictures, against)
     scores = score(pictures, against, network, manifold_samples, batch_size, device)
@@ -126,18 +126,12 @@ def statistics(
         raise ValueError(f"--output must be a .safetensors file, got {output}")
     check_writable(Path(output).parent)
     file = PictureFile(pictures)
-    network = open_network(features, Path(output).parent, inception, device)
+    network = feature_network(features, Path(output).parent, inception, device)
     fit = FeatureGaussian(network.width).to(device)
     for pixels in tracked(file.batches(batch_size), "pictures", -(-len(file) // batch_size)):
         fit.update(features_of(network, pixels, device))
     write_statistics(output, fit.compute(), network)
     print(f"statistics of {len(file)} pictures -> {output}")
-
-
-def open_network(name: str, directory: Path, inception: str | None, device: torch.device | str) -> FeatureNetwork:
-    """See :func:`feature_network`; on a device."""
-    network = feature_network(name, directory, inception)
-    return network.to(device) if isinstance(network, torch.nn.Module) else network
 
 
 def settle_protocol(pictures: PictureFile, protocol: str | None) -> str | None:
