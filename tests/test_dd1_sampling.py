@@ -15,7 +15,7 @@ from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.families import family_of
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.table import CodebookOnly
-from dd2_lightning.noise import stream
+from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 from helpers import circle
 from reference import close
@@ -222,8 +222,8 @@ def test_the_command(tmp_path, capsys):
     generator = dd1_generator(teacher)
     write_dd1(tmp_path, generator, teacher)
     labels, n = labels_for(teacher, 4), teacher.layout.length
-    noise = torch.randn(4, n, teacher.token_dim, generator=stream(7, "sample"))
-    chance = torch.rand(4, n, generator=stream(7, "refine"))
+    drawn = SampleNoise(7, 0, 4)
+    noise, chance = drawn.randn("generator", n, teacher.token_dim), drawn.rand("teacher", n)
     with_teacher = ("--teacher", str(tmp_path / "teacher"), "--sampling.top_k", "3")
     refined = generator.refine(labels, teacher, 0, None, Sampling(top_k=3), noise, chance=chance)
     for options, tokens in (
