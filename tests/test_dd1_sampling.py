@@ -222,8 +222,7 @@ def test_the_command(tmp_path, capsys):
     generator = dd1_generator(teacher)
     write_dd1(tmp_path, generator, teacher)
     labels, n = labels_for(teacher, 4), teacher.layout.length
-    drawn = SampleNoise(7, 0, 4)
-    noise, chance = drawn.randn("generator", n, teacher.token_dim), drawn.rand("teacher", n)
+    noise, chance = SampleNoise(7, 0, 4).for_generators(n, teacher.token_dim)
     with_teacher = ("--teacher", str(tmp_path / "teacher"), "--sampling.top_k", "3")
     refined = generator.refine(labels, teacher, 0, None, Sampling(top_k=3), noise, chance=chance)
     for options, tokens in (

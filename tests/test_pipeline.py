@@ -148,7 +148,7 @@ def test_refined_samples_with_all_steps_are_the_teachers(inside, tmp_path):
     common = ["--model", "runs/var/csd", "--num", "4", "--output", str(target), "--teacher", "runs/var/teacher"]
     main(["sample", *common, "--steps", "4", "--sampling.guidance_scale", "1.0"])
     teacher = dd2.load_teacher("runs/var/teacher")
-    chance = SampleNoise(0, 0, 4).rand("refine", 21)
+    chance = SampleNoise(0, 0, 4).rand("teacher", 21)
     images = teacher.decode(teacher.sample(torch.arange(4), dd2.Sampling(guidance_scale=1.0), chance=chance))
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.abs(np.load(target)["arr_0"].astype(int) - pixels).max() <= 1

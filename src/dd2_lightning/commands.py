@@ -67,7 +67,7 @@ def sample(
 
     def draw(start: int, labels: Tensor) -> Tensor:
         noise = SampleNoise(seed, start, len(labels), device)
-        tokens = tokens_of(labels.to(device), noise.randn("one-step", n, C), noise.rand("refine", n))
+        tokens = tokens_of(labels.to(device), *noise.for_generators(n, C))
         return generator.decode(tokens).cpu()
 
     if Path(output).suffix == ".npz":

@@ -54,6 +54,13 @@ class SampleNoise:
         """Uniform on [0, 1), (count, *shape)."""
         return self._draw(torch.rand, key, shape)
 
+    def for_generators(self, n: int, C: int) -> tuple[Tensor, Tensor]:
+        """What generators of n tokens of C channels draw with: noise (count, n, C), uniform for a teacher (count, n).
+
+        The second are the numbers that the teacher itself is sampled with.
+        """
+        return self.randn("generator", n, C), self.rand("teacher", n)
+
     def _draw(self, function, key: str, shape: tuple[int, ...]) -> Tensor:
         what = (function, key, shape)
         if what not in self._drawn:

@@ -137,8 +137,7 @@ class GeneratorContender(Contender):
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Embeddings (B, n, C)."""
-        n, C = self.teacher.layout.length, self.teacher.token_dim
-        return self.draw(labels, noise.randn("generator", n, C), noise.rand("teacher", n))
+        return self.draw(labels, *noise.for_generators(self.teacher.layout.length, self.teacher.token_dim))
 
 
 class OneStepContender(GeneratorContender):
