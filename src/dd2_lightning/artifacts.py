@@ -68,9 +68,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def remove_parts(directory: str | Path) -> None:
-    """Remove what killed processes left of :func:`whole_or_not_at_all`; none must be writing there."""
-    for part in Path(directory).glob(".*.part"):
+def remove_parts(directory: str | Path, of: str = "*") -> None:
+    """Remove what killed processes left of :func:`whole_or_not_at_all`, of one file or of all; none must be writing."""
+    for part in Path(directory).glob(f".{of}.*.part"):
         part.unlink(missing_ok=True)
 
 
@@ -319,26 +319,15 @@ def load_teacher(directory: str | Path) -> CodebookTeacher:
     return teacher.requires_grad_(False).eval()
 
 
-def load_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "student") -> Student:
-    """Build the student that an artifact holds and fill it from one of its files.
+def load_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "student") -> Student | DD1Student:
+    """Build the student that an artifact holds, of DD2 or of DD1, and fill it from one of its files.
 
     Raises:
         ArtifactError: if it was distilled from a teacher of another family, or its tensors do not fit.
     """
     check_family(artifact, teacher)
-    student = build_student(teacher, **artifact.config["head"])
-    artifact.load_into(student, name)
-    return student
-
-
-def load_dd1_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "generator") -> DD1Student:
-    """The same for a network of DD1.
-
-    Raises:
-        ArtifactError: as :func:`load_student`.
-    """
-    check_family(artifact, teacher)
-    student = teacher.dd1_student()
+    is_dd1 = artifact.config["stage"] == "dd1"
+    student = teacher.dd1_student() if is_dd1 else build_student(teacher, **artifact.config["head"])
     artifact.load_into(student, name)
     return student
 
@@ -363,11 +352,9 @@ def load_generator(directory: str | Path, weights: str = "ema", teacher: Codeboo
     """
     artifact = Artifact.open(directory, ("csd", "align", "dd1"), "generator")
     teacher = teacher or load_teacher(artifact.teacher_path())
-    name = {"ema": "generator", "raw": "generator_raw"}[weights]
-    if artifact.config["stage"] == "dd1":
-        student = load_dd1_student(artifact, teacher, name)
+    student = load_student(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])
+    if isinstance(student, DD1Student):
         generator = DD1Generator(student, teacher.tokenizer, artifact.config["split"], artifact.config["second"])
     else:
-        student = load_student(artifact, teacher, name)
         generator = OneStepGenerator(student, teacher.tokenizer, artifact.config["head_time"])
     return generator.requires_grad_(False).eval()

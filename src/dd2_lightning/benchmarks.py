@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dd2_lightning.artifacts import check_writable, write_atomically
+from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.evaluation.report import commit, hardware, to_json
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.hub.published import published
@@ -48,9 +49,7 @@ def bench_sample(
         ValueError: for numbers below 1, or a size that there is not.
         ArtifactError: if the file cannot be written.
     """
-    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_at_least_one("--", batch_size=batch_size, rounds=rounds)
     check_writable(Path(output).parent)
     sizes = {name: published(name) for name in models}
     report = {

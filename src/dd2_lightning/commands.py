@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash
-from dd2_lightning.errors import DD2Error
-from dd2_lightning.evaluation.picture_files import to_bytes, write_pictures_file
+from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.evaluation.protocols import protocol_named
 from dd2_lightning.evaluation.sample_sets import SampleSet
 from dd2_lightning.models.families import AnySampling
@@ -53,9 +52,7 @@ def sample(
         batch_size: pictures at a time.
         device: where to compute.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("num", 1 if num is None else num)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_at_least_one("--", steps=steps, batch_size=batch_size, num=num)
     if protocol is not None and (labels is not None or num is None):
         raise ValueError("--protocol decides on the labels: it needs --num and goes without --labels")
     check_writable(Path(output).parent)
@@ -123,12 +120,12 @@ def parse_labels(text: str) -> Tensor:
 
 
 def write_pictures(images: Tensor, labels: Tensor, output: Path, start: int = 0, total: int | None = None) -> None:
-    """Write pictures (B, channels, H, W) in [0, 1] as a grid, an npz file or PNG files in a directory.
+    """Write pictures (B, channels, H, W) in [0, 1] as a grid or as PNG files in a directory.
 
     Args:
         images: the pictures.
         labels: their classes, (B,).
-        output: a ``.npz`` or ``.png`` file, or a directory.
+        output: a ``.png`` file, or a directory.
         start: number of the first picture, in the names of files in a directory.
         total: pictures in the directory in the end.
 
@@ -136,10 +133,6 @@ def write_pictures(images: Tensor, labels: Tensor, output: Path, start: int = 0,
         ArtifactError: naming the path, if it cannot be written.
         DD2Error: if the ``demo`` extra is needed and missing.
     """
-    if output.suffix == ".npz":
-        pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
-        write_pictures_file(output, pixels.shape, [pixels], labels=labels.numpy())
-        return
     try:
         from dd2_lightning.evaluation.pictures import save_grid
     except ModuleNotFoundError as error:

@@ -19,3 +19,18 @@ class PixelsMissingError(DD2Error, TypeError):
 
 class InputTypeError(DD2Error, TypeError):
     """A model was given something that it does not read; the message says what it reads."""
+
+
+def check_at_least_one(prefix: str, **counts: int | None) -> None:
+    """Refuse counts below 1.
+
+    Args:
+        prefix: what stands before their names for the user: ``--``, ``model.``.
+        counts: by name; None is not given.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{prefix}{name} must be at least 1, got {value}")

@@ -4,7 +4,6 @@
 eight codes, of which about 36 of 512 sequences are possible, and writes the curve against iterations.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from dd2_lightning.artifacts import check_writable, write_atomically, write_teac
 from dd2_lightning.callbacks import LearningCurve
 from dd2_lightning.data import PairData, PrefixData
 from dd2_lightning.distil import fit
-from dd2_lightning.evaluation.report import commit, hardware
+from dd2_lightning.evaluation.report import commit, hardware, to_json
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
@@ -241,7 +240,7 @@ def tables(
         "hardware": hardware(),
         "commit": commit(),
     }
-    write_atomically(Path(output), (json.dumps(summary, indent=2) + "\n").encode())
+    write_atomically(Path(output), to_json(summary))
 
 
 def independent_total_variation(teacher: TableTeacher) -> float:

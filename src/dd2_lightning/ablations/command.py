@@ -15,7 +15,7 @@ from dd2_lightning.ablations.runs import Plan, Run, planned, quietly
 from dd2_lightning.ablations.variants import BASELINE, QUESTIONS, Question, Variant
 from dd2_lightning.ablations.workers import perform
 from dd2_lightning.artifacts import check_writable, write_atomically
-from dd2_lightning.errors import DD2Error
+from dd2_lightning.errors import DD2Error, check_at_least_one
 
 PROBLEMS = ("tables", "digits")
 
@@ -53,8 +53,7 @@ def ablations(
         ArtifactError: if the teacher is missing, or something cannot be written.
         DD2Error: if runs failed; all others are finished and reported then.
     """
-    if processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {processes}")
+    check_at_least_one("--", processes=processes)
     wanted = names(problems, "problems", PROBLEMS)
     questions = asked(variants)
     numbers = [int(seed) for seed in names(seeds, "seeds")]

@@ -1,6 +1,5 @@
 """Curves as a picture: distance against iterations and against seconds, a row a problem."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 from dd2_lightning.ablations.analysis import Result, spread
 from dd2_lightning.ablations.report import Outcome
 from dd2_lightning.ablations.variants import Question
-from dd2_lightning.artifacts import write_atomically
-from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.pictures import blank_figure, write_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart with every common colour vision; yellow is too light for lines."""
@@ -61,15 +59,11 @@ def save_curves(question: Question, outcomes: list[Outcome], path: Path) -> bool
         DD2Error: if matplotlib is not installed.
         ArtifactError: if the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DD2Error("the pictures need matplotlib: pip install dd2-lightning[demo]") from error
     rows = [outcome for outcome in outcomes if question in outcome.questions and outcome.of(question)]
     if not rows:
         return False
-    figure = Figure((11, 0.5 + 3.4 * len(rows)), dpi=130, layout="constrained")
+    figure = blank_figure(11, 0.5 + 3.4 * len(rows))
+    figure.set_layout_engine("constrained")
     axes = figure.subplots(len(rows), 2, squeeze=False)
     figure.suptitle(question.title, fontsize=13)
     names = list(dict.fromkeys(name for outcome in rows for name in outcome.of(question)))
@@ -78,9 +72,7 @@ def save_curves(question: Question, outcomes: list[Outcome], path: Path) -> bool
             draw(ax, outcome.of(question), axis, names)
             ax.set_xlabel({"iteration": "iterations", "seconds": "seconds of training"}[axis], fontsize=9)
         pair[0].set_ylabel(f"{outcome.problem.title.lower()}: {outcome.problem.distance}", fontsize=9)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    write_figure(figure, path)
     return True
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dd2_lightning.ablations.recipes import Recipe
 from dd2_lightning.artifacts import Artifact, load_teacher, sha256, write_teacher
-from dd2_lightning.errors import ArtifactError, DD2Error
+from dd2_lightning.errors import ArtifactError, DD2Error, check_at_least_one
 from dd2_lightning.evaluation.baselines import IndependentContender
 from dd2_lightning.evaluation.classifier import load_classifier
 from dd2_lightning.evaluation.compare import Judge
@@ -55,9 +55,7 @@ class Budget:
     samples: int
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least_one("", **vars(self))
         if self.iterations % self.every:
             raise ValueError(f"iterations must be a multiple of every, got {self.iterations} and {self.every}")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dd2_lightning.ablations.analysis import DECISIVE, Judged, Result, Spread, judged, spread, summarised
 from dd2_lightning.ablations.problems import Budget, Problem
 from dd2_lightning.ablations.variants import BASELINE, FINDINGS, Question
-from dd2_lightning.evaluation.report import commit, hardware
+from dd2_lightning.evaluation.report import commit, hardware, markdown_table
 
 
 class Outcome(NamedTuple):
@@ -104,12 +104,6 @@ def shown(value: Spread | None, pattern: str = ".4f") -> str:
     return f"{value.median:{pattern}} ({value.low:{pattern}} to {value.high:{pattern}})"
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown."""
-    lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
 def figures_table(outcome: Outcome, question: Question) -> list[str]:
     """One question's figures on one problem."""
     table_of = summarised(outcome.of(question))
@@ -134,7 +128,7 @@ def figures_table(outcome: Outcome, question: Question) -> list[str]:
                 *(shown(row[key], ".1%") for key in ("fluctuation_ema", "fluctuation_raw")),
             ]
         )
-    return [f"{outcome.problem.title}:", "", *table(header, rows)]
+    return [f"{outcome.problem.title}:", "", *markdown_table(header, rows), ""]
 
 
 def verdict_table(outcomes: list[Outcome]) -> list[str]:
@@ -146,7 +140,7 @@ def verdict_table(outcomes: list[Outcome]) -> list[str]:
         here = [said(verdicts.get(claim)) for verdicts in by_problem]
         rows.append([claim, finding.paper, finding.prototype, *here])
     header = ["claim", "paper", "prototype", *(f"here, {o.problem.title.lower()}" for o in outcomes)]
-    return [line.replace("---:", "---") for line in table(header, rows)]
+    return [line.replace("---:", "---") for line in (*markdown_table(header, rows), "")]
 
 
 def said(entry: Judged | None) -> str:

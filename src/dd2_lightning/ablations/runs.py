@@ -19,6 +19,7 @@ from dd2_lightning.callbacks import LearningCurve
 from dd2_lightning.distil import fit, validate
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.report import commit, hardware, to_json
+from dd2_lightning.training import EXPECTED
 
 VERSION = 1
 """Raise it when what a run does changes, though its settings do not: it is then done again."""
@@ -168,13 +169,6 @@ def planned(
             inits[init.directory] = init
             runs[variant.name, seed] = Run(problem, name, seed, {**known, **measured, **own}, teacher, init)
     return Plan(list(inits.values()), runs)
-
-
-EXPECTED = (
-    "Found .* module.* in eval mode",  # teacher and EMA
-    ".*does not have many workers",  # batches are index arithmetic
-    ".*isinstance.treespec",
-)
 
 
 def quietly() -> None:

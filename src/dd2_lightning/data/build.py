@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dd2_lightning.artifacts import Artifact, load_teacher
 from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache, describe
-from dd2_lightning.errors import DD2Error
+from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
@@ -46,9 +46,7 @@ def cache(
             alone are sampled.
     """
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
-    for name, value in {**counts, "pair_steps": pair_steps}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_at_least_one("--", **counts, pair_steps=pair_steps)
     if not 0 <= part < parts:
         raise ValueError(f"--part must be in 0..{parts - 1}, got {part}")
     Artifact.open(teacher, ("teacher",), "--teacher")

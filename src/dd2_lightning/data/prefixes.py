@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
 from dd2_lightning.data.build import complete
 from dd2_lightning.data.cache import SequenceCache, describe, sample_codes
+from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import PAIR_STEPS, noise_to_codes
@@ -149,8 +150,7 @@ class PairData(PrefixData):
 
     def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):
         super().__init__(sequences=sequences, **kwargs)
-        if steps < 1:
-            raise ValueError(f"data.steps must be at least 1, got {steps}")
+        check_at_least_one("data.", steps=steps)
         self.steps = steps
 
     def describe(self, path: str, teacher: CodebookTeacher) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dd2_lightning.artifacts import Artifact, check_writable
-from dd2_lightning.errors import DD2Error
+from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.evaluation.classifier import FeatureNetwork
 from dd2_lightning.evaluation.compare import Judge, compare
 from dd2_lightning.evaluation.contenders import Contender
@@ -65,9 +65,7 @@ def evaluate(
         DD2Error: if the teacher has no pictures or the ``demo`` extra is missing.
         ValueError: for numbers below 1, and for contenders that cannot be; the message names entry and key.
     """
-    for name, value in (("samples", samples), ("reference_samples", reference_samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_at_least_one("--", samples=samples, reference_samples=reference_samples, batch_size=batch_size)
     if models:
         contenders, runs = standard_line_up(models), "."
         teacher = teacher or str(Artifact.open(models[0], STAGES, "--models").teacher_path())

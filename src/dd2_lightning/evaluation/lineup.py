@@ -19,6 +19,7 @@ A kind is a dataclass of this file and a line of :data:`KINDS`; its fields are t
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(ABC):
     """A contender as a config names it.
 
     Attributes:
@@ -109,13 +110,13 @@ class Entry:
         """Whether it is left out."""
         return False
 
+    @abstractmethod
     def contender(self, models: Models) -> Contender:
         """The contender itself, unsnapped, under its default name.
 
         Raises:
             ValueError: for settings that the teacher does not allow.
         """
-        raise NotImplementedError
 
 
 class Teacher(Entry):

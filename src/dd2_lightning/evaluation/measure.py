@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dd2_lightning.artifacts import check_writable, write_atomically
+from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.evaluation.classifier import FeatureNetwork
 from dd2_lightning.evaluation.features import feature_network, features_of, identity
 from dd2_lightning.evaluation.metrics import FeatureGaussian
@@ -54,9 +55,7 @@ def quality(
         DD2Error: if an extra is missing.
         ValueError: for options that cannot be.
     """
-    for name, value in (("batch_size", batch_size), ("manifold_samples", manifold_samples)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_at_least_one("--", batch_size=batch_size, manifold_samples=manifold_samples)
     path = results_path(output)
     check_writable(path.parent)
     pictures = PictureFile(samples)
@@ -120,8 +119,7 @@ def statistics(
         DD2Error: if an extra is missing.
         ValueError: for options that cannot be.
     """
-    if batch_size < 1:
-        raise ValueError(f"--batch_size must be at least 1, got {batch_size}")
+    check_at_least_one("--", batch_size=batch_size)
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"--output must be a .safetensors file, got {output}")
     check_writable(Path(output).parent)

@@ -175,12 +175,21 @@ def caption(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table whose first column is text and whose others are numbers."""
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The table as Markdown, of one seed or of the medians of several."""
     head, *rows = table(report.get("median", report)["contenders"])
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"{line}  " for line in caption(report)).rstrip() + "\n"
+    return (
+        "\n".join(markdown_table(head, rows))
+        + "\n\n"
+        + "\n".join(f"{line}  " for line in caption(report)).rstrip()
+        + "\n"
+    )
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:

@@ -51,8 +51,7 @@ class SampleSet:
             f"delete {self.directory} to begin again, or name another --output",
         )
         remove_parts(self.directory)
-        for half in self.output.parent.glob(f".{self.output.name}.*.part"):
-            half.unlink(missing_ok=True)
+        remove_parts(self.output.parent, self.output.name)
 
     @property
     def parts(self) -> range:

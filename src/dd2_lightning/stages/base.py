@@ -23,7 +23,7 @@ from dd2_lightning.artifacts import (
     write_artifact,
 )
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import ArtifactError, NonFiniteLossError
+from dd2_lightning.errors import ArtifactError, NonFiniteLossError, check_at_least_one
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.execution import Execution, shard
@@ -85,9 +85,7 @@ class Stage(pl.LightningModule):
 
     def check_at_least_one(self, **settings: int) -> None:
         """Refuse counts below 1, naming the setting."""
-        for key, value in settings.items():
-            if value < 1:
-                raise ValueError(f"model.{key} must be at least 1, got {value}")
+        check_at_least_one("model.", **settings)
 
     # --- networks ------------------------------------------------------------------------------------------------
 

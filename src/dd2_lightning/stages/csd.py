@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from dd2_lightning.artifacts import load_student
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage, Update
+from dd2_lightning.stages.base import Update
+from dd2_lightning.stages.generator import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 
 
-class CSDDistill(DistillationStage):
+class CSDDistill(GeneratorStage):
     """Distil the teacher into a one-step generator.
 
     An iteration is K guidance updates (L_FCS, each on fresh generator samples), then one generator update (L_CSD)
@@ -125,6 +125,10 @@ class CSDDistill(DistillationStage):
         noise = batch.randn(*key, "noise", shape=(self.layout.length, self.teacher.token_dim))
         return student.generate(noise, batch.labels, self.settings.head_time)
 
+    def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """See :meth:`GeneratorStage.draw`."""
+        return self.ema.generate(noise, labels, self.settings.head_time)
+
     # --- losses --------------------------------------------------------------------------------------------------
 
     def guidance_loss(self, batch: Batch, update: int) -> Tensor:
@@ -220,20 +224,8 @@ class CSDDistill(DistillationStage):
             gap = self.generator_loss(batch, q, "validation").gap
             self.log(f"val/score_gap_{name}", gap.mean(), batch_size=len(batch), sync_dist=True)
             self.per_position[f"val_score_gap_{name}"] = gap.mean(0)
-        one_step = self.teacher.snap(self.generate(self.ema, batch, "validation"))
-        for name, indices in (("one_step", one_step), ("teacher", batch.tokens)):
-            nll = sequence_nll(self.teacher, indices, batch.labels, self.settings.teacher_sampling).mean()
-            self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One-step pictures of the EMA generator, (b, channels, H, W)."""
-        return self.pictures(batch)
-
-    def pictures(self, batch: Batch) -> Tensor | None:
-        """One-step pictures at the noise of this batch, for grids; None for a teacher without pictures."""
-        if not self.teacher.tokenizer.has_pictures:
-            return None
-        return self.teacher.decode(self.generate(self.ema, batch, "pictures"))
+        one_step = self.generate(self.ema, batch, "validation")
+        self.log_likelihood(batch, one_step, self.settings.teacher_sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """Generator (EMA and raw) and guidance network."""

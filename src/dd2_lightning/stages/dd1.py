@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.losses import DD1Loss, dd1_loss
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.perceptual import lpips_distance
-from dd2_lightning.stages.base import DistillationStage, Update
+from dd2_lightning.stages.base import Update
+from dd2_lightning.stages.generator import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 
 
-class DD1Distill(DistillationStage):
+class DD1Distill(GeneratorStage):
     """Distil the teacher into a student that jumps from any of two points of the trajectory to its end.
 
     From X_t (q at the first t positions, the original noise at the others) it predicts all that is still noise: the
@@ -98,6 +98,10 @@ class DD1Distill(DistillationStage):
         """A student with what sampling needs."""
         return DD1Generator(student, self.teacher.tokenizer, self.settings.split, self.settings.second)
 
+    def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """See :meth:`GeneratorStage.draw`."""
+        return self.generator(self.ema).sample(labels, noise)
+
     def updates(self, iterations: int) -> list[Update]:
         """All of the student, in every iteration."""
         return [Update("student", self.student, lambda part: self.student_loss(part).loss, iterations)]
@@ -170,22 +174,7 @@ class DD1Distill(DistillationStage):
             for name, value in (("cross_entropy", jump.cross_entropy), ("accuracy", jump.hit)):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)
-        one_step = self.teacher.snap(self.generator(self.ema).sample(batch.labels, batch.noise))
-        sampling = self.trainer.datamodule.sampling
-        for name, indices in (("one_step", one_step), ("teacher", batch.tokens)):
-            nll = sequence_nll(self.teacher, indices, batch.labels, sampling).mean()
-            self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One-step pictures of the EMA, (b, channels, H, W)."""
-        return self.pictures(batch)
-
-    def pictures(self, batch: Batch) -> Tensor | None:
-        """One-step pictures at the noise of this batch, for grids; None for a teacher without pictures."""
-        if not self.teacher.tokenizer.has_pictures:
-            return None
-        noise = batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))
-        return self.teacher.decode(self.generator(self.ema).sample(batch.labels, noise))
+        self.log_likelihood(batch, self.draw(batch.noise, batch.labels), self.trainer.datamodule.sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """Student (EMA and raw)."""
