@@ -5,6 +5,7 @@
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
+#   make scarce                   the same from 1,000 sequences of the teacher -> benchmarks/scarce_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues (hours: see dd2 ablations --help)
@@ -48,9 +49,16 @@ BENCH_align_llamagen := 300
 BENCH_dd1_var        := 11000
 BENCH_dd1_llamagen   := 20000
 
+# sequences and iterations of DD1 of `make scarce`
+SCARCE     := 1000
+SCARCE_dd1 := 250 500 1000 2000
+
+# sequences sampled from the teacher, where it is not the config that says how many
+sequences = $(if $(SEQUENCES),--data.cache_size $(SEQUENCES))
+
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark tables ablations reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark scarce tables ablations reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -80,7 +88,7 @@ $(dir $(TEACHER))adapt/config.json: $(ORIGINAL)/config.json | install
 
 $(RUNS)/init/config.json: $(TEACHER)/config.json | install
 	$(FIT) --config configs/init_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/cache $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/cache $(sequences) $(call resume,$(@D)) $(call steps,$(@D))
 
 $(RUNS)/csd/config.json: $(RUNS)/init/config.json | install
 	$(FIT) --config configs/csd_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
@@ -92,11 +100,16 @@ $(RUNS)/align/config.json: $(RUNS)/csd/config.json | install
 
 $(RUNS)/dd1/config.json: $(TEACHER)/config.json | install
 	$(FIT) --config configs/dd1_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call resume,$(@D)) $(call steps,$(@D))
 
-# a DD1 run that is there is in the table
-$(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1/config.json) | install
-	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml --teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --output $@
+$(RUNS)/dd1-%/config.json: $(TEACHER)/config.json | install
+	$(FIT) --config configs/dd1_$(FAMILY).yaml --trainer.default_root_dir $(@D) --trainer.max_steps $* \
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call resume,$(@D))
+
+# DD1 runs that are there are in the table
+$(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json) | install
+	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml $(LINE_UP) \
+		--teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --output $@
 
 benched = RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
 	$(foreach stage,init csd align dd1,STEPS_$(stage)=$(BENCH_$(stage)_$(FAMILY)))
@@ -106,9 +119,25 @@ seed%: $(TEACHER)/config.json
 	$(MAKE) align dd1 $(benched)
 	$(MAKE) evaluate $(benched)
 
+# one report of all seeds whose runs lie in $(1)
+summary = $(DD2) summary --output $(2) \
+	--results '[$(subst $(space),$(comma),$(patsubst %,$(1)/seed%/report/results.json,$(BENCH_SEEDS)))]'
+
 benchmark: $(addprefix seed,$(BENCH_SEEDS))
-	$(DD2) summary --output benchmarks/digits_$(FAMILY).json \
-		--results '[$(subst $(space),$(comma),$(patsubst %,runs/$(FAMILY)/seed%/report/results.json,$(BENCH_SEEDS)))]'
+	$(call summary,runs/$(FAMILY),benchmarks/digits_$(FAMILY).json)
+
+# both methods from few sequences of the teacher, DD2 with the budgets of the configs; DD1, which soon knows its pairs
+# by heart, stops at several points
+scarcely = RUNS=runs/$(FAMILY)/scarce/seed$* TEACHER=$(TEACHER) SEED=$* SEQUENCES=$(SCARCE) \
+	LINE_UP='--config configs/scarce.yaml'
+
+scarce%: $(TEACHER)/config.json
+	$(MAKE) align $(scarcely)
+	$(MAKE) $(patsubst %,runs/$(FAMILY)/scarce/seed$*/dd1-%/config.json,$(SCARCE_dd1)) $(scarcely)
+	$(MAKE) evaluate $(scarcely)
+
+scarce: $(addprefix scarce,$(BENCH_SEEDS))
+	$(call summary,runs/$(FAMILY)/scarce,benchmarks/scarce_$(FAMILY).json)
 
 tables: | install
 	$(DD2) tables --output benchmarks/tables.json

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from dd2_lightning.evaluation.curves import save_curves
 from dd2_lightning.evaluation.evaluate import evaluate_contenders
 from dd2_lightning.evaluation.path_length import feature_distance, path_length
 from dd2_lightning.evaluation.pictures import mosaic, save_comparison, save_grid
-from dd2_lightning.evaluation.report import aggregate, make_report, markdown, print_table, write_benchmark
+from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, write_benchmark
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.table import TableTeacher
 from helpers import circle
@@ -152,6 +153,27 @@ def test_ratios():
     assert ratios(scores) == {"frechet": None, "nll": None}
 
 
+def test_the_gap_to_the_teacher_that_is_closed():
+    """Against the best DD1 in one step, for each metric."""
+    rows = {
+        "teacher": asdict(Score("teacher", frechet=0.01, nll=20.0, steps=16)),
+        "one-step": asdict(Score("one_step", frechet=0.02, nll=29.0, steps=1)),
+        "one-step snapped": asdict(Score("one_step", snapped=True, frechet=0.0, nll=29.0, steps=1)),
+        "a": asdict(Score("dd1", frechet=0.05, nll=32.0, steps=1)),
+        "b": asdict(Score("dd1", frechet=0.09, nll=26.0, steps=1)),
+        "two steps": asdict(Score("dd1", frechet=0.01, nll=20.0, steps=2)),
+    }
+    assert gap_closed(rows) == pytest.approx({"frechet": 0.75, "nll": -0.5})
+    report = {"contenders": rows, "ratios": {"frechet": None, "nll": None}, "closed": gap_closed(rows)}
+    report |= {"seed": 0, "samples": 10, "hardware": "a machine", "commit": None}
+    assert "DD2's closes Fréchet 0.750, NLL -0.500" in markdown(report)
+    assert "closes Fréchet 0.750 (0.750 to 0.750)" in markdown(aggregate([report, report, report]))
+    rows["b"]["nll"] = None
+    assert gap_closed(rows)["nll"] is None
+    del rows["a"], rows["b"], rows["two steps"]
+    assert gap_closed(rows) == {"frechet": None, "nll": None}
+
+
 def every_kind(teacher, generator):
     one_step = OneStepContender(teacher, generator)
     images, labels = load_digits_images()
@@ -174,7 +196,7 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     contenders = every_kind(teacher, generator)
     report = evaluate_contenders(contenders, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
-    assert set(report) == {"contenders", "ratios", "seed", "samples", "hardware", "commit"}
+    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit"}
     rows = report["contenders"]
     assert list(rows) == [contender.name for contender in contenders]
     for name, row in rows.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd2_lightning.cli import main
-from dd2_lightning.tables import distil_table, independent_total_variation, random_table, two_sequences
+from dd2_lightning.tables import STUDENT, distil_table, independent_total_variation, random_table, two_sequences
 
 SMALL = {"width": 48, "depth": 1, "heads": 4}
 
@@ -43,3 +43,28 @@ def test_the_command_writes_curve_and_median(tmp_path, capsys):
     assert [run["seed"] for run in written["runs"]] == [3, 4]
     assert [point["iteration"] for point in written["runs"][0]["curve"]] == [2, 4]
     assert "total variation" in capsys.readouterr().out
+
+
+def test_dd1_is_measured_on_the_same_table(tmp_path):
+    output = tmp_path / "tables.json"
+    counts = ["--iterations", "2", "--every", "2", "--init_iterations", "2", "--tokens", "2", "--dd1_iterations", "4"]
+    main(["tables", "--output", str(output), "--seeds", "[0]", *counts])
+    written = json.loads(output.read_text())
+    (run,) = written["runs"]
+    assert [point["iteration"] for point in run["dd1_curve"]] == [2, 4] and written["tokens"] == 2
+    assert written["dd1_median"] == run["dd1_final"] == run["dd1_curve"][-1]["total_variation"]
+    assert run["independent"] == independent_total_variation(random_table(0, STUDENT, 2))
+
+
+def test_seconds_of_stage_1_are_in_the_curve():
+    """The longer stage 1, the later stage 2 begins."""
+    first = [distil_table(two_sequences(SMALL), 0, 1, init, every=1)[0]["seconds"] for init in (1, 40)]
+    assert first[1] > 2 * first[0]
+
+
+def test_a_table_needs_two_tokens_and_room(tmp_path, capsys):
+    for tokens in (1, 8):
+        with pytest.raises(SystemExit) as stop:
+            main(["tables", "--output", str(tmp_path / "out.json"), "--tokens", str(tokens)])
+        assert stop.value.code == 2 and "--tokens must be 2 to 7" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -27,6 +27,7 @@ from dd2_lightning.stages import ARDiffusionInit, CSDDistill, DD1Distill
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 SAMPLES = 200_000
+MAX_TOKENS = 7
 BATCH_SIZE = 128
 STUDENT = {"width": 64, "depth": 2, "heads": 4, "octaves": 2}
 
@@ -148,19 +149,21 @@ def distil_table(
         settings: see :func:`table_recipe`.
 
     Returns:
-        The curve of the EMA generator: iteration, seconds, total variation, mass on impossible sequences.
+        The curve of the EMA generator: iteration, seconds (stage 1 included), total variation, mass on impossible
+        sequences.
     """
 
     def measure(stage: CSDDistill) -> dict[str, float]:
         return distance(partial(stage.ema.generate, head_time=stage.settings.head_time), stage.teacher)
 
     recipe = table_recipe(iterations, init_iterations, **settings)
-    watch = LearningCurve(every, measure)
+    clock = LearningCurve(init_iterations, lambda stage: {})
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         write_teacher(root / "teacher", teacher)
         init = ARDiffusionInit(str(root / "teacher"), **recipe["init"])
-        fit(init, PrefixData(batch_size, "online", seed=seed), init_iterations, root / "init")
+        fit(init, PrefixData(batch_size, "online", seed=seed), init_iterations, root / "init", clock)
+        watch = LearningCurve(every, measure, clock.seconds)
         csd = CSDDistill(str(root / "teacher"), str(root / "init"), **recipe["csd"])
         fit(csd, PrefixData(batch_size, "none", seed=seed), iterations, root / "csd", watch)
     return watch.curve
@@ -209,38 +212,56 @@ def tables(
     init_iterations: int = 2000,
     every: int = 500,
     threads: int = 1,
+    tokens: int = 3,
+    dd1_iterations: int = 0,
 ) -> None:
     """Distil random exact tables and write the total variation against iterations.
 
     Args:
-        output: JSON file: ``{"runs": [{"seed", "independent", "curve", "final"}], "median", …}``.
+        output: JSON file: ``{"runs": [{"seed", "independent", "curve", "final"}], "median", …}``; with
+            ``dd1_iterations`` also ``dd1_curve``, ``dd1_final`` and ``dd1_median``.
         seeds: of table, networks and noise; 0, 1, 2 by default.
         iterations: of stage 2.
         init_iterations: of stage 1.
         every: iterations between two points of the curve.
         threads: of torch; these networks are too small to gain from more.
+        tokens: n; a joint has 8 to the power of n entries.
+        dd1_iterations: of the baseline DD1 on the same table; 0 is without it.
 
     Raises:
         ArtifactError: if the file cannot be written.
+        ValueError: for fewer than two tokens, or more than a joint has room for.
     """
     check_writable(Path(output).parent)
+    if not 2 <= tokens <= MAX_TOKENS:
+        raise ValueError(f"--tokens must be 2 to {MAX_TOKENS}, got {tokens}")
     torch.set_num_threads(threads)
     runs = []
     for seed in [0, 1, 2] if seeds is None else seeds:
-        teacher = random_table(seed, STUDENT)
-        curve = distil_table(teacher, seed, iterations, init_iterations, every=every)
-        independent = independent_total_variation(teacher)
-        runs.append({"seed": seed, "independent": independent, "curve": curve, "final": curve[-1]["total_variation"]})
-        print(f"seed {seed}: total variation {runs[-1]['final']:.4f} (independent tokens {independent:.4f})")
+        teacher = random_table(seed, STUDENT, tokens)
+        run = {"seed": seed, "independent": independent_total_variation(teacher)}
+        run |= ended("", distil_table(teacher, seed, iterations, init_iterations, every=every))
+        print(f"seed {seed}: total variation {run['final']:.4f} (independent tokens {run['independent']:.4f})")
+        if dd1_iterations:
+            run |= ended("dd1_", distil_table_dd1(teacher, seed, dd1_iterations, every=every))
+            print(f"seed {seed}: total variation {run['dd1_final']:.4f}, DD1")
+        runs.append(run)
     summary = {
         "runs": runs,
         "median": median(run["final"] for run in runs),
+        **({"dd1_median": median(run["dd1_final"] for run in runs)} if dd1_iterations else {}),
+        "tokens": tokens,
         "iterations": iterations,
         "samples": SAMPLES,
         "hardware": hardware(),
         "commit": commit(),
     }
     write_atomically(Path(output), to_json(summary))
+
+
+def ended(who: str, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """A curve and where it ends."""
+    return {f"{who}curve": curve, f"{who}final": curve[-1]["total_variation"]}
 
 
 def independent_total_variation(teacher: TableTeacher) -> float:

@@ -13,16 +13,17 @@ class LearningCurve(pl.Callback):
     Args:
         every: iterations between two points.
         measure: from the stage to what is said of it at a point.
+        seconds: that training before this stage took.
 
     Attributes:
         curve: ``{"iteration", "seconds", …}``, one a point. Seconds are the processor's, spent on training alone:
             other work of the machine and the measuring itself are not in them.
     """
 
-    def __init__(self, every: int, measure: Callable[[Any], dict[str, Any]]):
+    def __init__(self, every: int, measure: Callable[[Any], dict[str, Any]], seconds: float = 0.0):
         self.every, self.measure = every, measure
         self.curve: list[dict[str, Any]] = []
-        self.seconds = 0.0
+        self.seconds = seconds
 
     def on_train_start(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
         """Start the clock."""

@@ -76,16 +76,45 @@ def make_report(
     """The contents of ``results.json``.
 
     Returns:
-        ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "seed", "samples", "hardware", "commit"}``.
+        ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "closed": the same, "seed", "samples",
+        "hardware", "commit"}``.
     """
+    rows = {name: asdict(score) for name, score in scores.items()}
     return {
-        "contenders": {name: asdict(score) for name, score in scores.items()},
+        "contenders": rows,
         "ratios": ratios(scores),
+        "closed": gap_closed(rows),
         "seed": seed,
         "samples": samples,
         "hardware": f"{hardware(device)}; speed at batch size {timing_batch}",
         "commit": commit(),
     }
+
+
+def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """How much of DD1's error DD2's one step does away with: 1 is the teacher, 0 is DD1, below 0 is worse than it.
+
+    ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), with F0 the distance of a second teacher sample to the
+    reference; ``nll`` is the same of likelihoods. DD1 is the best of those in one step, for each metric.
+
+    Args:
+        contenders: rows of a report by name.
+
+    Returns:
+        Both; None where a part is missing or DD1 is no worse than the teacher.
+    """
+    result = {}
+    for metric in RATIOS:
+
+        def best(kind: str, metric: str = metric) -> float | None:
+            rows = (row for row in contenders.values() if row["kind"] == kind and not row["snapped"])
+            values = [row[metric] for row in rows if kind == "teacher" or row["steps"] == 1]
+            return None if None in values else min(values, default=None)
+
+        one_step, teacher, dd1 = (best(kind) for kind in ("one_step", "teacher", "dd1"))
+        defined = None not in (one_step, teacher, dd1) and dd1 > teacher
+        result[metric] = (dd1 - one_step) / (dd1 - teacher) if defined else None
+    return result
 
 
 def hardware(device: torch.device | str = "cpu") -> str:
@@ -157,16 +186,24 @@ def caption(report: dict[str, Any]) -> list[str]:
         report: of one seed, or ``{"median", "range", "runs"}`` of several.
     """
     runs = report.get("runs", [report])
-    middle, ends, first = report.get("median", report)["ratios"], report.get("range", {}).get("ratios", {}), runs[0]
-    left = ", ".join(f"{name} {_ratio(middle[key], ends.get(key))}" for key, name in RATIOS.items())
+    middle, ends, first = report.get("median", report), report.get("range", {}), runs[0]
+
+    def said(what: str) -> str:
+        both = ((name, middle[what][key], ends.get(what, {}).get(key)) for key, name in RATIOS.items())
+        return ", ".join(f"{name} {_ratio(value, between)}" for name, value, between in both)
+
     seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [
-        f"Left of the independent tokens' error in DD2's one step: {left} (0 is the teacher, 1 is independent).",
+        f"Left of the independent tokens' error in DD2's one step: {said('ratios')} (0 is the teacher, 1 is "
+        f"independent).",
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
         f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
         f"{first['hardware']}, decoding included; params without the tokenizer; commit "
         f"{(first['commit'] or 'unknown')[:10]}.",
     ]
+    if any(middle["closed"].values()):
+        closed = f"Of the error of the best DD1 in one step, DD2's closes {said('closed')} (1 is the teacher)."
+        lines.insert(1, closed)
     if len(runs) > 1:
         lines.insert(0, f"Medians of {len(runs)} runs, and where they lie.")
     if any(row["kind"] == "real" for row in first["contenders"].values()):
@@ -249,7 +286,8 @@ def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Several seeds in one.
 
     Returns:
-        ``{"runs": [reports], "median": {"contenders", "ratios"}, "range": the same, [lowest, highest] each}``.
+        ``{"runs": [reports], "median": {"contenders", "ratios", "closed"}, "range": the same, [lowest, highest]
+        each}``.
 
     Raises:
         ValueError: if there is no report, or they have different contenders.
@@ -259,7 +297,11 @@ def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
     names = [set(report["contenders"]) for report in reports]
     if any(other != names[0] for other in names):
         raise ValueError("the reports have different contenders: " + "; ".join(", ".join(sorted(n)) for n in names))
-    parts = [{key: report[key] for key in ("contenders", "ratios")} for report in reports]
+    parts = [
+        {"contenders": rows, "ratios": report["ratios"], "closed": gap_closed(rows)}
+        for report in reports
+        for rows in [report["contenders"]]
+    ]
     return {
         "runs": reports,
         "median": over_runs(median, parts),
