@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,8 +98,24 @@ def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):
     assert f"--teacher {tmp_path}/teacher --runs {tmp_path} " in text and f"--output {report}" in text
 
 
+def test_few_sequences_are_few_for_both_methods(tmp_path):
+    finish(tmp_path, "teacher", "adapt")
+    text = plan(tmp_path, "scarce0", "llamagen")
+    entries = yaml.safe_load((ROOT / "configs" / "scarce.yaml").read_text())["contenders"]
+    models = [entry["model"] for entry in entries if entry["kind"] == "dd1"]
+    runs = {line for line in text.replace("\\\n", " ").splitlines() if "dd2 fit" in line}
+    assert len(runs) == 3 + len(models)
+    for line in runs:
+        assert "--seed_everything 0" in line and f"--model.teacher {tmp_path}/adapt" in line
+        assert ("--data.cache_size 1000" in line) == ("init_llamagen" in line or "dd1_llamagen" in line)
+    for model in models:
+        budget = f"--trainer.max_steps {model.removeprefix('dd1-')}"
+        assert any(f"scarce/seed0/{model} " in line and budget in line for line in runs)
+    assert "evaluate --config configs/evaluate_llamagen.yaml --config configs/scarce.yaml" in text
+
+
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark", "tables"]
-TARGETS += ["ablations", "reliability"]
+TARGETS += ["scarce", "ablations", "reliability"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
