@@ -201,8 +201,10 @@ def caption(report: dict[str, Any]) -> list[str]:
         f"{first['hardware']}, decoding included; params without the tokenizer; commit "
         f"{(first['commit'] or 'unknown')[:10]}.",
     ]
-    if any(middle["closed"].values()):
-        closed = f"Of the error of the best DD1 in one step, DD2's closes {said('closed')} (1 is the teacher)."
+    if any(value is not None for value in middle["closed"].values()):
+        closed = (
+            f"Of the error of the best DD1 in one step, DD2's closes {said('closed')} (1 is the teacher, 0 is DD1)."
+        )
         lines.insert(1, closed)
     if len(runs) > 1:
         lines.insert(0, f"Medians of {len(runs)} runs, and where they lie.")
