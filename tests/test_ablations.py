@@ -267,6 +267,9 @@ def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "work/tables").glob("*seed0-*.json")}
     assert len(before) == 3  # stage 1, baseline, sid-0.8
     capsys.readouterr()
+    report = run(tmp_path, *TABLES, "--variants", "form", "--report_only", "true")
+    assert {entry["variant"] for entry in report["runs"]} == {BASELINE, "sid-0.8"}
+    assert len(list((tmp_path / "work/tables").glob("*seed0-*.json"))) == 3
     report = run(tmp_path, *TABLES, "--variants", "form")
     assert "3 runs are finished, 2 are missing" in capsys.readouterr().out
     assert {entry["variant"] for entry in report["runs"]} == {BASELINE, "sid-0.8", "sid-1.0", "sid-1.2"}
@@ -335,6 +338,8 @@ def test_bad_input(tmp_path, capsys, digits):
         run(tmp_path, "--teacher", str(tmp_path / "nowhere"))
     with fails(capsys, 1, "init_var.yaml", "--configs"):
         run(tmp_path, "--teacher", str(digits), "--configs", str(tmp_path))
+    with fails(capsys, 1, "nothing to report", "--work"):
+        run(tmp_path, *TABLES, "--report_only", "true")
     (tmp_path / "file").write_text("")
     with fails(capsys, 1, "cannot write", "file"):
         main(["ablations", "--work", str(tmp_path / "file" / "x")])

@@ -32,6 +32,7 @@ def ablations(
     tables: Budget = Budget(init_iterations=2000, iterations=1500, every=50, samples=5000),
     digits: Budget = Budget(init_iterations=1000, iterations=500, every=50, samples=1000),
     processes: int = 1,
+    report_only: bool = False,
 ) -> None:
     """Vary the paper's choices one at a time, on the exact tables and the digits; an interrupted command continues.
 
@@ -47,11 +48,12 @@ def ablations(
         tables: what a run on the tables takes.
         digits: what a run on the digits takes.
         processes: runs at a time, one thread each.
+        report_only: run nothing, write what the finished runs say.
 
     Raises:
         ValueError: for names that there are not, or numbers that cannot be.
         ArtifactError: if the teacher is missing, or something cannot be written.
-        DD2Error: if runs failed; all others are finished and reported then.
+        DD2Error: if runs failed; all others are finished and reported then. Or if there is nothing to report.
     """
     check_at_least_one("--", processes=processes)
     wanted = names(problems, "problems", PROBLEMS)
@@ -68,10 +70,12 @@ def ablations(
     if "digits" in wanted:
         opened.append(Digits(root / "digits", Path(teacher), Path(configs)))
     plans = {problem.name: plan_of(problem, budgets[problem.name], chosen, numbers) for problem in opened}
-    failed = perform_all(plans, processes)
+    failed = {} if report_only else perform_all(plans, processes)
     outcomes = [
         Outcome(problem, budgets[problem.name], questions, results_of(plans[problem.name])) for problem in opened
     ]
+    if report_only and not any(outcome.results for outcome in outcomes):
+        raise DD2Error(f"there is nothing to report: no run with these settings is finished in --work {root}")
     write(outcomes, failed, Path(output), Path(document))
     if failed:
         raise DD2Error(f"{len(failed)} runs failed: " + "; ".join(f"{run}: {why}" for run, why in failed.items()))
