@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from dd2_lightning.ablations import runs
-from dd2_lightning.ablations.analysis import Spread, at, fluctuation, judged, spread, summarised, verdict
+from dd2_lightning.ablations.analysis import Spread, at, fluctuation, judged, share, spread, summarised, verdict
 from dd2_lightning.ablations.curves import band, spaced
 from dd2_lightning.ablations.problems import Budget, Digits, Tables
 from dd2_lightning.ablations.recipes import complete, fingerprint, varied
@@ -132,12 +132,12 @@ def curve(values, pace=1.0, step=10, **other):
     ]
 
 
-def result(values, pace=1.0, independent=1.0, variant="x", **other):
+def result(values, pace=1.0, independent=1.0, floor=0.0, variant="x", **other):
     return {
         "variant": variant,
         "curve": curve(values, pace, **other),
         "independent": independent,
-        "floor": 0.001,
+        "floor": floor,
         "velocity_error": 0.5,
     }
 
@@ -184,6 +184,8 @@ def test_distances_are_compared_in_units_of_the_same_teacher():
     entry = judged(claim, results)
     assert entry.verdict == "appears" and entry.better == (0.1, 0.1, 0.1, 3)
     assert judged(claim, {"a": results["a"]}).verdict == "not run"
+    assert share(result([1.0], independent=0.5, floor=0.1), 0.2) == pytest.approx(0.25)
+    assert share(result([1.0], independent=0.1, floor=0.1), 0.2) is None
 
 
 def test_fluctuation_of_the_last_quarter():
@@ -267,7 +269,7 @@ def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "work/tables").glob("*seed0-*.json")}
     assert len(before) == 3  # stage 1, baseline, sid-0.8
     capsys.readouterr()
-    report = run(tmp_path, *TABLES, "--variants", "form", "--report_only", "true")
+    report = run(tmp_path, *TABLES, "--variants", "form", "--report-only")
     assert {entry["variant"] for entry in report["runs"]} == {BASELINE, "sid-0.8"}
     assert len(list((tmp_path / "work/tables").glob("*seed0-*.json"))) == 3
     report = run(tmp_path, *TABLES, "--variants", "form")
@@ -339,7 +341,7 @@ def test_bad_input(tmp_path, capsys, digits):
     with fails(capsys, 1, "init_var.yaml", "--configs"):
         run(tmp_path, "--teacher", str(digits), "--configs", str(tmp_path))
     with fails(capsys, 1, "nothing to report", "--work"):
-        run(tmp_path, *TABLES, "--report_only", "true")
+        run(tmp_path, *TABLES, "--report-only")
     (tmp_path / "file").write_text("")
     with fails(capsys, 1, "cannot write", "file"):
         main(["ablations", "--work", str(tmp_path / "file" / "x")])

@@ -90,10 +90,13 @@ def part(curve: Curve, stage: str) -> Curve:
     return [point for point in curve if point["stage"] == stage]
 
 
-def share(result: Result, axis: str, where: float) -> float | None:
-    """Distance at a point, as a share of independent tokens': what differs between seeds' teachers goes out."""
-    value = at(result["curve"], axis, where)
-    return None if value is None else value / result["independent"]
+def share(result: Result, distance: float | None) -> float | None:
+    """What a distance leaves of the independent tokens' error: 0 is a sample of the teacher as large, 1 is independent.
+
+    What differs between the seeds' teachers, and the bias of a small sample, go out. None where it is not defined.
+    """
+    floor, independent = result["floor"], result["independent"]
+    return (distance - floor) / (independent - floor) if distance is not None and floor < independent else None
 
 
 def common(results: list[Result], axis: str) -> float:
@@ -102,8 +105,8 @@ def common(results: list[Result], axis: str) -> float:
 
 
 FIGURES: dict[str, Callable[[Result, dict[str, float]], float | None]] = {
-    "distance": lambda result, end: share(result, "iteration", end["iteration"]),
-    "seconds": lambda result, end: share(result, "seconds", end["seconds"]),
+    "distance": lambda result, end: share(result, at(result["curve"], "iteration", end["iteration"])),
+    "seconds": lambda result, end: share(result, at(result["curve"], "seconds", end["seconds"])),
     "velocity_error": lambda result, end: result["velocity_error"],
     "fluctuation ema": lambda result, end: fluctuation(result["curve"], "ema"),
     "fluctuation raw": lambda result, end: fluctuation(result["curve"], "raw"),
@@ -174,7 +177,7 @@ def summarised(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
     Returns:
         Variant to its figures: ``iterations`` and :class:`Spread` of ``time`` (s), ``end``, ``at_iterations`` and
         ``at_seconds`` (EMA's distance), ``nll``, ``fluctuation_ema``, ``fluctuation_raw``, ``velocity_error``, and
-        ``end`` in units of the ``independent`` tokens' distance as ``share``; None where there is none.
+        what ``end`` leaves of the independent tokens' error as ``share``; None where there is none.
     """
     everything = [result for several in results.values() for result in several]
     if not everything:
@@ -188,7 +191,7 @@ def summarised(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
             "iterations": last[0]["iteration"] if last else None,
             "time": spread([point["seconds"] for point in last]),
             "end": spread([point["ema"]["distance"] for point in last]),
-            "share": spread([p["ema"]["distance"] / r["independent"] for p, r in zip(last, several, strict=True)]),
+            "share": spread([share(r, p["ema"]["distance"]) for p, r in zip(last, several, strict=True)]),
             "at_iterations": spread([at(curve, "iteration", end["iteration"]) for curve in curves]),
             "at_seconds": spread([at(curve, "seconds", end["seconds"]) for curve in curves]),
             "nll": spread([point["ema"].get("nll") for point in last]),

@@ -106,7 +106,7 @@ def draw(ax: Any, chosen: dict[str, list[Result]], axis: str, names: list[str]) 
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
         )
     ax.set_xlim(0, right * 1.3)
-    ax.tick_params(labelsize=8)
+    ax.tick_params(which="both", labelsize=8)
     ax.grid(True, which="major", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
     for side in ("top", "right"):

@@ -179,11 +179,12 @@ def markdown(outcomes: list[Outcome], failed: dict[str, str], pictures: dict[str
         "",
         "## Verdicts",
         "",
-        "The distances compared are shares of that of independent tokens on the same teacher, at equal iterations "
-        "unless the claim says otherwise. *Appears*: the ranges over the seeds do not overlap and lie as the claim has "
-        "it; *does not appear*: they lie the other way, or differ where the claim is that they do not; *undecided*: "
-        f"they overlap, or there are fewer than {DECISIVE} seeds. Of two settings that do not differ, three seeds each "
-        "are disjoint in one case of ten: a table of this length holds some verdicts that are chance.",
+        "Compared is what is left of the independent tokens' error (0 is a sample of the same teacher as large, 1 "
+        "is independent tokens), at equal iterations unless the claim says otherwise. *Appears*: the ranges over "
+        "the seeds do not overlap and lie as the claim has it; *does not appear*: they lie the other way, or differ "
+        f"where the claim is that they do not; *undecided*: they overlap, or there are fewer than {DECISIVE} seeds. "
+        "Of two settings that do not differ, three seeds each are disjoint in one case of ten: a table of this "
+        "length holds some verdicts that are chance.",
         "",
         *verdict_table(outcomes),
     ]
