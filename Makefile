@@ -5,7 +5,7 @@
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
-#   make scarce                   the same from 1,000 sequences of the teacher -> benchmarks/scarce_$(FAMILY).json
+#   make scarce                   DD2 and DD1 from 1,000 sequences of the teacher -> benchmarks/scarce_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues (hours: see dd2 ablations --help)

@@ -240,5 +240,9 @@ def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
         small = [f"{family}/{release_files(tmp_path, family)['sizes.json']}" for family in ("var", "llamagen")]
         main([*replaced(words[1:], {"--models": f"[{','.join(small)}]"}), "--head_width", "16", "--rounds", "1"])
         assert Path("benchmarks/sampling.json").exists()
+    elif words[:2] == ["dd2", "ablations"]:
+        with pytest.raises(SystemExit) as end:
+            main([*words[1:], "--configs", str(ROOT / "configs")])
+        assert end.value.code == 1 and "no run with these settings is finished" in capsys.readouterr().err
     else:
         assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"
