@@ -29,8 +29,8 @@ def ablations(
     seeds: str = "0,1,2",
     teacher: str = "runs/var/teacher",
     configs: str = "configs",
-    tables: Budget = Budget(init_iterations=2000, iterations=1500, every=50, samples=5000),
-    digits: Budget = Budget(init_iterations=1000, iterations=500, every=50, samples=1000),
+    tables: Budget = Budget(init_iterations=2000, iterations=1000, every=50, samples=5000),
+    digits: Budget = Budget(init_iterations=500, iterations=300, every=15, samples=500),
     processes: int = 1,
     report_only: bool = False,
 ) -> None:
