@@ -103,17 +103,16 @@ def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]
     Returns:
         Both; None where a part is missing or DD1 is no worse than the teacher.
     """
+    drawn = [
+        row for row in contenders.values() if not row["snapped"] and (row["steps"] == 1 or row["kind"] == "teacher")
+    ]
     result = {}
     for metric in RATIOS:
-
-        def best(kind: str, metric: str = metric) -> float | None:
-            rows = (row for row in contenders.values() if row["kind"] == kind and not row["snapped"])
-            values = [row[metric] for row in rows if kind == "teacher" or row["steps"] == 1]
-            return None if None in values else min(values, default=None)
-
-        one_step, teacher, dd1 = (best(kind) for kind in ("one_step", "teacher", "dd1"))
-        defined = None not in (one_step, teacher, dd1) and dd1 > teacher
-        result[metric] = (dd1 - one_step) / (dd1 - teacher) if defined else None
+        values = [[row[metric] for row in drawn if row["kind"] == kind] for kind in ("one_step", "teacher", "dd1")]
+        result[metric] = None
+        if all(several and None not in several for several in values):
+            one_step, teacher, dd1 = map(min, values)
+            result[metric] = (dd1 - one_step) / (dd1 - teacher) if dd1 > teacher else None
     return result
 
 
@@ -195,7 +194,7 @@ def caption(report: dict[str, Any]) -> list[str]:
     seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [
         f"Left of the independent tokens' error in DD2's one step: {said('ratios')} (0 is the teacher, 1 is "
-        f"independent).",
+        "independent).",
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
         f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
         f"{first['hardware']}, decoding included; params without the tokenizer; commit "
@@ -299,10 +298,10 @@ def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
     names = [set(report["contenders"]) for report in reports]
     if any(other != names[0] for other in names):
         raise ValueError("the reports have different contenders: " + "; ".join(", ".join(sorted(n)) for n in names))
+    # the gap anew: reports from before there was one have none
     parts = [
-        {"contenders": rows, "ratios": report["ratios"], "closed": gap_closed(rows)}
+        {"contenders": report["contenders"], "ratios": report["ratios"], "closed": gap_closed(report["contenders"])}
         for report in reports
-        for rows in [report["contenders"]]
     ]
     return {
         "runs": reports,
