@@ -32,7 +32,7 @@ from torch import Tensor
 T_FLOOR = 1e-3
 """Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
 
-CHUNKS = {"cpu": 1 << 19, "cuda": 1 << 24}
+CHUNKS = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Weights (rows times codes) that a backward pass holds at a time: what a cache, or a small part of a memory, takes."""
 
 
@@ -165,9 +165,9 @@ class _PosteriorMean(torch.autograd.Function):
             rows = slice(start, start + contexts)
             x, time, bias, g = (part[rows].double() for part in flat)
             gain = (1 - time) / time**2
-            w = (bias + gain * (x @ c.T - (1 - time) / 2 * square)).softmax(-1)
+            w = (x @ c.T).sub_((1 - time) / 2 * square).mul_(gain).add_(bias).softmax(-1)
             s = g @ c.T
-            ds = w * (s - (w * s).sum(-1, keepdim=True))
+            ds = s.sub_(torch.linalg.vecdot(w, s)[..., None]).mul_(w)
             of_x.view(-1, m, C)[rows] = (gain * (ds @ c)).to(of_x.dtype)
             if wants_log_p:
                 of_log_p.view(-1, len(c))[rows] = ds.sum(1).to(of_log_p.dtype)
