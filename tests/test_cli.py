@@ -37,7 +37,7 @@ def test_one_help_lists_every_command(capsys):
 
 COMMANDS = [
     *("fit", "plan", "sample", "evaluate", "summary", "quality", "statistics"),
-    *("convert var", "convert llamagen", "bench sample"),
+    *("convert var", "convert llamagen", "bench sample", "bench train", "bench flow"),
 ]
 
 

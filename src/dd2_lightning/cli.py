@@ -20,7 +20,7 @@ TRAINING = {
 def tools() -> dict[str, Any]:
     """The commands that do not train, by name; a dictionary is a command with commands of its own."""
     from dd2_lightning.ablations.command import ablations
-    from dd2_lightning.benchmarks import bench_sample
+    from dd2_lightning.benchmarks import bench_flow, bench_sample, bench_train
     from dd2_lightning.commands import sample
     from dd2_lightning.data.build import cache
     from dd2_lightning.evaluation.evaluate import evaluate
@@ -40,7 +40,7 @@ def tools() -> dict[str, Any]:
             "Published checkpoint files into a teacher's directory, or that of a DD1 model.",
             {"var": convert_var, "llamagen": convert_llamagen, "dd1": convert_dd1},
         ),
-        "bench": Group("Speed, measured.", {"sample": bench_sample}),
+        "bench": Group("Speed, measured.", {"sample": bench_sample, "train": bench_train, "flow": bench_flow}),
         "summary": write_benchmark,
         "tables": tables,
         "ablations": ablations,

@@ -124,17 +124,17 @@ def count_flops() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
-def computing_in(precision: str | int | None):
-    """The autocast of a trainer's precision.
+def computing_in(precision: str | int | None, device: str = "cpu"):
+    """The autocast of a trainer's precision, on a device.
 
     Raises:
         ValueError: for one that is not counted.
     """
     name = str(precision or "32-true")
     if name not in PRECISIONS:
-        raise ValueError(f"trainer.precision {name} is not counted; these are: {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision {name} is not counted; these are: {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[name]
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
 
 
 def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], precision: Any = None) -> Cost:

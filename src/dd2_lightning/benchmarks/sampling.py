@@ -1,16 +1,12 @@
-"""``dd2 bench``: how long things take here, on this machine."""
+"""``dd2 bench sample``: a teacher against one step."""
 
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import check_writable, write_atomically
-from dd2_lightning.errors import check_at_least_one
-from dd2_lightning.evaluation.report import commit, hardware, to_json
+from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.evaluation.timing import interleaved
-from dd2_lightning.hub.published import published
 from dd2_lightning.models.families import teacher_from_config
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
@@ -49,29 +45,17 @@ def bench_sample(
         ValueError: for numbers below 1, or a size that there is not.
         ArtifactError: if the file cannot be written.
     """
-    check_at_least_one("--", batch_size=batch_size, rounds=rounds)
-    check_writable(Path(output).parent)
-    sizes = {name: published(name) for name in models}
-    report = {
-        "models": {},
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "sampling": vars(sampling),
-        "hardware": hardware(device),
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
-    for name, (family, architecture) in sizes.items():
-        timed = time_sampling(family, architecture, batch_size, rounds, sampling, (head_width, head_depth), device)
-        report["models"][name] = timed
-        print(
-            "{name}: teacher {teacher:.3f} s in {steps} steps, one step {one_step:.3f} s ({ratio:.1f}x), "
-            "decoder {decoder:.3f} s ({ratio_with_decoder:.1f}x with it)".format(
-                name=name, **timed, **timed["median_seconds"]
-            )
-        )
-    write_atomically(Path(output), to_json(report))
-    return report
+    return measure(
+        output,
+        models,
+        device,
+        lambda *size: time_sampling(*size, batch_size, rounds, sampling, (head_width, head_depth), device),
+        "{name}: teacher {median_seconds[teacher]:.3f} s in {steps} steps, "
+        "one step {median_seconds[one_step]:.3f} s ({ratio:.1f}x), "
+        "decoder {median_seconds[decoder]:.3f} s ({ratio_with_decoder:.1f}x with it)",
+        {"batch_size": batch_size, "rounds": rounds},
+        sampling=vars(sampling),
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,162 @@
+"""``dd2 bench train``: the updates of the stages."""
+
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from dd2_lightning.benchmarks.measured import measure
+from dd2_lightning.costs import computing_in, count_flops
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.evaluation.timing import interleaved
+from dd2_lightning.models.families import AnySampling, teacher_from_config
+from dd2_lightning.models.sizes import count_parameters
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.planning import blank_batch
+from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages import ARDiffusionInit, CSDDistill
+from dd2_lightning.stages.base import DistillationStage, Update
+from dd2_lightning.stages.schedule import OptimizerSettings
+
+
+def bench_train(
+    output: str,
+    models: list[str],
+    batch_size: int = 1,
+    rounds: int = 3,
+    draws: int = 4,
+    sampling: AnySampling = Sampling(guidance_scale=2.0),
+    head_width: int = 1024,
+    head_depth: int = 4,
+    precision: str = "32-true",
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Time every kind of update of stages 1 and 2, at published sizes with random weights.
+
+    An update is a loss, its gradient, and a clipped step of Adam. The updates of a stage take turns. The operations a
+    second that come out are what ``dd2 plan --throughput`` asks for.
+
+    Args:
+        output: JSON file: ``{"models": {name: {update: …}}, …, "hardware", "torch", "commit"}``.
+        models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
+        batch_size: samples of a micro-batch.
+        rounds: how often each is timed, after one round to warm up; medians count.
+        draws: m, noise draws a token.
+        sampling: guidance and truncation of the teacher inside the loss.
+        head_width: width of the velocity head.
+        head_depth: its residual blocks.
+        precision: of the trainer: 32-true, bf16-mixed or 16-mixed.
+        device: where to compute.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: for numbers below 1, a precision or a size that there is not.
+        ArtifactError: if the file cannot be written.
+    """
+    computing_in(precision, device)  # refuses one that there is not
+    head = {"width": head_width, "depth": head_depth}
+
+    def of_size(family: str, architecture: dict[str, Any]) -> dict[str, Any]:
+        with torch.device(device):
+            teacher = teacher_from_config(family, architecture).eval().requires_grad_(False)
+        common = {"teacher": "", "draws": draws, "teacher_sampling": sampling}
+        stages = {
+            ARDiffusionInit: {**common, "head_width": head_width, "head_depth": head_depth},
+            CSDDistill: {**common, "init_from": ""},
+        }
+        timed = {}
+        for stage, settings in stages.items():  # one after the other: networks and Adam's moments are large
+            timed |= time_updates(stage(**settings), teacher, head, batch_size, rounds, precision, device)
+        return timed
+
+    return measure(
+        output,
+        models,
+        device,
+        of_size,
+        "{name}: "
+        + ", ".join(f"{{{name}[seconds_per_sample]:.3f}} s a sample of {name}" for name in UPDATES.values())
+        + " ({generator[tflops]:.3g} TFLOP/s)",
+        {"batch_size": batch_size, "rounds": rounds, "draws": draws},
+        head=head,
+        sampling=vars(sampling),
+        precision=precision,
+    )
+
+
+UPDATES = {"whole model": "init", "guidance": "guidance", "generator": "generator"}
+"""What the stages call an update, and what the report does."""
+
+
+def time_updates(
+    stage: DistillationStage,
+    teacher: CodebookTeacher,
+    head: dict[str, int],
+    batch_size: int,
+    rounds: int,
+    precision: str,
+    device: str,
+) -> dict[str, dict[str, Any]]:
+    """Time the updates of a stage.
+
+    Returns:
+        By update: ``parameters`` that it changes, ``flops`` a sample, ``seconds`` of every round,
+        ``seconds_per_sample`` (the median), ``tflops`` achieved (10¹² operations a second).
+    """
+    with torch.device(device):
+        stage.teacher = teacher
+        stage.outline_students(head)
+        batch = blank_batch(stage, batch_size)
+    updates = {UPDATES[update.name]: update for update in stage.updates(iterations=1)}
+    steps = {name: Step(stage, update, batch, precision, device) for name, update in updates.items()}
+    timed = interleaved(steps, rounds, device)
+    results = {}
+    for name, step in steps.items():
+        with count_flops() as flops:
+            step()
+        seconds, operations = median(timed[name]), flops.get_total_flops()
+        results[name] = {
+            "parameters": step.parameters,
+            "flops": operations // batch_size,
+            "seconds": timed[name],
+            "seconds_per_sample": seconds / batch_size,
+            "tflops": operations / seconds / 1e12,
+        }
+    return results
+
+
+class Step:
+    """One update, as a stage takes it on one device.
+
+    Args:
+        stage: whose other networks get no gradients.
+        update: which of its updates.
+        batch: a micro-batch.
+        precision: of the trainer.
+        device: where it computes.
+    """
+
+    def __init__(self, stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str):
+        self.stage, self.update, self.batch = stage, update, batch
+        self.precision, self.device = precision, device
+        self.settings = OptimizerSettings()
+        self.optimizer = self.settings.build(update.module.requires_grad_(True))
+
+    @property
+    def parameters(self) -> int:
+        """How many it changes."""
+        return count_parameters(self.update.module)
+
+    def __call__(self) -> None:
+        """Loss, gradient, clipping, Adam."""
+        self.stage.requires_grad_(False)
+        self.update.module.requires_grad_(True)
+        with computing_in(self.precision, self.device):
+            loss = self.update.loss(self.batch).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.update.module.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
