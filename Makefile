@@ -7,6 +7,7 @@
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
 #   make scarce                   DD2 and DD1 from 1,000 sequences of the teacher -> benchmarks/scarce_$(FAMILY).json
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
+#   make growing                  DD2 and DD1 on tables of 2 to 6 tokens -> benchmarks/growing/
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues (hours: see dd2 ablations --help)
 #   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
@@ -58,7 +59,7 @@ sequences = $(if $(SEQUENCES),--data.cache_size $(SEQUENCES))
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark scarce tables ablations reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark scarce tables growing ablations reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -141,6 +142,13 @@ scarce: $(addprefix scarce,$(BENCH_SEEDS))
 
 tables: | install
 	$(DD2) tables --output benchmarks/tables.json
+
+growing: $(patsubst %,benchmarks/growing/%.json,2 3 4 5 6)
+
+# DD2 and DD1 on tables of n tokens, for about as many seconds
+benchmarks/growing/%.json: | install
+	OMP_NUM_THREADS=1 $(DD2) tables --output $@ --tokens $* --every 500 \
+		--init_iterations 1000 --iterations 1500 --dd1_iterations 3000
 
 PROCESSES ?= 2
 

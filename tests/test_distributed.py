@@ -17,10 +17,11 @@ def test_two_processes_with_accumulation_equal_one(root, tmp_path, stage):
     assert deviation(alone, first) < TOLERANCE
 
 
-def test_sharded_networks_with_accumulation_equal_whole_ones(root, tmp_path):
-    """FSDP2, and resumed halfway, in the stage that freezes one network while it trains another."""
-    (alone,) = weights_of(root, "csd", tmp_path / "one", 1)
+@pytest.mark.parametrize("stage", ["csd", "dd1"])
+def test_sharded_networks_with_accumulation_equal_whole_ones(root, tmp_path, stage):
+    """FSDP2, and resumed halfway: where one network is frozen while another is trained, and in the baseline."""
+    (alone,) = weights_of(root, stage, tmp_path / "one", 1)
     for iterations in (ITERATIONS // 2, ITERATIONS):
-        first, second = weights_of(root, "csd", tmp_path / "two", 2, SHARDED, iterations)
+        first, second = weights_of(root, stage, tmp_path / "two", 2, SHARDED, iterations)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert deviation(alone, first) < TOLERANCE

@@ -114,8 +114,8 @@ def test_few_sequences_are_few_for_both_methods(tmp_path):
     assert "evaluate --config configs/evaluate_llamagen.yaml --config configs/scarce.yaml" in text
 
 
-TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark", "tables"]
-TARGETS += ["scarce", "ablations", "reliability"]
+TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark"]
+TARGETS += ["tables", "growing", "scarce", "ablations", "reliability"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

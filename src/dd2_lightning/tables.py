@@ -241,10 +241,11 @@ def tables(
         teacher = random_table(seed, STUDENT, tokens)
         run = {"seed": seed, "independent": independent_total_variation(teacher)}
         run |= ended("", distil_table(teacher, seed, iterations, init_iterations, every=every))
-        print(f"seed {seed}: total variation {run['final']:.4f} (independent tokens {run['independent']:.4f})")
+        line = f"seed {seed}: total variation {run['final']:.4f} (independent tokens {run['independent']:.4f})"
+        print(line, flush=True)
         if dd1_iterations:
             run |= ended("dd1_", distil_table_dd1(teacher, seed, dd1_iterations, every=every))
-            print(f"seed {seed}: total variation {run['dd1_final']:.4f}, DD1")
+            print(f"seed {seed}: total variation {run['dd1_final']:.4f}, DD1", flush=True)
         runs.append(run)
     summary = {
         "runs": runs,
