@@ -1,9 +1,6 @@
 """The closed-form teacher flow against the density it is the flow of."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +19,7 @@ from dd2_lightning.flow import (
     velocity_from_denoised,
 )
 from helpers import circle, reference_flow, reference_score, relative_error
+from memory import needs_proc, output_of
 
 # B, n, m, C, V: from the smallest there is to VAR's codebook
 SIZES = [(1, 1, 1, 1, 2), (2, 3, 1, 2, 8), (3, 2, 5, 7, 33), (2, 4, 4, 32, 4096)]
@@ -240,6 +238,7 @@ def test_a_learned_flow_answers_in_float32():
 MEMORY = """
 import torch
 from dd2_lightning.flow import CodebookFlow
+from memory import peak
 
 def stored(x, t, codebook, log_p):  # the same posterior mean, with its (B, n, m, V) weights in memory
     gain = ((1 - t) / t**2)[..., None]
@@ -252,10 +251,6 @@ def fused(x, t, codebook, log_p):
 def backward(x, *rest):
     x0 = fused(x.requires_grad_(), *rest)
     torch.autograd.grad(x0, x, torch.ones_like(x0))
-
-def peak():
-    # not resource.ru_maxrss: Linux hands a child the peak of the process that forked it
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 
 def inputs(B, n, m, C, V):  # filled in place: nothing here may reach a higher peak than what stays
     x, codebook, log_p = (torch.empty(*shape).normal_() for shape in ((B, n, m, C), (V, C), (B, n, V)))
@@ -273,12 +268,10 @@ for call in calls:  # a peak never falls, so the hungriest comes last
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory of a process is read from /proc")
+@needs_proc
 def test_memory():
     """2,720 contexts x 4 draws x 4,096 codes x 32 channels: neither (rows, V) weights nor a codebook a row."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    forward, backward, stored = map(float, run.stdout.split())
+    forward, backward, stored = map(float, output_of(MEMORY).split())
     assert forward <= 64
     assert backward <= 64
     assert stored > 64  # the check can fail: one array of weights is 178 MB

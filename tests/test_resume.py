@@ -63,7 +63,7 @@ def test_a_log_comes_after_those_that_are_there(tmp_path):
     for second in (now - 1, now, now + 1):
         (tmp_path / f"events.out.tfevents.{second:010d}.host.1.0").touch()
     wait_for_own_second(tmp_path)
-    assert int(time.time()) == now + 2
+    assert int(time.time()) >= now + 2
 
 
 def test_a_run_that_starts_again_hides_the_logs_of_the_one_before(root, tmp_path):
