@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.models.dd1_generator import DD1Generator
-from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
+from dd2_lightning.models.llamagen import LlamaGenTeacher
+from dd2_lightning.models.llamagen_sizes import LlamaGenConfig
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var import VARConfig, VARTeacher
+from dd2_lightning.models.var import VARTeacher
+from dd2_lightning.models.var_sizes import VARConfig
 from helpers import circle
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.llama import rope_table, rotate, swiglu_width
-from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenSampling, LlamaGenTeacher, from_release
+from dd2_lightning.models.llamagen import LlamaGenSampling, LlamaGenTeacher, from_release
+from dd2_lightning.models.llamagen_sizes import LlamaGenConfig
 from dd2_lightning.models.student import build_student
 from dd2_lightning.models.var import VARSampling
 from dd2_lightning.sampling import Sampling

@@ -11,12 +11,12 @@ from dd2_lightning.models.student import build_student
 from dd2_lightning.models.var import (
     VARBackbone,
     VARClassifier,
-    VARConfig,
     VARSampling,
     VARTeacher,
     from_release,
     smooth_weights,
 )
+from dd2_lightning.models.var_sizes import VARConfig
 from dd2_lightning.sampling import Sampling
 from reference import close, golden, golden_var
 

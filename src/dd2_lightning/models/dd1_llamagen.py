@@ -1,6 +1,6 @@
 """LlamaGen's network for DD1, with the state-dict names of the public release ``microsoft/distilled_decoding``."""
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import exact_linear, init_linear
 from dd2_lightning.models.llama import LlamaBlock, RMSNorm, rope_table, swiglu_width
-
-if TYPE_CHECKING:
-    from dd2_lightning.models.llamagen import LlamaGenConfig, LlamaGenTeacher
+from dd2_lightning.models.llamagen_sizes import LlamaGenConfig
+from dd2_lightning.models.teacher import CodebookTeacher
 
 
 class DD1LlamaGen(DD1Student):
@@ -22,7 +21,7 @@ class DD1LlamaGen(DD1Student):
 
     CONSTANTS = ("freqs_cis", "causal_mask", "k_cache", "v_cache")
 
-    def __init__(self, config: "LlamaGenConfig"):
+    def __init__(self, config: LlamaGenConfig):
         width = config.width
         super().__init__(config.layout, config.token_dim, config.num_classes, width)
         self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
@@ -39,7 +38,7 @@ class DD1LlamaGen(DD1Student):
         init_linear(self.tok_embeddings)
 
     @classmethod
-    def of(cls, teacher: "LlamaGenTeacher") -> Self:
+    def of(cls, teacher: CodebookTeacher) -> Self:
         """A student that starts from a teacher, adapted or not: its own input is new and random."""
         student = cls(teacher.sizes).to(teacher.codebook)
         tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}

@@ -6,7 +6,7 @@ levels have one row more, and tokens of one scale do not see each other.
 """
 
 import math
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, adaptive, exact_linear, init_linear
-
-if TYPE_CHECKING:
-    from dd2_lightning.models.var import VARConfig, VARTeacher
+from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.var_sizes import VARConfig
 
 
 class DD1VAR(DD1Student):
@@ -31,7 +30,7 @@ class DD1VAR(DD1Student):
 
     CONSTANTS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 
-    def __init__(self, config: "VARConfig"):
+    def __init__(self, config: VARConfig):
         if config.sides[0] != 1:
             raise InputTypeError(f"DD1 needs a VAR whose first scale is one token, this one has sides {config.sides}")
         width = config.width
@@ -55,7 +54,7 @@ class DD1VAR(DD1Student):
             init_linear(linear)
 
     @classmethod
-    def of(cls, teacher: "VARTeacher") -> Self:
+    def of(cls, teacher: CodebookTeacher) -> Self:
         """A student that starts from a teacher. Row 0 of places and levels is the class, row 1 is new and random."""
         student = cls(teacher.sizes).to(teacher.codebook)
         tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
