@@ -1,6 +1,7 @@
 """Teacher sequences on disk: complete or not there, the same however they were made, refused where they do not fit."""
 
 import json
+import os
 import signal
 
 import numpy as np
@@ -78,21 +79,22 @@ def test_large_codebooks_take_more_bytes(teacher, tmp_path):
 
 
 def test_an_interrupted_build_continues(teacher, whole, tmp_path):
-    """Killed before the third shard has its checksum; the first two are not sampled again."""
+    """Killed while it writes the third shard; the first two are not sampled again, and nothing is left lying."""
     directory = tmp_path / "cache"
 
     def killed():
-        original = SequenceCache.sample
+        original = os.replace
 
-        def sample(self, shard, *rest):
-            if shard == 2:
+        def replace(part, path):
+            if str(path).endswith("00002.npy"):
                 signal.raise_signal(signal.SIGKILL)
-            original(self, shard, *rest)
+            original(part, path)
 
-        SequenceCache.sample = sample
+        os.replace = replace
         build(teacher, directory)
 
     assert forked(killed, tmp_path / "log")[0] == -signal.SIGKILL
+    assert len(list(directory.glob(".00002.npy.*.part"))) == 1
     (directory / "00002.npy").write_bytes(b"half")
     assert opened(teacher, directory).missing() == [2, 3]
     before = (directory / "00000.npy").stat().st_mtime_ns

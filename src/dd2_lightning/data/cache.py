@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import settle_manifest, sha256, write_atomically
+from dd2_lightning.artifacts import remove_parts, settle_manifest, sha256, write_atomically
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import noise_to_codes
@@ -146,7 +146,7 @@ class SequenceCache:
         self.write(shard, torch.cat(tokens), labels, len(teacher.codebook))
 
     def write(self, shard: int, tokens: Tensor, labels: Tensor, codes: int) -> None:
-        """Write tokens (k, n) with their labels (k,) as a shard, then its checksum.
+        """Write tokens (k, n) with their labels (k,) as a shard, then its checksum; a shard has one writer at a time.
 
         Raises:
             ArtifactError: naming the file, if it cannot be written.
@@ -156,6 +156,7 @@ class SequenceCache:
         records["label"], records["tokens"] = labels.numpy(), tokens.numpy()
         buffer, path = io.BytesIO(), self.path(shard)
         np.save(buffer, records, allow_pickle=False)
+        remove_parts(self.directory, f"{path.stem}.*")  # of a process that was killed while it wrote this one
         write_atomically(path, buffer.getvalue())
         write_atomically(path.with_suffix(".sha256"), f"{sha256(path)}  {path.name}\n".encode())
 
