@@ -108,6 +108,15 @@ def test_models_alone_make_a_line_up(runs):
         standard_line_up([str(runs / "teacher")])
 
 
+def test_models_alone_are_compared_with_the_teacher_that_they_were_distilled_from(runs):
+    """Guidance and truncation are the first model's that says so; a model of DD1 does not."""
+    models = Models(runs / "teacher", runs)
+    models.sample_as_distilled(["dd1", "align"])
+    assert models.sampling.guidance_scale == 2.0
+    models.sample_as_distilled(["dd1"])
+    assert models.sampling == models.teacher.sampling_type()
+
+
 def test_another_guidance_than_the_distilled_one_is_said(runs):
     with pytest.warns(UserWarning, match="align was distilled with guidance_scale 2.0.*evaluated with 1.5"):
         line_up(read_entries([TEACHER, EVERY[0]]), Models(runs / "teacher", runs, Sampling(guidance_scale=1.5)))

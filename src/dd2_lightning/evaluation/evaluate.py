@@ -28,7 +28,7 @@ def evaluate(
     models: list[str] | None = None,
     teacher: str | None = None,
     runs: str = ".",
-    sampling: AnySampling = Sampling(),
+    sampling: AnySampling | None = None,
     samples: int = 20_000,
     reference_samples: int = 30_000,
     features: str = "digits",
@@ -48,7 +48,8 @@ def evaluate(
         models: in their place: directories of finished stages, compared with their teacher and independent tokens.
         teacher: directory of the teacher; by default that of the first of the models.
         runs: what the directories in contenders are relative to.
-        sampling: guidance and truncation of the teacher, as the generators were distilled.
+        sampling: guidance and truncation of the teacher, as the generators were distilled; with models by default what
+            the first of them says.
         samples: of each contender.
         reference_samples: size of the teacher sample that everything is compared with.
         features: what pictures are measured in: digits, inception, or one's own network: my_module.MyFeatures.
@@ -74,9 +75,12 @@ def evaluate(
     entries = read_entries(contenders)
     path = results_path(output)
     check_writable(path.parent)
-    opened = line_up(entries, Models(teacher, runs, sampling, device))
+    sources = Models(teacher, runs, sampling, device)
+    if models and sampling is None:
+        sources.sample_as_distilled(models)
+    opened = line_up(entries, sources)
     network = feature_network(features, path.parent, inception, device)
-    return evaluate_contenders(opened, network, path, sampling, samples, reference_samples, seed, batch_size)
+    return evaluate_contenders(opened, network, path, sources.sampling, samples, reference_samples, seed, batch_size)
 
 
 @torch.no_grad()

@@ -78,16 +78,25 @@ class Models:
             self._opened[path] = load(path, teacher=self.teacher).to(self.device)
         return self._opened[path]
 
+    def sample_as_distilled(self, models: list[str]) -> None:
+        """Guide and truncate the teacher as the loss of the first of these models did that says so."""
+        told = (distilled_with(Artifact.open(self.runs / model, STAGES, "model")) for model in models)
+        self.sampling = self.teacher.sampling_type(**next(filter(None, told), {}))
+
     def _check_origin(self, student: Artifact) -> None:
         check_hash(self.origin, student.config["teacher"]["sha256"], str(student.directory))
-        distilled = student.config.get("settings", {}).get("teacher_sampling") or {}
-        scale = distilled.get("guidance_scale", self.sampling.guidance_scale)
+        scale = distilled_with(student).get("guidance_scale", self.sampling.guidance_scale)
         if scale != self.sampling.guidance_scale:
             warnings.warn(
                 f"{student.directory} was distilled with guidance_scale {scale}, "
                 f"the teacher is evaluated with {self.sampling.guidance_scale}",
                 stacklevel=5,
             )
+
+
+def distilled_with(student: Artifact) -> dict[str, Any]:
+    """Guidance and truncation inside the loss of a model; empty if its stage has none."""
+    return student.config.get("settings", {}).get("teacher_sampling") or {}
 
 
 @dataclass(frozen=True, kw_only=True)
