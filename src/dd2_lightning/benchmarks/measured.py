@@ -46,6 +46,6 @@ def measure(
     report |= {"hardware": hardware(device), "torch": torch.__version__, "commit": commit()}
     for name, size in sizes.items():
         report["models"][name] = of_size(*size)
-        print(line.format(name=name, **report["models"][name]))
+        print(line.format(name=name, **report["models"][name]), flush=True)
     write_atomically(Path(output), to_json(report))
     return report
