@@ -143,10 +143,12 @@ scarce: $(addprefix scarce,$(BENCH_SEEDS))
 tables: | install
 	$(DD2) tables --output benchmarks/tables.json
 
-growing: $(patsubst %,benchmarks/growing/%.json,2 3 4 5 6)
+growing: $(patsubst %,runs/growing/%.json,2 3 4 5 6)
+	mkdir -p benchmarks/growing
+	cp $^ benchmarks/growing
 
 # DD2 and DD1 on tables of n tokens, for about as many seconds
-benchmarks/growing/%.json: | install
+runs/growing/%.json: | install
 	OMP_NUM_THREADS=1 $(DD2) tables --output $@ --tokens $* --every 500 \
 		--init_iterations 1000 --iterations 1500 --dd1_iterations 3000
 

@@ -114,6 +114,14 @@ def test_few_sequences_are_few_for_both_methods(tmp_path):
     assert "evaluate --config configs/evaluate_llamagen.yaml --config configs/scarce.yaml" in text
 
 
+def test_tables_of_every_length_are_made():
+    """In a clone, too, where what was measured elsewhere lies in benchmarks."""
+    command = ["make", "--dry-run", "--always-make", "growing"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for n in range(2, 7):
+        assert f"--output runs/growing/{n}.json --tokens {n} " in text
+
+
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark"]
 TARGETS += ["tables", "growing", "scarce", "ablations", "reliability"]
 
