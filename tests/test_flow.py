@@ -237,13 +237,9 @@ def test_a_learned_flow_answers_in_float32():
 
 MEMORY = """
 import torch
+from dd2_lightning.benchmarks.flows import stored_posterior_mean as stored
 from dd2_lightning.flow import CodebookFlow
 from memory import peak
-
-def stored(x, t, codebook, log_p):  # the same posterior mean, with its (B, n, m, V) weights in memory
-    gain = ((1 - t) / t**2)[..., None]
-    logits = gain * x @ codebook.T - gain * (1 - t)[..., None] / 2 * codebook.square().sum(-1) + log_p[:, :, None]
-    return logits.softmax(-1) @ codebook
 
 def fused(x, t, codebook, log_p):
     return CodebookFlow(codebook, log_p).denoise(x, t)

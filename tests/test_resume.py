@@ -1,7 +1,7 @@
 """A run that is killed anywhere and resumed leaves what one leaves that was not."""
 
 import signal
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,12 +58,15 @@ def test_what_was_half_written_is_removed(root, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
-def test_a_log_comes_after_those_that_are_there(tmp_path):
-    now = int(time.time())
+def test_a_log_comes_after_those_that_are_there(tmp_path, monkeypatch):
+    clock = [1_000_000_000.5]
+    times = SimpleNamespace(time=lambda: clock[0], sleep=lambda seconds: clock.append(clock.pop() + seconds))
+    monkeypatch.setattr("dd2_lightning.callbacks.logs.time", times)
+    now = int(clock[0])
     for second in (now - 1, now, now + 1):
         (tmp_path / f"events.out.tfevents.{second:010d}.host.1.0").touch()
     wait_for_own_second(tmp_path)
-    assert int(time.time()) >= now + 2
+    assert int(clock[0]) == now + 2
 
 
 def test_a_run_that_starts_again_hides_the_logs_of_the_one_before(root, tmp_path):
