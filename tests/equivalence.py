@@ -42,7 +42,7 @@ def fit_and_tell(config: dict, directory: Path) -> None:
 
     ExportArtifact.on_fit_end = on_fit_end
     (directory / rank).mkdir(exist_ok=True)
-    fit(config, directory / rank, "--ckpt_path", "last")
+    fit(config, directory / rank, "--ckpt_path", "auto")
 
 
 def weights_of(

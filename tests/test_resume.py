@@ -25,7 +25,7 @@ def test_killed_inside_an_iteration(root, tmp_path, stage):
 
         def killed(iteration=iteration, how=how):
             die_at(iteration, how)
-            fit(config, tmp_path, "--ckpt_path", "last")
+            fit(config, tmp_path, "--ckpt_path", "auto")
 
         ended, output = forked(killed, tmp_path / "log")
         assert ended == status, output
@@ -33,7 +33,7 @@ def test_killed_inside_an_iteration(root, tmp_path, stage):
         assert checkpoint["global_step"] == saved
         assert readable(tmp_path / "parts") and not (tmp_path / "parts/config.json").exists()
     assert "--ckpt_path last continues" in output
-    fit(config, tmp_path, "--ckpt_path", "last")
+    fit(config, tmp_path, "--ckpt_path", "auto")
     assert unequal(left_behind(tmp_path / "whole"), left_behind(tmp_path / "parts")) == []
 
 
@@ -45,16 +45,16 @@ def test_killed_before_the_artifact_is_written(root, tmp_path, monkeypatch):
         assert forked(lambda: fit(config, tmp_path), tmp_path / "log")[0] == -9
     assert not (tmp_path / "run/config.json").exists()
     monkeypatch.setattr(Stage, "update", None)
-    fit(config, tmp_path, "--ckpt_path", "last")
+    fit(config, tmp_path, "--ckpt_path", "auto")
     assert (tmp_path / "run/config.json").exists()
 
 
 def test_what_was_half_written_is_removed(root, tmp_path, monkeypatch):
     config = any_config(root, "csd", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("dd2_lightning.artifacts.os.replace", lambda *_: signal.raise_signal(signal.SIGKILL))
+        patch.setattr("dd2_lightning.files.os.replace", lambda *_: signal.raise_signal(signal.SIGKILL))
         assert forked(lambda: fit(config, tmp_path), tmp_path / "log")[0] == -9
-    fit(config, tmp_path, "--ckpt_path", "last")
+    fit(config, tmp_path, "--ckpt_path", "auto")
     assert not list((tmp_path / "run").rglob("*.part"))
 
 

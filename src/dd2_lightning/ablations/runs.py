@@ -19,7 +19,7 @@ from dd2_lightning.callbacks import LearningCurve
 from dd2_lightning.distil import fit, validate
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.report import commit, hardware, to_json
-from dd2_lightning.training import EXPECTED
+from dd2_lightning.cli.fit import EXPECTED_WARNINGS as EXPECTED
 
 VERSION = 1
 """Raise it when what a run does changes, though its settings do not: it is then done again."""
