@@ -1,14 +1,14 @@
 """The same run in one process and in two."""
 
-import os
 from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
+import yaml
 
-from dd2_lightning.callbacks import ExportArtifact
-from dd2_lightning.stages.base import whole_state
-from processes import forked, together
-from runs import any_config, fit
+from dd2_lightning.stages.base import whole_state as full_state_dict
+from processes import dd2
+from runs import any_config
 
 ITERATIONS = 20
 
@@ -32,31 +32,27 @@ def config_of(root: Path, stage: str, output: Path, processes: int, strategy: st
     return config
 
 
-def fit_and_tell(config: dict, directory: Path) -> None:
-    """A run whose processes all write down the weights that they end with."""
-    original, rank = ExportArtifact.on_fit_end, os.environ.get("RANK", "0")
+class SaveWeights(pl.Callback):
+    """Every process writes down the weights, EMAs included, that it ends with."""
 
-    def on_fit_end(self, trainer, stage):
-        torch.save(whole_state(stage), directory / f"rank{rank}.pt")
-        original(self, trainer, stage)
+    def __init__(self, directory: str):
+        self.directory = directory
 
-    ExportArtifact.on_fit_end = on_fit_end
-    (directory / rank).mkdir(exist_ok=True)
-    fit(config, directory / rank, "--ckpt_path", "auto")
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.save(full_state_dict(pl_module), Path(self.directory) / f"rank{trainer.global_rank}.pt")
 
 
 def weights_of(
     root: Path, stage: str, output: Path, processes: int, strategy: str | dict = "ddp", iterations: int = ITERATIONS
 ) -> list[dict]:
-    """The weights, EMA included, of every process at the end of a run; it resumes what is there."""
+    """The weights of every process at the end of ``dd2 fit``, which launches them; it resumes what is there."""
     output.mkdir(exist_ok=True)
     config = config_of(root, stage, output, processes, strategy)
     config["trainer"]["max_steps"] = iterations
-    if processes == 1:
-        status, text = forked(lambda: fit_and_tell(config, output), output / "log")
-        assert status == 0, text[-3000:]
-    else:
-        together(lambda: fit_and_tell(config, output), processes, output / "log")
+    config["trainer"]["callbacks"] = [{"class_path": "equivalence.SaveWeights", "init_args": {"directory": str(output)}}]
+    (output / "run.yaml").write_text(yaml.safe_dump(config))
+    ended = dd2("fit", "--config", str(output / "run.yaml"), "--ckpt_path", "auto")
+    assert ended.returncode == 0, ended.stderr[-3000:]
     return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

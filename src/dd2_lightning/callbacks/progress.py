@@ -38,6 +38,7 @@ class IterationProgressBar(ProgressBar):
         self._first, self._start, self._last = trainer.global_step, time.monotonic(), time.monotonic()
         self._shown = -1
         console = Console(stderr=True)
+        self._room = console.width - len(pl_module.name) - 1 if console.is_terminal else None
         if self._enabled and console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*columns, console=console, transient=True)
@@ -48,8 +49,7 @@ class IterationProgressBar(ProgressBar):
         if not self._enabled:
             return
         if self._bar is not None:
-            room = self._bar.console.width - len(pl_module.name) - 16
-            text = self._text(trainer, pl_module, room)
+            text = self._text(trainer, pl_module, self._room - 15)
             self._bar.update(self._task, completed=trainer.global_step, text=text)
         elif time.monotonic() - self._last >= self.interval:
             self._print(trainer, pl_module)
@@ -68,11 +68,11 @@ class IterationProgressBar(ProgressBar):
             self._bar = None
 
     def _print(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
-        print(f"{stage.name} {self._text(trainer, stage)}", file=sys.stderr, flush=True)
+        print(f"{stage.name} {self._text(trainer, stage, self._room)}", file=sys.stderr, flush=True)
         self._last, self._shown = time.monotonic(), trainer.global_step
 
-    def _text(self, trainer: pl.Trainer, stage: pl.LightningModule, room: int | None = None) -> str:
-        """``1,200/2,400, 9.1/s, 2:11 left, loss/generator 0.0123``; as many losses as there is room for."""
+    def _text(self, trainer: pl.Trainer, stage: pl.LightningModule, room: int | None) -> str:
+        """``1,200/2,400, 9.1/s, 2:11 left, loss/generator 0.0123``; as many losses as there is room for, in columns."""
         done, total = trainer.global_step, trainer.max_steps
         seconds, steps = time.monotonic() - self._start, max(done - self._first, 1)
         text = f"{done:,}/{total:,}, {rate(steps, seconds)}/s"

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -217,6 +217,9 @@ class StageCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.add_class_arguments(Execution, "execution")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the command line; an overlay gives the settings of the stage that is run."""
@@ -316,9 +319,6 @@ class FitCLI(StageCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument(
-            "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"
-        )
-        parser.add_argument(
             "--overwrite", action="store_true", help="delete the run in trainer.default_root_dir and start again"
         )
 
@@ -349,21 +349,15 @@ class FitCLI(StageCLI):
         if self.settings.trainer.fast_dev_run:
             super()._run_subcommand(subcommand)
             return
-        run, settings = RunDirectory(self.root), self.settings
-        checkpoint = run.resolve_checkpoint(settings.ckpt_path, settings.overwrite)
-        self.config_init[subcommand]["ckpt_path"] = checkpoint
-        if not self.trainer.is_global_zero:
+        run, settings, is_main = RunDirectory(self.root), self.settings, self.trainer.is_global_zero
+        with run.locked() if is_main else nullcontext():
+            checkpoint = run.resolve_checkpoint(settings.ckpt_path, settings.overwrite)
+            self.config_init[subcommand]["ckpt_path"] = checkpoint
+            if is_main:
+                run.prepare(settings.overwrite)
+                wait_for_own_second(self.root / "tensorboard")
             super()._run_subcommand(subcommand)
-            return
-        run.open(settings.overwrite)
-        wait_for_own_second(self.root / "tensorboard")
-        try:
-            super()._run_subcommand(subcommand)
-        except BaseException:
-            run.close(failed=True)
-            raise
-        run.close()
-        if (self.root / "config.json").is_file():
+        if is_main and (self.root / "config.json").is_file():
             print(f"{self.model.name}: {self.trainer.global_step:,} iterations -> {self.root}")
 
 

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 something outside the command line is wrong (a file, a di
 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
+import os
 import signal
 import sys
 import textwrap
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = show_warning
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     try:
         dispatch(arguments)
     except UsageError as error:

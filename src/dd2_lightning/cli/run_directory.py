@@ -1,7 +1,8 @@
 """The directory of a training run, and what protects it from being overwritten."""
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dd2_lightning.errors import ArtifactError
@@ -18,7 +19,6 @@ class RunDirectory:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.lock = DirectoryLock(self.root)
-        self._created = [path for path in (self.root, *self.root.parents) if not path.exists()]
 
     @property
     def checkpoint(self) -> Path:
@@ -60,26 +60,35 @@ class RunDirectory:
             f"another --trainer.default_root_dir, or delete it and start again with --overwrite"
         )
 
-    def open(self, overwrite: bool = False) -> None:
-        """Lock the directory, and delete what is there of an earlier run or of a killed process.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Context in which this process alone writes into the directory.
+
+        After a failure before the first checkpoint, no directory stays behind that was not there.
 
         Raises:
             ArtifactError: if another process writes into it, or it cannot be written.
         """
-        self.lock.acquire()
+        created = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        try:
+            with self.lock:
+                try:
+                    yield
+                except BaseException:
+                    if created and not self.checkpoint.exists():
+                        self._delete_run()
+                    raise
+        except BaseException:
+            with suppress(OSError):  # not empty
+                for path in created:
+                    path.rmdir()
+            raise
+
+    def prepare(self, overwrite: bool = False) -> None:
+        """Delete what a killed process left half-written and, to overwrite it, an earlier run."""
         if overwrite:
             self._delete_run()
         remove_temporary(self.root)
-
-    def close(self, failed: bool = False) -> None:
-        """Unlock; after a failure before the first checkpoint, leave no directory behind that was not there."""
-        if failed and self._created and not self.checkpoint.exists():
-            self._delete_run()
-        self.lock.release()
-        if failed:
-            with suppress(OSError):  # not empty
-                for path in self._created:
-                    path.rmdir()
 
     def _delete_run(self) -> None:
         (self.root / "config.json").unlink(missing_ok=True)
