@@ -2,18 +2,22 @@
 
 import json
 import os
+import pty
 import re
 import signal
+import socket
 import stat
+import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from processes import DD2, dd2, started
+from processes import DD2, dd2, environment, started
 from runs import any_config
 
 MODULE = (sys.executable, "-m", "dd2_lightning")
@@ -179,11 +183,6 @@ def test_output_that_is_no_terminal_gets_lines_and_no_advertisement(root, tmp_pa
 
 def test_a_terminal_gets_one_line(root, tmp_path):
     """At 80 columns nothing is wider than the terminal."""
-    import pty
-    import subprocess
-
-    from processes import environment
-
     config = write(root, tmp_path / "run")
     master, slave = pty.openpty()
     variables = environment(TERM="xterm", COLUMNS="80", LINES="24")
@@ -199,3 +198,35 @@ def test_a_terminal_gets_one_line(root, tmp_path):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     rows = [row for row in re.split(r"[\r\n]+", text) if "csd " in row]
     assert any("6/6, " in row and "/s" in row for row in rows) and max(map(len, rows)) <= 80
+
+
+def test_two_machines_of_torchrun(root, tmp_path):
+    """Two agents, as docs/scaling.md starts them."""
+    config = write(root, tmp_path / "run", devices=1, num_nodes=2)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "csd")
+    line = (*TORCHRUN[:3], *line, "--rdzv_endpoint", f"127.0.0.1:{port}", str(DD2), "fit", "--config", config)
+    machines = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [machine.communicate(timeout=120)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert (tmp_path / "run/config.json").is_file()
+
+
+def test_tasks_of_slurm(root, tmp_path):
+    """Two processes with the variables that srun gives them."""
+    config = write(root, tmp_path / "run", devices=2, num_nodes=1)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    common |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "csd", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    common |= {"MASTER_ADDR": "127.0.0.1"}
+    tasks = []
+    for rank in ("0", "1"):
+        variables = environment(**common, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        tasks.append(started("fit", "--config", config, "--ckpt_path", "auto", env=variables))
+    texts = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], texts
+    assert (tmp_path / "run/config.json").is_file()
