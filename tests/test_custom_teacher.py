@@ -11,8 +11,8 @@ import torch
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.models.families import family_class, family_of
-from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.families.registry import family_class, family_of
+from dd2_lightning.families.table.model import TableTeacher
 from teachers import DOCUMENT, code_of_the_document, gru_teacher, table_teacher
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_the_document_from_top_to_bottom(tmp_path, monkeypatch):
     labels = torch.arange(10)
     tokens = generator.sample(labels, generator=torch.Generator().manual_seed(0))
     assert tokens.shape == (10, 6, 2) and tokens.isfinite().all()
-    with pytest.raises(dd2.errors.DD2Error, match="cannot read or draw pictures"):
+    with pytest.raises(dd2.errors.DD2Error, match="cannot read or draw images"):
         generator.decode(tokens)
 
 
@@ -80,8 +80,8 @@ def test_classes_that_cannot_be_named():
         ("tabel", "unknown family 'tabel'"),
         ("no_such_module.Teacher", "cannot be imported"),
         ("json.NoSuchThing", "cannot be imported"),
-        ("json.JSONDecoder", "is not a subclass of CodebookTeacher"),
-        ("json.dumps", "is not a subclass of CodebookTeacher"),
+        ("json.JSONDecoder", "is not a subclass of Teacher"),
+        ("json.dumps", "is not a subclass of Teacher"),
     ],
 )
 def test_families_that_are_none(tmp_path, family, words):

@@ -6,15 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd2_lightning.models.multiscale_vq import MultiScaleVQ
-from dd2_lightning.models.pyramid import ScalePyramid, phi_index
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.pyramid import ScalePyramid, phi_index
+from dd2_lightning.families.var.tokenizer import MultiScaleVQ
 from reference import close, golden, golden_var, weights
+
+TRANSFORMER = {"num_classes": 1, "width": 8, "depth": 1, "heads": 1}
 
 
 def small(**sizes) -> MultiScaleVQ:
-    """A tokenizer of pictures (1, 4, 4): 21 tokens in 3 scales."""
-    defaults = {"sides": (1, 2, 4), "codes": 8, "token_dim": 4, "ch": 32, "ch_mult": (1,)}
-    return MultiScaleVQ(**{**defaults, "num_res_blocks": 1, "image_channels": 1, "num_phi": 2, **sizes})
+    """A tokenizer of images (1, 4, 4): 21 tokens in 3 scales."""
+    defaults = {"sides": (1, 2, 4), "codes": 8, "token_dim": 4, "ch": 32, "ch_mult": (1,), **TRANSFORMER}
+    defaults |= {"num_res_blocks": 1, "image_channels": 1, "num_phi": 2}
+    return MultiScaleVQ(VARConfig(**{**defaults, **sizes}))
 
 
 def stripes(batch: int) -> torch.Tensor:
@@ -74,7 +78,8 @@ def test_codes_of_the_release():
 def test_released_size():
     """Parameters of vae_ch160v4096z32, whose file counts no usage statistics among them."""
     with torch.device("meta"):
-        tokenizer = MultiScaleVQ((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4096, 32, 160, (1, 1, 2, 2, 4), 2)
+        sizes = {"codes": 4096, "token_dim": 32, "ch": 160, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2}
+        tokenizer = MultiScaleVQ(VARConfig((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), **sizes, **TRANSFORMER))
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 108_948_355
     assert len(tokenizer.state_dict()) == 323
     assert tokenizer.image_shape == (3, 256, 256)
@@ -196,7 +201,7 @@ def test_rescaling_needs_a_scale():
 
 
 def test_widths_that_the_norms_cannot_group():
-    with pytest.raises(ValueError, match=r"ch: .*multiple of 32.* 48"):
+    with pytest.raises(ValueError, match=r"ch.*multiple of the 32.* 48"):
         small(ch=48)
 
 

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
+from dd2_lightning.families.table.model import CausalBackbone, TableTeacher
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
-from dd2_lightning.models.table import CausalBackbone, TableTeacher
 from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
 from helpers import circle
@@ -125,10 +125,10 @@ def test_labels_out_of_range_are_refused(teacher, student, bad):
 
 
 def test_samples_are_pure_functions_of_their_numbers(teacher, labels):
-    chance = torch.rand(B, teacher.layout.length)
-    drawn = teacher.sample(labels, GUIDED, chance=chance)
+    uniforms = torch.rand(B, teacher.layout.length)
+    drawn = teacher.sample(labels, GUIDED, uniforms=uniforms)
     for b in range(B):
-        alone = teacher.sample(labels[b : b + 1], GUIDED, chance=chance[b : b + 1])
+        alone = teacher.sample(labels[b : b + 1], GUIDED, uniforms=uniforms[b : b + 1])
         assert torch.equal(alone[0], drawn[b])
     seeded = [teacher.sample(labels, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(seeded[0], seeded[1])
@@ -153,17 +153,17 @@ def test_a_sample_keeps_its_prefix(teacher, labels):
 def test_refinement_keeps_the_draft_and_resamples_its_last_positions(teacher, labels):
     """k steps in all: one for the draft, k-1 by the teacher."""
     draft, layout = noisy(teacher), teacher.layout
-    chance = torch.rand(B, layout.length)
+    uniforms = torch.rand(B, layout.length)
     N = layout.num_positions
     assert torch.equal(teacher.refine(draft, labels, 1), draft)
     for steps in range(2, N + 2):
         kept = layout.offsets[N + 1 - steps]
-        refined = teacher.refine(draft, labels, steps, GUIDED, chance=chance)
+        refined = teacher.refine(draft, labels, steps, GUIDED, uniforms=uniforms)
         assert torch.equal(refined[:, :kept], draft[:, :kept])
-        indices = teacher.sample(labels, GUIDED, prefix=draft[:, :kept], chance=chance)
+        indices = teacher.sample(labels, GUIDED, prefix=draft[:, :kept], uniforms=uniforms)
         assert torch.equal(refined[:, kept:], teacher.embed(indices[:, kept:]))
-    everything = teacher.embed(teacher.sample(labels, GUIDED, chance=chance))
-    assert torch.equal(teacher.refine(draft, labels, N + 1, GUIDED, chance=chance), everything)
+    everything = teacher.embed(teacher.sample(labels, GUIDED, uniforms=uniforms))
+    assert torch.equal(teacher.refine(draft, labels, N + 1, GUIDED, uniforms=uniforms), everything)
     for steps in (0, N + 2):
         with pytest.raises(ValueError, match=rf"steps must be in 1\.\.{N + 1}"):
             teacher.refine(draft, labels, steps)
@@ -458,6 +458,6 @@ def test_impossible_sampling_settings_are_refused(setting):
 def test_draw_inverts_the_distribution_function():
     """Cut tokens first and last: not even the outermost numbers may fall on them."""
     p = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
-    chance = torch.tensor([0.0, 0.249, 0.251, 0.749, 0.751, 1 - 2**-24])
+    uniforms = torch.tensor([0.0, 0.249, 0.251, 0.749, 0.751, 1 - 2**-24])
     flow = CodebookFlow(torch.zeros(6, 1), p.log().expand(1, 6, 6))
-    assert draw(flow, chance[None])[0].tolist() == [1, 1, 3, 3, 4, 4]
+    assert draw(flow, uniforms[None])[0].tolist() == [1, 1, 3, 3, 4, 4]

@@ -28,12 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.families.registry import family_of, teacher_from_config
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.dd1_generator import DD1Generator
-from dd2_lightning.models.families import family_of, teacher_from_config
 from dd2_lightning.models.generator import Generator, OneStepGenerator
 from dd2_lightning.models.student import Student, build_student
-from dd2_lightning.models.teacher import CodebookTeacher
 
 FORMAT = 1
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dd2_lightning.models.teacher import CodebookTeacher, check_labels
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.teacher import check_labels
 from dd2_lightning.sampling import Sampling
 
 
@@ -44,7 +45,7 @@ def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, samp
         raise TypeError(f"indices must be integers (B, n), got {indices.dtype} {tuple(indices.shape)}; snap the tokens")
     check_labels(labels, teacher.num_classes)
     indices = indices.long()
-    guided = replace(teacher.settle(sampling), top_k=0, top_p=1.0, temperature=1.0)
+    guided = replace(teacher.resolve_sampling(sampling), top_k=0, top_p=1.0, temperature=1.0)
     log_p = teacher.flow(indices, labels, guided).log_p
     return -log_p.gather(-1, indices[..., None])[..., 0].sum(-1)
 

@@ -7,9 +7,9 @@ import torch
 
 from dd2_lightning.artifacts import Artifact, check_writable, difference, sha256, teacher_reference, write_artifact
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.hub.cards import Card, identify, load_card, locate
-from dd2_lightning.hub.checkpoint import read_checkpoint
-from dd2_lightning.hub.release import outline
+from dd2_lightning.families.registry import build_meta
+from dd2_lightning.hub.cards import Card, identify, load_card
+from dd2_lightning.hub.checkpoint import locate, read_checkpoint
 from dd2_lightning.models.dd1_generator import DD1Generator
 
 
@@ -44,9 +44,9 @@ def convert_dd1(
             f"{', '.join(card.dd1.files())}"
         )
     with torch.device("meta"):
-        outlined = outline(family, architecture)
-        student = outlined.dd1_student()
-    DD1Generator(student, outlined.tokenizer, split, second)  # refuses what the layout does not have
+        shapes = build_meta(family, architecture)
+        student = shapes.dd1_student()
+    DD1Generator(student, shapes.tokenizer, split, second)  # refuses what the layout does not have
     check_writable(output)
     path = locate(checkpoint, card.dd1, "--checkpoint")
     try:
@@ -56,12 +56,12 @@ def convert_dd1(
     looks = identify(found.keys())
     if looks and looks[0] is not card:
         raise ArtifactError(f"--checkpoint: {path} looks like a {looks[0].name}, {teacher} holds a {card.name} teacher")
-    own = student.state_dict()
-    learned = {key: value for key, value in own.items() if not student.is_constant(key)}
+    wanted = student.state_dict()
+    learned = {key: value for key, value in wanted.items() if not student.is_constant(key)}
     problems = difference(learned, {key: value for key, value in found.items() if not student.is_constant(key)})
     if problems:
         raise ArtifactError(f"--checkpoint: {path} does not fit a DD1 network of the teacher {teacher}: {problems}")
-    state = {key: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for key, value in own.items()}
+    state = {key: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for key, value in wanted.items()}
     state |= {key: found[key].to(value.dtype) for key, value in learned.items()}
     config = {"family": family, "split": split, "second": second, "teacher": teacher_reference(origin, output)}
     source = {"release": f"DD1 of {card.name}", "file": path.name, "sha256": sha256(path), "weights": weights}
@@ -76,8 +76,8 @@ def check_teacher(card: Card, needed: dict[str, Any], teacher: Artifact) -> None
         ArtifactError: naming key and values.
     """
     for key, value in needed.items():
-        own = teacher.config["architecture"].get(key)
-        if own != value:
+        found = teacher.config["architecture"].get(key)
+        if found != value:
             raise ArtifactError(
-                f"--teacher: {teacher.directory} has {key} {own}; DD1 of {card.name} was published for {value}"
+                f"--teacher: {teacher.directory} has {key} {found}; DD1 of {card.name} was published for {value}"
             )

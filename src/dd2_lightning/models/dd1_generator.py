@@ -1,19 +1,18 @@
 """Sampling with a network of DD1: in one call, in two, or with the teacher in the middle (arXiv 2412.17153)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.dd1 import DD1Student, joined, trajectory_point
-from dd2_lightning.models.generator import Generator
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.generator import Generator, Sampler
+from dd2_lightning.models.teacher import Teacher
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
 
 
 class DD1Generator(Generator):
-    """A student with what sampling needs.
+    """A network of DD1 and its sampler: 1 or 2 steps, up to ``second`` + 1 with the teacher in the middle.
 
     Args:
         student: usually with EMA weights.
@@ -33,7 +32,7 @@ class DD1Generator(Generator):
         self.second, self.split = second, self.checked(split)
 
     def checked(self, split: int | None) -> int:
-        """A split, the generator's own if None.
+        """A split, the generator's if None.
 
         Raises:
             ValueError: for one that the layout does not have.
@@ -51,7 +50,7 @@ class DD1Generator(Generator):
             noise: ε, (B, n, C).
             labels: (B,).
             t: finished positions.
-            split: the generator's own if None.
+            split: the generator's if None.
 
         Returns:
             (B, n, C), see :func:`joined`.
@@ -76,7 +75,7 @@ class DD1Generator(Generator):
             noise: ε ~ N(0, I), (B, n, C); drawn from ``generator`` if None.
             generator: random source.
             steps: 1 or 2.
-            split: the generator's own if None.
+            split: the generator's if None.
 
         Returns:
             (B, n, C).
@@ -102,8 +101,7 @@ class DD1Generator(Generator):
         sampling: Sampling | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        chance: Tensor | None = None,
-        unmasked_prefix: bool = False,
+        uniforms: Tensor | None = None,
     ) -> Tensor:
         """Sample with the teacher in the middle, "pre-trained-n-m" of the papers, where m is ``second``.
 
@@ -114,19 +112,17 @@ class DD1Generator(Generator):
             labels: (B,).
             teacher: reads codes only.
             start: n, how many positions the teacher is given.
-            split: the generator's own if None; published figures have their own split for each n.
+            split: the generator's if None; published figures have another split for each n.
             sampling: guidance and truncation of the teacher.
             noise: ε, (B, n, C); drawn from ``generator`` if None.
             generator: random source.
-            chance: the teacher's uniform numbers, (B, n); drawn from ``generator`` if None.
-            unmasked_prefix: repeat a slip of the release, see :meth:`CodebookTeacher.unmasked_cache`.
+            uniforms: the teacher's uniform random numbers, (B, n); drawn from ``generator`` if None.
 
         Returns:
             (B, n, C).
 
         Raises:
             ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
-            InputTypeError: for a teacher whose family has no such slip.
         """
         self.steps_from(start)
         if teacher.layout != self.layout:
@@ -136,8 +132,7 @@ class DD1Generator(Generator):
         if start:
             draft = self.jump(noise, noise, labels, 0, split)
             prefix = teacher.snap(draft[:, : self.layout.offsets[start]])
-        cache = teacher.unmasked_cache() if unmasked_prefix else None
-        drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, chance, self.second, cache))
+        drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, uniforms, self.second))
         tokens = torch.cat([drawn, noise[:, drawn.shape[1] :]], 1)
         return self.jump(tokens, noise, labels, self.second, split)
 
@@ -152,25 +147,23 @@ class DD1Generator(Generator):
         return self.second + 1 if start == 0 else self.second - start + 2
 
     def refiner(
-        self,
-        teacher: CodebookTeacher,
-        start: int,
-        split: int | None = None,
-        sampling: Sampling | None = None,
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """What :meth:`sampler` gives, for :meth:`refine`."""
+        self, teacher: Teacher, start: int, split: int | None = None, sampling: Sampling | None = None
+    ) -> Sampler:
+        """:meth:`refine` as a :data:`Sampler`."""
         self.steps_from(start)
         self.checked(split)
-        return lambda labels, noise, chance: self.refine(labels, teacher, start, split, sampling, noise, chance=chance)
+        teacher = require_codebook(teacher)
+        return lambda labels, noise, uniforms: self.refine(
+            labels, teacher, start, split, sampling, noise, uniforms=uniforms
+        )
 
     def sampler(
         self,
         steps: int = 1,
-        teacher: CodebookTeacher | None = None,
+        teacher: Teacher | None = None,
         sampling: Sampling | None = None,
         split: int | None = None,
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """See :meth:`Generator.sampler`: 1 or 2 steps, or up to ``second`` + 1 with the teacher in the middle."""
+    ) -> Sampler:
         most = self.second + 1
         self.checked(split)
         if steps > 2 and teacher is None:
@@ -180,4 +173,4 @@ class DD1Generator(Generator):
         if steps > 2:
             start = 0 if steps == most else most + 1 - steps
             return self.refiner(teacher, start, split, sampling)
-        return lambda labels, noise, chance: self.sample(labels, noise, steps=steps, split=split)
+        return lambda labels, noise, uniforms: self.sample(labels, noise, steps=steps, split=split)

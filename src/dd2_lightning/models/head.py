@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd2_lightning.models.layers import adaptive, layer_norm, with_octaves
+from dd2_lightning.models.layers import adaptive, fourier_features, layer_norm
 
 
 class TimeEmbedding(nn.Module):
@@ -49,7 +49,7 @@ class VelocityHead(nn.Module):
         feature_dim: width of the backbone's features.
         width: width of the head.
         depth: number of residual blocks.
-        octaves: sinusoids that x_t is read through, see :func:`with_octaves`; the paper has none.
+        octaves: of the Fourier features of x_t, see :func:`fourier_features`; the paper has none.
     """
 
     def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):
@@ -77,7 +77,7 @@ class VelocityHead(nn.Module):
             (B, n, m, C).
         """
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
-        x = self.input(with_octaves(x_t, self.octaves))
+        x = self.input(fourier_features(x_t, self.octaves))
         for block in self.blocks:
             x = block(x, cond)
         shift, scale = self.ada_lin(cond).chunk(2, -1)

@@ -32,14 +32,11 @@ class Cache:
         positions: how many positions' features have been computed.
         layers: one key-value cache per block.
         state: whatever else the family accumulates (VAR: its map of the scales so far).
-        masked: whether positions that enter together are hidden from earlier ones, see
-            :meth:`CodebookTeacher.unmasked_cache`.
     """
 
     positions: int = 0
     layers: list[LayerCache] = field(default_factory=list)
     state: Tensor | None = None
-    masked: bool = True
 
     def layer(self, i: int) -> LayerCache:
         """The cache of block i, made at its first use."""
@@ -49,7 +46,7 @@ class Cache:
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
-    """Which tokens the tokens ``new`` may look at: all of their own position and of earlier ones.
+    """Which tokens the tokens ``new`` may look at: all of their position and of earlier ones.
 
     Returns:
         Boolean (len(new), new.stop), or None where everything is visible.
@@ -109,7 +106,6 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -128,8 +124,8 @@ def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
 
 
-def with_octaves(x: Tensor, octaves: int) -> Tensor:
-    """Append to x the sinusoids sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+def fourier_features(x: Tensor, octaves: int) -> Tensor:
+    """Append to x its Fourier features sin and cos of 2^k x, k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
 
     Through them a narrow network can change from one code to the next within a small step of noise.
     """
@@ -191,7 +187,7 @@ class AdaLNBlock(nn.Module):
         cache: LayerCache | None = None,
         between: Tensor | None = None,
     ) -> Tensor:
-        """One block.
+        """Update a sequence of tokens.
 
         Args:
             x: (B, L, dim).

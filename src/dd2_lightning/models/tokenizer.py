@@ -1,4 +1,4 @@
-"""Tokenizers: pictures to tokens and back, and how those with a VQ codebook are trained."""
+"""Tokenizers: images to tokens and back, and how those with a VQ codebook are trained."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -31,28 +31,25 @@ class TokenizerLosses(NamedTuple):
 
 
 class Tokenizer(nn.Module, ABC):
-    """Pictures to tokens and back. It owns grid sides and pixels; a :class:`Layout` holds counts only.
+    """Images to tokens and back. It knows grid sides and pixels; a :class:`Layout` holds counts only.
 
     Attributes:
         layout: the order of the tokens.
-        has_pictures: whether it can encode and decode; False for a bare codebook.
+        codebook: vectors as they are used, (V, C); only the tokenizer of a teacher with a codebook has it.
+        has_images: whether it can encode and decode; False for a codebook alone.
     """
 
     layout: Layout
-    has_pictures: bool = True
-
-    @property
-    @abstractmethod
-    def codebook(self) -> Tensor:
-        """Codebook vectors as they are used, (V, C)."""
+    codebook: Tensor
+    has_images: bool = True
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
+        """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
+        """Embeddings (B, n, C), on the codebook or off it -> images (B, channels, H, W) in [0, 1]."""
 
     def training_losses(
         self,
@@ -61,7 +58,14 @@ class Tokenizer(nn.Module, ABC):
         reconstruction_weight: float = 1.0,
         commitment_weight: float = 0.25,
     ) -> TokenizerLosses:
-        """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
+        """Losses on a batch of images.
+
+        Args:
+            images: (B, channels, H, W) in [0, 1].
+            generator: draws which unused codes are re-seeded for the next batch; None: none.
+            reconstruction_weight: weight of the pixels' squared error.
+            commitment_weight: weight of the commitment loss.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
 
     def check_pixels(self) -> None:
@@ -70,14 +74,14 @@ class Tokenizer(nn.Module, ABC):
         Raises:
             PixelsMissingError: saying how the teacher comes to have them.
         """
-        if not self.has_pictures:
+        if not self.has_images:
             raise PixelsMissingError(
-                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw pictures. "
+                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. "
                 "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
             )
 
     def rescale_codebook(self, rms: float) -> None:
-        """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
+        """Give the codebook's entries this root mean square without changing an image; nothing if it is fixed."""
 
 
 class Quantised(NamedTuple):
@@ -99,8 +103,8 @@ class PixelNetworks(NamedTuple):
     """What lies between pixels and the latent map.
 
     Attributes:
-        encoder: pictures (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
-        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
+        encoder: images (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
+        decoder: maps (B, z, H, H) to images in about [-1, 1].
         quant_conv: from the encoder's maps to latent maps (B, C, H, H).
         post_quant_conv: from latent maps to the decoder's.
     """
@@ -122,34 +126,29 @@ class VQTokenizer(Tokenizer):
     """
 
     def __init__(
-        self,
-        pixels: PixelNetworks | None,
-        quantiser: nn.Module,
-        layout: Layout,
-        image_shape: tuple[int, int, int],
+        self, pixels: PixelNetworks | None, quantiser: nn.Module, layout: Layout, image_shape: tuple[int, int, int]
     ):
         super().__init__()
-        self.has_pictures = pixels is not None
+        self.has_images = pixels is not None
         if pixels is not None:
             self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = pixels
         self.quantize = quantiser
         self.layout, self.image_shape = layout, image_shape
 
     def latents(self, images: Tensor) -> Tensor:
-        """The map that is quantised: pictures (B, channels, S, S) in [0, 1] -> (B, C, H, H).
+        """The map that is quantised: images (B, channels, S, S) in [0, 1] -> (B, C, H, H).
 
         Raises:
-            ValueError: for pictures of another size.
+            ValueError: for images of another size.
             PixelsMissingError: if there is no encoder.
         """
         self.check_pixels()
         if images.shape[1:] != self.image_shape:
-            raise ValueError(f"this tokenizer reads pictures (B, *{self.image_shape}), got {tuple(images.shape)}")
+            raise ValueError(f"this tokenizer reads images (B, *{self.image_shape}), got {tuple(images.shape)}")
         return self.quant_conv(self.encoder(2 * images - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, S, S) in [0, 1] -> indices (B, n)."""
         return self.quantize(self.latents(images)).indices
 
     @abstractmethod
@@ -166,7 +165,6 @@ class VQTokenizer(Tokenizer):
         return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C) -> pictures (B, channels, S, S) in [0, 1]."""
         return (self.decode_map(self.latent_map(tokens)).clamp(-1, 1) + 1) / 2
 
     def training_losses(
@@ -179,12 +177,6 @@ class VQTokenizer(Tokenizer):
         """Reconstruction through a straight-through estimator, codebook and commitment losses.
 
         The two latter are averaged over the maps of all scales, so that every scale alone brings the map nearer.
-
-        Args:
-            images: (B, channels, S, S) in [0, 1].
-            generator: draws which unused codes are re-seeded for the next batch; None: none.
-            reconstruction_weight: weight of the pixels' squared error.
-            commitment_weight: weight of the commitment loss.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)

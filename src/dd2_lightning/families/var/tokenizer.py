@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.pyramid import ScalePyramid
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.convnets import Decoder, Encoder, conv3x3
-from dd2_lightning.models.pyramid import ScalePyramid
 from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
 
 
@@ -41,50 +42,22 @@ class MultiScaleQuantiser(nn.Module):
 
 
 class MultiScaleVQ(VQTokenizer):
-    """Pictures to a pyramid of token maps and back.
+    """Images to a pyramid of token maps and back.
 
-    Its state dict has the keys of the release, except the usage statistics ``quantize.ema_vocab_hit_SV``, which
-    :func:`dd2_lightning.models.var.from_release` drops. The released sizes are V = 4096, C = 32, ``ch`` 160,
-    ``ch_mult`` (1, 1, 2, 2, 4), 2 blocks and 4 phi.
+    Its state dict has the keys of the release, without the usage statistics ``quantize.ema_vocab_hit_SV``. Images have
+    side ``sides[-1] * 2 ** (len(ch_mult) - 1)``.
 
     Args:
-        sides: side of the token map of each scale, strictly increasing.
-        codes: V.
-        token_dim: C.
-        ch: base width of the pixel networks, a multiple of 32.
-        ch_mult: width of each resolution over ``ch``, the finest first. Pictures have side
-            ``sides[-1] * 2 ** (len(ch_mult) - 1)``.
-        num_res_blocks: residual blocks a resolution (the decoder has one more).
-        image_channels: colours of the pictures.
-        num_phi: residual convolutions shared by the scales.
-        pixels: False leaves out everything but the quantiser.
-
-    Raises:
-        ValueError: for a ``ch`` that is no multiple of 32, or sides that do not increase.
+        config: sizes.
     """
 
-    def __init__(
-        self,
-        sides: tuple[int, ...],
-        codes: int,
-        token_dim: int,
-        ch: int,
-        ch_mult: tuple[int, ...],
-        num_res_blocks: int,
-        image_channels: int = 3,
-        num_phi: int = 4,
-        pixels: bool = True,
-    ):
-        size = sides[-1] * 2 ** (len(ch_mult) - 1)
-        networks = PixelNetworks(
-            Encoder(image_channels, ch, ch_mult, num_res_blocks, token_dim),
-            Decoder(image_channels, ch, ch_mult, num_res_blocks, token_dim),
-            conv3x3(token_dim, token_dim),
-            conv3x3(token_dim, token_dim),
-        )
-        quantiser = MultiScaleQuantiser(sides, codes, token_dim, num_phi)
-        shape = (image_channels, size, size)
-        super().__init__(networks if pixels else None, quantiser, quantiser.quant_resi.layout, shape)
+    def __init__(self, config: VARConfig):
+        C, sizes = config.token_dim, (config.image_channels, config.ch, config.ch_mult, config.num_res_blocks)
+        networks = PixelNetworks(Encoder(*sizes, C), Decoder(*sizes, C), conv3x3(C, C), conv3x3(C, C))
+        quantiser = MultiScaleQuantiser(config.sides, config.codes, C, config.num_phi)
+        side = config.sides[-1] * 2 ** (len(config.ch_mult) - 1)
+        shape = (config.image_channels, side, side)
+        super().__init__(networks if config.pixels else None, quantiser, config.layout, shape)
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -93,7 +66,6 @@ class MultiScaleVQ(VQTokenizer):
 
     @property
     def codebook(self) -> Tensor:
-        """(V, C), as stored."""
         return self.quantize.embedding.weight
 
     def latent_map(self, tokens: Tensor) -> Tensor:
@@ -105,7 +77,7 @@ class MultiScaleVQ(VQTokenizer):
 
     @torch.no_grad()
     def rescale_codebook(self, rms: float, weights: Tensor | None = None) -> float:
-        """Give the codebook's entries a root mean square without changing a picture or an index.
+        """Give the codebook's entries a root mean square without changing an image or an index.
 
         Scaling codes and latents by a leaves nearest codes alone; phi is linear but for its bias, which takes the
         factor too, and ``post_quant_conv`` divides by it. A transformer's copy of phi has to follow.

@@ -24,7 +24,7 @@ class LlamaGenConfig(Sizes):
         decoder_ch_mult: the same of the decoder; as many levels.
         num_res_blocks: residual blocks a level of the encoder.
         z_channels: channels between the pixel networks and the convolutions around the codebook.
-        image_channels: channels of a picture.
+        image_channels: channels of an image.
         kv_heads: heads of keys and values; None is as many as ``heads``.
         multiple_of: what the SwiGLU's width is rounded up to a multiple of.
         ffn_dim_multiplier: factor on the SwiGLU's width.

@@ -1,7 +1,7 @@
 """The VAR family (arXiv 2404.02905): next-scale prediction, with the state-dict names of the public release.
 
 Tokens of a scale are predicted in parallel from the accumulated map of the scales before it
-(:mod:`dd2_lightning.models.multiscale_vq`), so nothing is shifted: slot l of scale k reads pixel l of that map,
+(:mod:`dd2_lightning.families.var.pyramid`), so nothing is shifted: slot l of scale k reads pixel l of that map,
 averaged down to scale k, and predicts token l. The class vector is both the first slot and the condition of every
 adaptive layer norm.
 """
@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.dd1 import DD1VAR
+from dd2_lightning.families.var.pyramid import ScalePyramid
+from dd2_lightning.families.var.tokenizer import MultiScaleVQ
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.models.backbone import Backbone
-from dd2_lightning.models.dd1_var import DD1VAR
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import (
     AdaLNBlock,
     AdaptiveNorm,
@@ -24,11 +28,7 @@ from dd2_lightning.models.layers import (
     init_linear,
     visibility,
 )
-from dd2_lightning.models.multiscale_vq import MultiScaleVQ
-from dd2_lightning.models.pyramid import ScalePyramid
 from dd2_lightning.models.sizes import Sized
-from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var_sizes import VARConfig
 from dd2_lightning.sampling import Sampling, keep_top_k
 
 
@@ -38,7 +38,7 @@ class VARSampling(Sampling):
 
     Attributes:
         more_smooth: soft tokens, means of codes under a Gumbel-softmax that hardens along the scales: smoother
-            pictures, but not samples of the model. For looking at, never for training or measuring.
+            images, but not samples of the model. For looking at, never for training or measuring.
     """
 
     more_smooth: bool = False
@@ -48,7 +48,8 @@ class VARBackbone(Backbone):
     """The transformer without its head.
 
     The pyramid is a frozen copy of the tokenizer's (buffers, not parameters: nothing can unfreeze it by accident),
-    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class.
+    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class. A cache's ``state`` is the
+    accumulated map, (B, C, H, H).
 
     Args:
         config: sizes.
@@ -95,7 +96,7 @@ class VARBackbone(Backbone):
                 linear.weight.data.div_(math.sqrt(2 * len(self.blocks)))
 
     def inputs(self, tokens: Tensor, cond: Tensor, start: int, stop: int, cache: Cache | None) -> Tensor:
-        """What the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
+        """Embed what the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
         parts = []
         if start == 0:
             parts.append(cond[:, None] + self.pos_start)
@@ -111,7 +112,6 @@ class VARBackbone(Backbone):
         return torch.cat(parts, 1)
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
-        """See :meth:`Backbone.forward`. The cache's ``state`` is the accumulated map, (B, C, H, H)."""
         start, stop = self.new_positions(tokens, cache)
         new = slice(self.layout.offsets[start], self.layout.offsets[stop])
         cond = self.class_emb(labels)
@@ -119,15 +119,14 @@ class VARBackbone(Backbone):
         x = self.inputs(tokens, cond, start, stop, cache) + place
         if self.shared_ada_lin is not None:
             cond = self.shared_ada_lin(cond).view(len(cond), 1, 6, -1)
-        masked = stop - start > 1 and (cache is None or cache.masked)
-        mask = self.mask[new, : new.stop] if masked else None
+        mask = self.mask[new, : new.stop] if stop - start > 1 else None
         for i, block in enumerate(self.blocks):
             x = block(x, cond, mask, cache.layer(i) if cache is not None else None)
         return x
 
 
 class VARClassifier(nn.Module):
-    """Adaptive layer norm and a linear map to the codes.
+    """Adaptive layer norm and a linear map to the codes, in float32 or wider.
 
     Args:
         width: of the features.
@@ -144,7 +143,6 @@ class VARClassifier(nn.Module):
             init_linear(linear)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Features (B, n, width), labels (B,) -> logits (B, n, V), in float32 or wider."""
         return exact_linear(self.head, self.head_nm(features, self._classes[0](labels)))
 
 
@@ -152,7 +150,7 @@ class VARTeacher(Sized, CodebookTeacher):
     """A VAR model: transformer, classifier and multi-scale tokenizer.
 
     State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
-    see :func:`from_release`.
+    see :mod:`dd2_lightning.families.var.release`.
 
     Args:
         config: sizes.
@@ -163,36 +161,16 @@ class VARTeacher(Sized, CodebookTeacher):
 
     def __init__(self, config: VARConfig):
         backbone = VARBackbone(config)
-        tokenizer = MultiScaleVQ(
-            config.sides,
-            config.codes,
-            config.token_dim,
-            config.ch,
-            config.ch_mult,
-            config.num_res_blocks,
-            config.image_channels,
-            config.num_phi,
-            config.pixels,
-        )
+        tokenizer = MultiScaleVQ(config)
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
         self.adopt_tokenizer()
 
     def adopt_tokenizer(self) -> None:
-        """Copy the tokenizer's pyramid into the backbone."""
         self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
 
     def dd1_student(self) -> DD1VAR:
-        """See :meth:`CodebookTeacher.dd1_student`; the class is a further scale of one token, before all others.
-
-        Raises:
-            InputTypeError: if the first scale has several tokens.
-        """
         return DD1VAR.of(self)
-
-    def unmasked_cache(self) -> Cache:
-        """See :meth:`CodebookTeacher.unmasked_cache`."""
-        return Cache(masked=False)
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
@@ -206,17 +184,21 @@ class VARTeacher(Sized, CodebookTeacher):
         logits = keep_top_k(logits, sampling.top_k)
         if sampling.top_p < 1:
             ordered, order = logits.sort(-1)
-            gone = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-            gone[..., -1] = False
-            logits = logits.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
+            cut = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+            cut[..., -1] = False
+            logits = logits.masked_fill(cut.scatter(-1, order, cut), -torch.inf)
         return logits
 
     def choose(
-        self, flow: CodebookFlow, sampling: Sampling, chance: Tensor, position: int, generator: torch.Generator | None
+        self,
+        flow: CodebookFlow,
+        sampling: VARSampling,
+        uniforms: Tensor,
+        position: int,
+        generator: torch.Generator | None,
     ) -> Tensor:
-        """See :meth:`CodebookTeacher.choose`; with ``more_smooth`` embeddings (B, n_i, C)."""
         if not sampling.more_smooth:
-            return super().choose(flow, sampling, chance, position, generator)
+            return super().choose(flow, sampling, uniforms, position, generator)
         gumbel = -torch.empty_like(flow.log_p).exponential_(generator=generator).log()
         return smooth_weights(flow.log_p, gumbel, position / (self.layout.num_positions - 1)) @ self.codebook
 
@@ -235,19 +217,3 @@ def smooth_weights(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
         (..., V).
     """
     return ((logits * (1 + ratio) + gumbel) / max(0.27 * (1 - 0.95 * ratio), 0.005)).softmax(-1)
-
-
-def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a :class:`VARTeacher` from the two files of a release.
-
-    Args:
-        transformer: ``var_d*.pth``.
-        tokenizer: ``vae_ch160v4096z32.pth``.
-    """
-    state = {f"tokenizer.{key}": value for key, value in tokenizer.items() if not key.endswith("ema_vocab_hit_SV")}
-    phi = "tokenizer.quantize.quant_resi."
-    state |= {f"backbone.pyramid.{key.removeprefix(phi)}": state[key] for key in list(state) if key.startswith(phi)}
-    for key, value in transformer.items():
-        if key not in VARBackbone.IGNORED:
-            state[("classifier." if key.startswith("head") else "backbone.") + key] = value
-    return state

@@ -1,10 +1,11 @@
-"""LlamaGen: from the constructor arguments of the release to ours."""
+"""LlamaGen's release: its constructor arguments and its state dicts in our terms."""
 
 import math
 from typing import Any
 
-from dd2_lightning.hub.release import Release, translate
-from dd2_lightning.models.llamagen import from_release
+from torch import Tensor
+
+from dd2_lightning.families.release import Release, translate
 
 RENAMED = {
     "vocab_size": "codes",
@@ -29,7 +30,7 @@ TRAINING_ONLY = {"class_dropout_prob"}
 
 
 def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) -> dict[str, Any]:
-    """Sizes of a :class:`LlamaGenTeacher` from the arguments of the release's constructors.
+    """Sizes of a ``LlamaGenTeacher`` from the arguments of the release's constructors.
 
     Args:
         config: arguments; ``block_size``, the number of tokens, may be among them.
@@ -56,4 +57,41 @@ def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) ->
     return {**translate(config, RENAMED, FIXED), "grid": grid, "pixels": not latent_only}
 
 
-RELEASE = Release("llamagen", architecture, from_release, adapted={"continuous_input": True})
+def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a ``LlamaGenTeacher`` from the two files of a release, unwrapped.
+
+    The transformer keeps its names. In the tokenizer ``conv_blocks`` become the encoder's ``down`` and the decoder's
+    ``up``, whose level 0 is the finest (the release numbers the decoder's in the order of their execution).
+
+    Args:
+        transformer: ``c2i_*.pt``; caches, mask and rotations that were stored along are left out.
+        tokenizer: ``vq_ds*_c2i.pt``; the usage statistics are left out.
+    """
+    levels = 1 + max((int(key.split(".")[2]) for key in tokenizer if key.startswith("decoder.conv_blocks.")), default=0)
+    state = {
+        f"tokenizer.{_tokenizer_name(key, levels)}": value
+        for key, value in tokenizer.items()
+        if key != "quantize.codebook_used"
+    }
+    for key, value in transformer.items():
+        if key in ("freqs_cis", "causal_mask") or ".kv_cache." in key:
+            continue
+        state[("classifier." if key.startswith(("norm.", "output.")) else "backbone.") + key] = value
+    return state
+
+
+def _tokenizer_name(key: str, levels: int) -> str:
+    if ".conv_blocks." not in key and ".mid." not in key:
+        return key
+    network, group, *rest = key.split(".")
+    if group == "mid":
+        rest[0] = ("block_1", "attn_1", "block_2")[int(rest[0])]
+    elif group == "conv_blocks":
+        if network == "decoder":
+            rest[0] = str(levels - 1 - int(rest[0]))
+        group = "down" if network == "encoder" else "up"
+        rest[1] = rest[1].replace("res", "block")
+    return ".".join([network, group, *rest])
+
+
+RELEASE = Release(architecture, from_release, adapted={"continuous_input": True})

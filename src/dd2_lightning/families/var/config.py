@@ -22,7 +22,7 @@ class VARConfig(Sizes):
         ch: base width of the tokenizer's encoder and decoder, a multiple of 32.
         ch_mult: width of each level over ``ch``, highest resolution first.
         num_res_blocks: residual blocks a level of the encoder.
-        image_channels: channels of a picture.
+        image_channels: channels of an image.
         num_phi: phi convolutions that the scales share.
         mlp_ratio: hidden width of the feed-forward over ``width``.
         l2_norm: unit queries and keys with a learned temperature a head.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.models.layers import LayerCache
 
 
@@ -59,7 +60,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.weight * (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)
 
@@ -101,7 +101,6 @@ class SwiGLU(nn.Module):
         self.w2 = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
@@ -132,13 +131,15 @@ class LlamaBlock(nn.Module):
         self.ffn_norm = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """One block.
-
-        Args:
-            x: (B, L, dim).
-            rope: cosines and sines of these L positions, (L, d/2, 2).
-            mask: boolean visibility, (L, keys).
-            cache: keys and values of earlier tokens.
-        """
+        """Update ``x`` (B, L, dim), rotated by ``rope`` (L, d/2, 2), under a boolean ``mask`` (L, keys)."""
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+def llama_blocks(config: LlamaGenConfig) -> nn.ModuleList:
+    """The blocks of a transformer of these sizes."""
+    hidden = swiglu_width(config.width, config.ffn_dim_multiplier, config.multiple_of)
+    kv_heads = config.kv_heads or config.heads
+    return nn.ModuleList(
+        LlamaBlock(config.width, config.heads, kv_heads, hidden, config.norm_eps) for _ in range(config.depth)
+    )

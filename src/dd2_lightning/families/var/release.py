@@ -1,0 +1,57 @@
+"""VAR's release: its constructor arguments and its state dicts in our terms."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dd2_lightning.families.release import Release, translate
+from dd2_lightning.families.var.model import VARBackbone
+
+RENAMED = {
+    "patch_nums": "sides",
+    "V": "codes",
+    "Cvae": "token_dim",
+    "num_classes": "num_classes",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "ch": "ch",
+    "ch_mult": "ch_mult",
+    "num_res_blocks": "num_res_blocks",
+    "share_quant_resi": "num_phi",
+    "mlp_ratio": "mlp_ratio",
+    "attn_l2_norm": "l2_norm",
+    "shared_aln": "shared_adaln",
+}
+FIXED = {"quant_resi": 0.5, "using_znorm": False, "norm_eps": 1e-6}
+
+
+def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) -> dict[str, Any]:
+    """Sizes of a ``VARTeacher`` from the arguments of the release's constructors.
+
+    Raises:
+        ValueError: for an unknown or missing key, a value that this implementation does not have, or a ``grid``:
+            the scales of a VAR are in its configuration.
+    """
+    if grid is not None:
+        raise ValueError("--grid: the scales of a VAR model are part of its architecture (patch_nums)")
+    return {**translate(config, RENAMED, FIXED), "pixels": not latent_only}
+
+
+def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a ``VARTeacher`` from the two files of a release.
+
+    Args:
+        transformer: ``var_d*.pth``.
+        tokenizer: ``vae_ch160v4096z32.pth``.
+    """
+    state = {f"tokenizer.{key}": value for key, value in tokenizer.items() if not key.endswith("ema_vocab_hit_SV")}
+    phi = "tokenizer.quantize.quant_resi."
+    state |= {f"backbone.pyramid.{key.removeprefix(phi)}": state[key] for key in list(state) if key.startswith(phi)}
+    for key, value in transformer.items():
+        if key not in VARBackbone.IGNORED:
+            state[("classifier." if key.startswith("head") else "backbone.") + key] = value
+    return state
+
+
+RELEASE = Release(architecture, from_release)
