@@ -79,7 +79,7 @@ def test_released_size():
     """Parameters of vae_ch160v4096z32, whose file counts no usage statistics among them."""
     with torch.device("meta"):
         sizes = {"codes": 4096, "token_dim": 32, "ch": 160, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2}
-        tokenizer = MultiScaleVQ(VARConfig((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), **sizes, **TRANSFORMER))
+        tokenizer = MultiScaleVQ(VARConfig(sides=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), **sizes, **TRANSFORMER))
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 108_948_355
     assert len(tokenizer.state_dict()) == 323
     assert tokenizer.image_shape == (3, 256, 256)

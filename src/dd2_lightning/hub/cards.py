@@ -14,11 +14,9 @@ from dd2_lightning.families.registry import FAMILIES, published_family
 
 @dataclass(frozen=True)
 class DD1Card:
-    """What was published of a family's networks for DD1.
+    """What was published of a family's networks for DD1, in ``repository`` on the hub.
 
     Attributes:
-        repository: on the hub, ``OWNER/REPO``.
-        licence: of the published weights.
         weights: ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels.
         published: path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its
             ``teacher`` that no weights tell.
@@ -41,10 +39,8 @@ class Card:
     """The contents of a family's ``cards.yaml``.
 
     Attributes:
-        family: its name here.
-        name: its name in messages.
+        name: the family's name in messages; ``family`` is that in the registry.
         repository: on the hub, ``OWNER/REPO``.
-        licence: of the published weights.
         signature: role (``transformer``, ``tokenizer``) to beginnings of keys that only such a file has.
         wrappers: role to entries that training checkpoints of the release keep the weights in.
         config: constructor arguments that all published sizes share.

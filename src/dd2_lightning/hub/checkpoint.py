@@ -24,10 +24,7 @@ WRAPPERS = ("model", "module", "state_dict")
 def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
 
-    Args:
-        reference: path or hub reference.
-        card: says the checksums, where known.
-        flag: the option that named the file, for messages.
+    The card knows the checksums of some files; ``flag`` is the option that named this one, for messages.
 
     Raises:
         ValueError: for a hub reference that is none; nothing is fetched then.
@@ -35,14 +32,12 @@ def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     """
     if not reference.startswith(HUB):
         return Path(reference)
-    owner, _, rest = reference.removeprefix(HUB).partition("/")
-    repository, _, name = rest.partition("/")
-    parts = [owner, repository, *name.split("/")]
-    if not all(re.fullmatch(r"[\w.\- ]+", part) and part.strip(". ") for part in parts):
-        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference}")
+    parts = reference.removeprefix(HUB).split("/")
+    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
+        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
     import huggingface_hub
 
-    repository = f"{owner}/{repository}"
+    repository, name = "/".join(parts[:2]), "/".join(parts[2:])
     try:
         path = Path(huggingface_hub.hf_hub_download(repository, name))
     except Exception as error:  # the client lets exceptions of its HTTP library through, and those change
@@ -66,15 +61,14 @@ def first_line(error: Exception) -> str:
 
 
 def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, memory-mapped where the format allows.
+    """The state dict in a checkpoint file, memory-mapped where the format allows.
+
+    The ``module.`` that distributed training puts before every key is removed.
 
     Args:
         path: a safetensors file or one written by ``torch.save``. Pickled code in it is never executed.
         wrappers: further entries to look for the weights in, ``/`` between levels.
         entry: the only place to look, for files that hold weights in several.
-
-    Returns:
-        State dict, without the ``module.`` that distributed training puts before every key.
 
     Raises:
         ArtifactError: if the file is missing, truncated, holds anything that could run, or no state dict.

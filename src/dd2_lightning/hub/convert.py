@@ -64,12 +64,12 @@ def read_file(reference: str, card: Card, role: str) -> tuple[dict[str, Tensor],
 
 def load_release(
     release: Release, teacher: Teacher, files: dict[str, dict[str, Tensor]], sources: dict[str, str]
-) -> Teacher:
+) -> None:
     """Load the weights of a release into a teacher from :func:`build_meta`, cast to its precision, without copies.
 
     Args:
         release: how the family reads them.
-        teacher: filled in place, and returned.
+        teacher: filled in place.
         files: role to state dict of the release.
         sources: role to what to call its file in messages.
 
@@ -96,7 +96,6 @@ def load_release(
     weights = {key: state[key].to(value.dtype) for key, value in wanted.items()}
     weights |= {key: weights[key].clone() for key in derived}  # a parameter and its copy must not be one tensor
     teacher.load_state_dict(weights, assign=True)
-    return teacher
 
 
 def convert(
@@ -108,16 +107,7 @@ def convert(
     grid: int | None = None,
     latent_only: bool = False,
 ) -> None:
-    """Write a teacher's directory from the two files of a release.
-
-    Args:
-        family: its name.
-        transformer: path or ``hf://OWNER/REPO/PATH``.
-        tokenizer: the same.
-        arch: published size or JSON file.
-        output: directory to write.
-        grid: tokens a side, where the files do not tell.
-        latent_only: read nothing of the tokenizer but its quantiser.
+    """Write a teacher's directory from the two files of a release; arguments are the options of the commands.
 
     Raises:
         ValueError: for an ``arch`` or ``grid`` that cannot be.

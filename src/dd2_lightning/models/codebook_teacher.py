@@ -1,5 +1,6 @@
 """Teachers with a codebook: their flow follows exactly from the logits of a classifier."""
 
+from functools import partial
 from itertools import islice
 
 import torch
@@ -19,8 +20,7 @@ from dd2_lightning.sampling import Sampling, draw, keep_top_k, keep_top_p
 class CodebookTeacher(Teacher):
     """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
 
-    A family overrides :meth:`guide`, :meth:`truncate`, :meth:`student_backbone` and :meth:`dd1_student` where it
-    differs.
+    A family overrides :meth:`guide`, :meth:`truncate` and :meth:`choose` where it differs.
 
     Args:
         backbone: features from tokens.
@@ -35,7 +35,7 @@ class CodebookTeacher(Teacher):
 
     @property
     def codebook(self) -> Tensor:
-        """(V, C)."""
+        """Codebook vectors as they are used, (V, C)."""
         return self.tokenizer.codebook
 
     def are_indices(self, tokens: Tensor) -> bool:
@@ -55,11 +55,6 @@ class CodebookTeacher(Teacher):
         )
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Codebook vectors of indices (B, n), and embeddings (B, n, C) as they are: (B, n, C).
-
-        Raises:
-            InputTypeError: see :meth:`are_indices`.
-        """
         return self.codebook[tokens.long()] if self.are_indices(tokens) else tokens  # a byte would be taken for a mask
 
     def snap(self, tokens: Tensor) -> Tensor:
@@ -67,10 +62,10 @@ class CodebookTeacher(Teacher):
         return nearest_code(tokens, self.codebook)
 
     def prepare(self, tokens: Tensor) -> Tensor:
-        """What the backbone reads, from indices (B, n) or embeddings (B, n, C): by default embeddings.
+        """Convert indices (B, n) or embeddings (B, n, C) to what the backbone reads: by default embeddings.
 
         Raises:
-            InputTypeError: a ``TypeError``, for anything else, and for embeddings where a family reads indices only.
+            InputTypeError: for anything else, and for embeddings where a family reads indices only.
         """
         return self.embed(tokens)
 
@@ -91,21 +86,9 @@ class CodebookTeacher(Teacher):
         return keep_top_p(logits, sampling.top_p)
 
     def choose(
-        self,
-        flow: CodebookFlow,
-        sampling: Sampling,
-        uniforms: Tensor,
-        position: int,
-        generator: torch.Generator | None,
+        self, flow: CodebookFlow, sampling: Sampling, uniforms: Tensor, position: int, rng: torch.Generator | None
     ) -> Tensor:
-        """Draw the tokens of one position of a sample.
-
-        Args:
-            flow: of the position.
-            sampling: of type ``sampling_type``.
-            uniforms: uniform random numbers, (B, n_i).
-            position: its number.
-            generator: for settings that need more numbers than that.
+        """Draw the tokens of one position, from uniform random numbers (B, n_i) and, for settings that need more, rng.
 
         Returns:
             Indices (B, n_i), or embeddings (B, n_i, C) for settings that make soft tokens.
@@ -113,64 +96,53 @@ class CodebookTeacher(Teacher):
         return draw(flow, uniforms)
 
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
-        """Next-token logits before truncation, in float32.
+        """Next-token logits before truncation, (B, n, V) in float32.
 
         Args:
             tokens: indices (B, n) or embeddings (B, n, C); complete positions.
             labels: (B,).
             guidance_scale: None for the conditional logits themselves.
 
-        Returns:
-            (B, n, V).
-
         Raises:
             ValueError: for a label that no class has.
-            TypeError: see :meth:`prepare`.
+            InputTypeError: see :meth:`prepare`.
         """
         check_labels(labels, self.num_classes)
         return self._logits(self.prepare(tokens), labels, self.resolve_sampling(Sampling(guidance_scale)))
 
     def predict(self, prepared: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, n, V) of one pass, as training wants them: labels (B,) may be the null label.
-
-        Args:
-            prepared: see :meth:`prepare`.
-            labels: 0..num_classes.
-        """
+        """Logits (B, n, V) of one pass over :meth:`prepare`-d tokens; labels (B,) may be the null label."""
         return self.classifier(self.backbone(prepared, labels), labels).float()
 
     def _logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling, cache: Cache | None = None) -> Tensor:
-        if sampling.guidance_scale is None:
-            return self.classifier(self._features(tokens, labels, cache), labels).float()
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        features = self._features(torch.cat([tokens, tokens]), both, cache)
-        cond, uncond = self.classifier(features, both).float().chunk(2)
+        guided = sampling.guidance_scale is not None
+        if guided:
+            tokens, labels = torch.cat([tokens, tokens]), torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        read = self.backbone if cache is None else partial(self.backbone.next_position, cache=cache)
+        logits = self.classifier(read(tokens, labels), labels).float()
+        if not guided:
+            return logits
+        cond, uncond = logits.chunk(2)
         span = self.layout.span(cache.positions - 1) if cache else slice(cond.shape[1])
         positions = self.layout.position_of_token(tokens.device)[span]
         return self.guide(cond, uncond, sampling, positions)
 
-    def _features(self, tokens: Tensor, labels: Tensor, cache: Cache | None) -> Tensor:
-        return self.backbone.next_position(tokens, labels, cache) if cache else self.backbone(tokens, labels)
-
-    def _flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None) -> CodebookFlow:
+    def _flow(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None = None
+    ) -> CodebookFlow:
         sampling = self.resolve_sampling(sampling)
         logits = self._logits(tokens, labels, sampling, cache)
         return CodebookFlow(self.codebook, self.truncate(logits, sampling).log_softmax(-1))
 
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> CodebookFlow:
-        return self._flow(self.prepare(tokens), labels, sampling, None)
+        return self._flow(self.prepare(tokens), labels, sampling)
 
     def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
         check_labels(labels, self.num_classes)
         if prefix is None:
             prefix = labels.new_zeros(len(labels), 0)
-        cache = Cache()
-        return Walk(
-            self.layout,
-            lambda tokens: self._flow(tokens, labels, sampling, cache),
-            self.prepare,
-            self.prepare(prefix),
-        )
+        advance = partial(self._flow, labels=labels, sampling=sampling, cache=Cache())
+        return Walk(self.layout, advance, self.prepare, self.prepare(prefix))
 
     @torch.no_grad()
     def sample(
@@ -213,9 +185,9 @@ class CodebookTeacher(Teacher):
             tokens: one-step sequence, (B, n, C).
             labels: (B,).
             steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
-            sampling: guidance and truncation.
+            sampling: as in :meth:`sample`, like the following.
             generator: random source.
-            uniforms: the uniform random numbers, (B, n), instead of a generator.
+            uniforms: instead of a generator, (B, n).
 
         Returns:
             Tokens, (B, n, C).

@@ -32,29 +32,14 @@ class DD1Generator(Generator):
         self.second, self.split = second, self.checked(split)
 
     def checked(self, split: int | None) -> int:
-        """A split, the generator's if None.
-
-        Raises:
-            ValueError: for one that the layout does not have.
-        """
+        """A split, the generator's if None; refuses one that the layout does not have."""
         split = self.split if split is None else split
         if not 0 <= split <= self.layout.num_positions:
             raise ValueError(f"split must be in 0..{self.layout.num_positions}, got {split}")
         return split
 
     def jump(self, tokens: Tensor, noise: Tensor, labels: Tensor, t: int, split: int | None = None) -> Tensor:
-        """One call: keep the first t positions of ``tokens``, predict the others from their original noise.
-
-        Args:
-            tokens: the sequence so far, (B, n, C); only its first t positions matter.
-            noise: ε, (B, n, C).
-            labels: (B,).
-            t: finished positions.
-            split: the generator's if None.
-
-        Returns:
-            (B, n, C), see :func:`joined`.
-        """
+        """One call: keep the first t positions of ``tokens`` (B, n, C), predict the others from their ``noise``."""
         x = trajectory_point(self.layout, tokens, noise, t)
         prediction = self.student(x, labels, t)
         return joined(self.layout, self.tokenizer.codebook, x, prediction, t, self.checked(split))
@@ -112,14 +97,11 @@ class DD1Generator(Generator):
             labels: (B,).
             teacher: reads codes only.
             start: n, how many positions the teacher is given.
-            split: the generator's if None; published figures have another split for each n.
+            split: as in :meth:`sample`; published figures have another one for each n.
             sampling: guidance and truncation of the teacher.
-            noise: ε, (B, n, C); drawn from ``generator`` if None.
+            noise: as in :meth:`sample`.
             generator: random source.
             uniforms: the teacher's uniform random numbers, (B, n); drawn from ``generator`` if None.
-
-        Returns:
-            (B, n, C).
 
         Raises:
             ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
@@ -137,11 +119,7 @@ class DD1Generator(Generator):
         return self.jump(tokens, noise, labels, self.second, split)
 
     def steps_from(self, start: int) -> int:
-        """Steps of :meth:`refine`, the teacher's included.
-
-        Raises:
-            ValueError: for a ``start`` outside 0..m-1.
-        """
+        """Steps of :meth:`refine`, the teacher's included; refuses a ``start`` outside 0..m-1."""
         if not 0 <= start < self.second:
             raise ValueError(f"start must be in 0..{self.second - 1}, before the second call, got {start}")
         return self.second + 1 if start == 0 else self.second - start + 2

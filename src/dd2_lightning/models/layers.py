@@ -1,6 +1,7 @@
 """Transformer parts: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
@@ -30,19 +31,13 @@ class Cache:
 
     Attributes:
         positions: how many positions' features have been computed.
-        layers: one key-value cache per block.
-        state: whatever else the family accumulates (VAR: its map of the scales so far).
+        layers: one key-value cache per block, by its number.
+        state: what else a family accumulates.
     """
 
     positions: int = 0
-    layers: list[LayerCache] = field(default_factory=list)
+    layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))
     state: Tensor | None = None
-
-    def layer(self, i: int) -> LayerCache:
-        """The cache of block i, made at its first use."""
-        while len(self.layers) <= i:
-            self.layers.append(LayerCache())
-        return self.layers[i]
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
@@ -59,10 +54,7 @@ def visibility(layout: Layout, new: slice, device: torch.device | None = None) -
 class SelfAttention(nn.Module):
     """Multi-head self-attention with unit queries and keys and a learned temperature a head.
 
-    Args:
-        dim: width.
-        heads: number of heads.
-        l2_norm: normalise queries and keys. Off, the softmax scale is VAR's 0.25/√d.
+    Without ``l2_norm`` nothing is normalised, and the softmax scale is VAR's 0.25/√d.
     """
 
     MAX_LOG_TEMPERATURE = math.log(100)
@@ -144,14 +136,13 @@ def adaptive(out_dim: int, cond_dim: int) -> nn.Sequential:
 
 
 class AdaptiveNorm(nn.Module):
-    """Layer norm with scale and shift (in this order) from a condition."""
+    """Layer norm of (B, n, width) with scale and shift (in this order) from a condition (B, width)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.ada_lin = adaptive(2 * width, width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(B, n, width), (B, width) -> (B, n, width)."""
         scale, shift = self.ada_lin(cond)[:, None].chunk(2, -1)
         return layer_norm(x) * (1 + scale) + shift
 
@@ -159,14 +150,8 @@ class AdaptiveNorm(nn.Module):
 class AdaLNBlock(nn.Module):
     """Attention and feed-forward, each gated, scaled and shifted by a condition.
 
-    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward).
-
-    Args:
-        dim: width.
-        heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward over ``dim``.
-        l2_norm: see :class:`SelfAttention`.
-        shared: the six vectors are computed once for all blocks; this block only adds an offset (VAR-d36).
+    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward). Where they are
+    ``shared``, they are computed once for all blocks, and this block only adds an offset (VAR-d36).
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4, l2_norm: bool = True, shared: bool = False):

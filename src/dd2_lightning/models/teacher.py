@@ -33,6 +33,8 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 class Teacher(nn.Module, ABC):
     """What distillation needs of a model: :meth:`flow`, :meth:`walk`, :meth:`sample`, :meth:`encode`, :meth:`decode`.
 
+    A family overrides :meth:`student_backbone` and :meth:`dd1_student` where it differs.
+
     Attributes:
         sampling_type: the family's sampling settings.
         config: plain sizes, from which :meth:`from_config` builds the same shapes.
@@ -72,13 +74,7 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
-        """Go through the positions with a key-value cache.
-
-        Args:
-            labels: (B,).
-            sampling: guidance and truncation.
-            prefix: tokens of the first positions, indices or embeddings.
-        """
+        """Go through the positions with a key-value cache, after a prefix of indices or embeddings."""
 
     @abstractmethod
     def sample(
@@ -136,15 +132,9 @@ class Teacher(nn.Module, ABC):
         """Copy what the backbone needs of a tokenizer that was just trained; most families need nothing."""
 
     def continuous(self) -> Self:
-        """A copy that reads embeddings, for a release that reads indices only; its input layer is not trained yet.
+        """A trainable copy that reads embeddings, for a release that reads indices only; its input layer is fresh.
 
-        Raises:
-            InputTypeError: where there is nothing to adapt.
-        """
-        raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
-
-    def input_error(self, original: Self) -> Tensor:
-        """Squared distance between the inputs of a :meth:`continuous` copy and its original, a code, (V,).
+        The copy has a method ``input_error(original)``: how far its input layer is from the embedding table, (V,).
 
         Raises:
             InputTypeError: where there is nothing to adapt.
@@ -161,6 +151,5 @@ class Teacher(nn.Module, ABC):
         Raises:
             InputTypeError: for a family that has none.
         """
-        raise InputTypeError(
-            f"{type(self).__name__} has no network for DD1: override dd1_student (docs/custom_teacher.md)"
-        )
+        name = type(self).__name__
+        raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/custom_teacher.md)")

@@ -13,13 +13,13 @@ from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
 
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars ().
+    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient.
 
     Attributes:
-        loss: what to differentiate: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
-        reconstruction: mean squared error of pixels in [0, 1]; no gradient.
-        codebook: how far the codes are from the latents; no gradient.
-        commitment: the same distance, as the encoder is charged for it, unweighted; no gradient.
+        loss: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
+        reconstruction: mean squared error of pixels in [0, 1].
+        codebook: squared distance of the codes from the latents.
+        commitment: the same distance, as the encoder is charged for it, unweighted.
         perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
     """
 
@@ -69,11 +69,7 @@ class Tokenizer(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
 
     def check_pixels(self) -> None:
-        """Refuse to encode or decode without the networks for it.
-
-        Raises:
-            PixelsMissingError: saying how the teacher comes to have them.
-        """
+        """Raise a :class:`PixelsMissingError` where there are no networks to encode and decode."""
         if not self.has_images:
             raise PixelsMissingError(
                 "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. "
@@ -100,13 +96,9 @@ class Quantised(NamedTuple):
 
 
 class PixelNetworks(NamedTuple):
-    """What lies between pixels and the latent map.
+    """Images in [-1, 1] (B, channels, S, S) -> ``encoder`` -> (B, z, H, H) -> ``quant_conv`` -> latents (B, C, H, H).
 
-    Attributes:
-        encoder: images (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
-        decoder: maps (B, z, H, H) to images in about [-1, 1].
-        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
-        post_quant_conv: from latent maps to the decoder's.
+    And back through ``post_quant_conv`` and ``decoder``.
     """
 
     encoder: nn.Module
@@ -176,7 +168,7 @@ class VQTokenizer(Tokenizer):
     ) -> TokenizerLosses:
         """Reconstruction through a straight-through estimator, codebook and commitment losses.
 
-        The two latter are averaged over the maps of all scales, so that every scale alone brings the map nearer.
+        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)

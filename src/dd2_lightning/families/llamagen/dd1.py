@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
-from dd2_lightning.families.llamagen.layers import RMSNorm, llama_blocks, rope_table
+from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import exact_linear, init_linear
@@ -26,7 +26,7 @@ class DD1LlamaGen(DD1Student):
         super().__init__(config.layout, config.token_dim, config.num_classes, width)
         self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
         self.tok_embeddings = nn.Linear(config.token_dim, width)
-        self.layers = llama_blocks(config)
+        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.depth))
         self.norm = RMSNorm(width, config.norm_eps)
         self.output = nn.Linear(width, config.codes, bias=False)
         rope = rope_table(config.grid, width // config.heads, config.rope_base)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.dd1 import DD1LlamaGen
-from dd2_lightning.families.llamagen.layers import RMSNorm, llama_blocks, rope_table
+from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
 from dd2_lightning.families.llamagen.tokenizer import SphereVQ
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
@@ -65,7 +65,7 @@ class LlamaGenBackbone(Backbone):
             self.tok_embeddings: nn.Module = nn.Sequential(*layers)
         else:
             self.tok_embeddings = nn.Embedding(config.codes, width)
-        self.layers = llama_blocks(config)
+        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.depth))
         cpu = torch.device("cpu")
         rope = rope_table(config.grid, width // config.heads, config.rope_base)[: self.layout.length]
         self.register_buffer("rope", rope, persistent=False)
@@ -73,7 +73,7 @@ class LlamaGenBackbone(Backbone):
         self.initialise()
 
     def initialise(self) -> None:
-        """Weights to train from scratch with: small normal everywhere, residual branches scaled with the depth."""
+        """Initialise for training from scratch: small normal everywhere, residual branches scaled with the depth."""
         nn.init.normal_(self.cls_embedding["embedding_table"].weight, std=0.02)
         if not self.continuous:
             nn.init.normal_(self.tok_embeddings.weight, std=0.02)
@@ -92,23 +92,17 @@ class LlamaGenBackbone(Backbone):
         x = self.shifted(first, self.tok_embeddings, tokens, start, stop)
         mask = self.mask[start:stop, :stop] if stop - start > 1 else None
         for i, block in enumerate(self.layers):
-            x = block(x, self.rope[start:stop], mask, cache.layer(i) if cache is not None else None)
+            x = block(x, self.rope[start:stop], mask, cache.layers[i] if cache is not None else None)
         return x
 
 
 class LlamaGenClassifier(nn.Module):
-    """RMS norm and a linear map to the codes, without bias, in float32 or wider.
+    """RMS norm and a linear map to the codes, without bias, in float32 or wider."""
 
-    Args:
-        width: of the features.
-        codes: V.
-        eps: of the norm.
-    """
-
-    def __init__(self, width: int, codes: int, eps: float = 1e-5):
+    def __init__(self, config: LlamaGenConfig):
         super().__init__()
-        self.norm = RMSNorm(width, eps)
-        self.output = nn.Linear(width, codes, bias=False)
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.output = nn.Linear(config.width, config.codes, bias=False)
         init_linear(self.output)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -130,8 +124,7 @@ class LlamaGenTeacher(Sized, CodebookTeacher):
     sizes_type = LlamaGenConfig
 
     def __init__(self, config: LlamaGenConfig):
-        tokenizer = SphereVQ(config)
-        classifier = LlamaGenClassifier(config.width, config.codes, config.norm_eps)
+        tokenizer, classifier = SphereVQ(config), LlamaGenClassifier(config)  # in this order: it is that of the seeds
         super().__init__(LlamaGenBackbone(config), classifier, tokenizer)
         self.sizes = config
 
@@ -158,6 +151,7 @@ class LlamaGenTeacher(Sized, CodebookTeacher):
         return adapted
 
     def input_error(self, original: "LlamaGenTeacher") -> Tensor:
+        """‖mlp(c_j) - emb(j)‖² of every code j, (V,)."""
         target = original.backbone.tok_embeddings.weight
         return (self.backbone.tok_embeddings(self.codebook) - target).square().sum(-1)
 

@@ -60,12 +60,10 @@ def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) ->
 def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
     """State dict of a ``LlamaGenTeacher`` from the two files of a release, unwrapped.
 
-    The transformer keeps its names. In the tokenizer ``conv_blocks`` become the encoder's ``down`` and the decoder's
-    ``up``, whose level 0 is the finest (the release numbers the decoder's in the order of their execution).
-
-    Args:
-        transformer: ``c2i_*.pt``; caches, mask and rotations that were stored along are left out.
-        tokenizer: ``vq_ds*_c2i.pt``; the usage statistics are left out.
+    The transformer (``c2i_*.pt``) keeps its names; caches, mask and rotations that were stored along are left out. In
+    the tokenizer (``vq_ds*_c2i.pt``) ``conv_blocks`` become the encoder's ``down`` and the decoder's ``up``, whose
+    level 0 is the finest (the release numbers the decoder's in the order of their execution); the usage statistics are
+    left out.
     """
     levels = 1 + max((int(key.split(".")[2]) for key in tokenizer if key.startswith("decoder.conv_blocks.")), default=0)
     state = {

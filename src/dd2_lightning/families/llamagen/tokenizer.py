@@ -13,12 +13,7 @@ from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
 
 
 class SphereQuantiser(nn.Module):
-    """Nearest code by direction. Stored codes have any length; they are normalised whenever they are read.
-
-    Args:
-        codes: V.
-        token_dim: C.
-    """
+    """Nearest code by direction. Stored codes have any length; they are normalised whenever they are read."""
 
     def __init__(self, codes: int, token_dim: int):
         super().__init__()

@@ -126,7 +126,7 @@ class CausalBackbone(Backbone):
         )
         mask = visibility(self.layout, new, tokens.device)
         for i, block in enumerate(self.blocks):
-            x = block(x, c, mask, cache.layer(i) if cache else None)
+            x = block(x, c, mask, cache.layers[i] if cache else None)
         return x
 
 

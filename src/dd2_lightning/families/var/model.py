@@ -85,7 +85,7 @@ class VARBackbone(Backbone):
             state_dict.pop(prefix + name, None)
 
     def initialise(self) -> None:
-        """Weights to train from scratch with: small normal everywhere, residual branches scaled with the depth."""
+        """Initialise for training from scratch: small normal everywhere, residual branches scaled with the depth."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
@@ -121,17 +121,14 @@ class VARBackbone(Backbone):
             cond = self.shared_ada_lin(cond).view(len(cond), 1, 6, -1)
         mask = self.mask[new, : new.stop] if stop - start > 1 else None
         for i, block in enumerate(self.blocks):
-            x = block(x, cond, mask, cache.layer(i) if cache is not None else None)
+            x = block(x, cond, mask, cache.layers[i] if cache is not None else None)
         return x
 
 
 class VARClassifier(nn.Module):
     """Adaptive layer norm and a linear map to the codes, in float32 or wider.
 
-    Args:
-        width: of the features.
-        codes: V.
-        class_emb: the backbone's class vectors. They are used here but belong, as parameters, to the backbone.
+    The class vectors ``class_emb`` are used here but belong, as parameters, to the backbone.
     """
 
     def __init__(self, width: int, codes: int, class_emb: nn.Embedding):
@@ -190,30 +187,18 @@ class VARTeacher(Sized, CodebookTeacher):
         return logits
 
     def choose(
-        self,
-        flow: CodebookFlow,
-        sampling: VARSampling,
-        uniforms: Tensor,
-        position: int,
-        generator: torch.Generator | None,
+        self, flow: CodebookFlow, sampling: VARSampling, uniforms: Tensor, position: int, rng: torch.Generator | None
     ) -> Tensor:
         if not sampling.more_smooth:
-            return super().choose(flow, sampling, uniforms, position, generator)
-        gumbel = -torch.empty_like(flow.log_p).exponential_(generator=generator).log()
+            return super().choose(flow, sampling, uniforms, position, rng)
+        gumbel = -torch.empty_like(flow.log_p).exponential_(generator=rng).log()
         return smooth_weights(flow.log_p, gumbel, position / (self.layout.num_positions - 1)) @ self.codebook
 
 
 def smooth_weights(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
     """Weights of the codes in a soft token of ``more_smooth``.
 
-    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005) and Gumbel noise g.
-
-    Args:
-        logits: guided and truncated, (..., V).
-        gumbel: -log of exponential noise, (..., V).
-        ratio: r = k / (K - 1) of scale k.
-
-    Returns:
-        (..., V).
+    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005), r = k / (K - 1) at scale k, and Gumbel
+    noise g, which is -log of exponential noise; logits and noise are (..., V).
     """
     return ((logits * (1 + ratio) + gumbel) / max(0.27 * (1 - 0.95 * ratio), 0.005)).softmax(-1)

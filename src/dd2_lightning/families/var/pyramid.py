@@ -48,7 +48,6 @@ class Phi(nn.Module):
                 self.register_parameter(name, value)
 
     def forward(self, h: Tensor) -> Tensor:
-        """(B, C, H, H) -> (B, C, H, H)."""
         return torch.lerp(h, F.conv2d(h, self.weight.to(h.dtype), self.bias.to(h.dtype), padding=1), 0.5)
 
 
@@ -101,27 +100,18 @@ class ScalePyramid(nn.Module):
             return cells.transpose(1, 2)
 
     def accumulate(self, f_hat: Tensor | None, tokens: Tensor, k: int) -> Tensor:
-        """Add scale k to the map.
-
-        Args:
-            f_hat: map after scale k-1, (B, C, H, H); None is zero.
-            tokens: embeddings of scale k, (B, p_k², C).
-            k: number of the scale.
-
-        Returns:
-            Map after scale k, (B, C, H, H), float32 or wider.
-        """
+        """Add embeddings (B, p_k², C) of scale k to the map (B, C, H, H), None being zero; float32 or wider."""
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         with torch.autocast(tokens.device.type, enabled=False):
             h = self.qresi_ls[self.phi_of_scale[k]](self.upsample(tokens, k))
         return h if f_hat is None else f_hat + h
 
     def next_input(self, f_hat: Tensor, k: int) -> Tensor:
-        """u_k, what a transformer reads at scale k: the map after scale k-1 at side p_k, (B, p_k², C)."""
+        """What a transformer reads at scale k: u_k, the map after scale k-1 at side p_k, (B, p_k², C)."""
         return self.area_down(f_hat, k)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The map that whole scales of tokens (B, n, C) add up to, (B, C, H, H)."""
+        """The map (B, C, H, H) that embeddings (B, n, C) of all scales, or the first, add up to."""
         f_hat = None
         for k in range(self.layout.positions_in(tokens.shape[1])):
             f_hat = self.accumulate(f_hat, tokens[:, self.layout.span(k)], k)

@@ -39,12 +39,7 @@ def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) ->
 
 
 def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a ``VARTeacher`` from the two files of a release.
-
-    Args:
-        transformer: ``var_d*.pth``.
-        tokenizer: ``vae_ch160v4096z32.pth``.
-    """
+    """State dict of a ``VARTeacher`` from the files of transformer and tokenizer."""
     state = {f"tokenizer.{key}": value for key, value in tokenizer.items() if not key.endswith("ema_vocab_hit_SV")}
     phi = "tokenizer.quantize.quant_resi."
     state |= {f"backbone.pyramid.{key.removeprefix(phi)}": state[key] for key in list(state) if key.startswith(phi)}

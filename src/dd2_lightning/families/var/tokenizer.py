@@ -11,19 +11,12 @@ from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
 
 
 class MultiScaleQuantiser(nn.Module):
-    """Residual quantisation over the scales of a pyramid, with one codebook used as stored.
+    """Residual quantisation over the scales of a pyramid, with one codebook used as stored."""
 
-    Args:
-        sides: side of each scale.
-        codes: V.
-        token_dim: C.
-        num_phi: residual convolutions.
-    """
-
-    def __init__(self, sides: tuple[int, ...], codes: int, token_dim: int, num_phi: int):
+    def __init__(self, config: VARConfig):
         super().__init__()
-        self.embedding = nn.Embedding(codes, token_dim)
-        self.quant_resi = ScalePyramid(sides, token_dim, num_phi)
+        self.embedding = nn.Embedding(config.codes, config.token_dim)
+        self.quant_resi = ScalePyramid(config.sides, config.token_dim, config.num_phi)
 
     def forward(self, f: Tensor) -> Quantised:
         """Quantise a latent map (B, C, H, H) scale by scale, each scale what the coarser ones left over.
@@ -54,7 +47,7 @@ class MultiScaleVQ(VQTokenizer):
     def __init__(self, config: VARConfig):
         C, sizes = config.token_dim, (config.image_channels, config.ch, config.ch_mult, config.num_res_blocks)
         networks = PixelNetworks(Encoder(*sizes, C), Decoder(*sizes, C), conv3x3(C, C), conv3x3(C, C))
-        quantiser = MultiScaleQuantiser(config.sides, config.codes, C, config.num_phi)
+        quantiser = MultiScaleQuantiser(config)
         side = config.sides[-1] * 2 ** (len(config.ch_mult) - 1)
         shape = (config.image_channels, side, side)
         super().__init__(networks if config.pixels else None, quantiser, config.layout, shape)
@@ -69,10 +62,7 @@ class MultiScaleVQ(VQTokenizer):
         return self.quantize.embedding.weight
 
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n', C) of the first scales or all -> accumulated map (B, C, H, H).
-
-        Fewer scales give a coarse preview.
-        """
+        """The accumulated map (B, C, H, H) of embeddings (B, n', C); fewer scales than all give a coarse preview."""
         return self.pyramid(tokens)
 
     @torch.no_grad()
