@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A family: names of what its folder ``families/NAME`` holds.
+    """A family, whose folder is ``families/NAME``.
 
     Attributes:
-        name: the folder's, and what artifacts and configs call the family.
-        teacher_class: in ``model.py``; its ``sampling_type`` are the family's settings, its ``dd1_student`` the
-            network of the baseline DD1.
+        name: what artifacts and configs call it.
+        teacher_class: in ``model.py``. The class knows the rest: ``sampling_type`` and :meth:`Teacher.dd1_student`.
         published: whether weights were published: there are ``cards.yaml``, and ``RELEASE`` in ``release.py``.
     """
 
@@ -30,23 +29,25 @@ class Family:
     teacher_class: str
     published: bool = False
 
-    def load(self, module: str, attribute: str) -> Any:
-        """Import something from the family's folder."""
-        return getattr(import_module(f"dd2_lightning.families.{self.name}.{module}"), attribute)
+    @property
+    def folder(self) -> str:
+        """The family's package."""
+        return f"dd2_lightning.families.{self.name}"
 
     @property
     def teacher(self) -> "type[Teacher]":
         """Class of the teacher."""
-        return self.load("model", self.teacher_class)
+        return getattr(import_module(f"{self.folder}.model"), self.teacher_class)
 
     @property
     def release(self) -> "Release":
         """How published files are read."""
-        return self.load("release", "RELEASE")
+        return import_module(f"{self.folder}.release").RELEASE
 
+    @property
     def card(self) -> str:
         """The text of ``cards.yaml``: what was published, where and under what licence."""
-        return resources.files(f"dd2_lightning.families.{self.name}").joinpath("cards.yaml").read_text()
+        return resources.files(self.folder).joinpath("cards.yaml").read_text()
 
 
 FAMILIES = {
@@ -97,10 +98,7 @@ def family_of(teacher: "Teacher") -> str:
 
 
 def family_class(name: str) -> "type[Teacher]":
-    """The class of a family's teachers.
-
-    Args:
-        name: a key of ``FAMILIES``, or where to import a subclass of :class:`Teacher` from.
+    """The teacher's class of a family, or of a user's: where to import a subclass of :class:`Teacher` from.
 
     Raises:
         ValueError: if there is no such family.
@@ -131,11 +129,7 @@ def teacher_from_config(family: str, architecture: dict[str, Any]) -> "Teacher":
 
 
 def build_meta(family: str, architecture: dict[str, Any]) -> "Teacher":
-    """A teacher of these sizes without weights: its parameters are on the meta device.
-
-    Raises:
-        ValueError: for sizes that the family refuses.
-    """
+    """A teacher of these sizes without weights, as :func:`teacher_from_config`: its tensors are on the meta device."""
     import torch
 
     with torch.device("meta"):

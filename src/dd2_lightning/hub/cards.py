@@ -100,7 +100,7 @@ def load_card(family: str) -> Card:
     Raises:
         ValueError: if nothing of it was published.
     """
-    content = yaml.safe_load(published_family(family).card())
+    content = yaml.safe_load(published_family(family).card)
     return Card(family=family, **{**content, "dd1": DD1Card(**content["dd1"])})
 
 

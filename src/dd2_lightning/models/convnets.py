@@ -133,13 +133,13 @@ class Encoder(nn.Module):
         image_channels: colours.
         ch: base width.
         ch_mult: width of each resolution over ``ch``, the finest first.
-        num_res_blocks: blocks a resolution.
+        blocks: blocks a resolution.
         z_channels: channels of the latent map.
         fused: see :class:`ConvAttention`.
     """
 
     def __init__(
-        self, image_channels: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int, fused=True
+        self, image_channels: int, ch: int, ch_mult: tuple[int, ...], blocks: int, z_channels: int, fused: bool = True
     ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         self.conv_in = conv3x3(image_channels, ch)
         self.down = nn.ModuleList()
         for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
-            self.down.append(Level(before, width, num_res_blocks, level == last, fused))
+            self.down.append(Level(before, width, blocks, level == last, fused))
             if level < last:
                 self.down[level].downsample = Downsample(width)
         self.mid = Middle(widths[-1], fused)
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, image_channels: int, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int, fused=True
+        self, image_channels: int, ch: int, ch_mult: tuple[int, ...], blocks: int, z_channels: int, fused: bool = True
     ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], fused)
         self.up = nn.ModuleList()
         for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            self.up.append(Level(before, width, num_res_blocks + 1, level == last, fused))
+            self.up.append(Level(before, width, blocks + 1, level == last, fused))
             if level > 0:
                 self.up[level].upsample = Upsample(width)
         self.norm_out = group_norm(widths[0])

@@ -34,7 +34,6 @@ class ResidualBlock(nn.Module):
         self.ada_lin = adaptive(3 * width, width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(..., width), (..., width) -> (..., width)."""
         shift, scale, gate = self.ada_lin(cond).chunk(3, -1)
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
@@ -66,15 +65,12 @@ class VelocityHead(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """Velocity of every noise draw.
+        """Velocity of every noise draw, (B, n, m, C).
 
         Args:
             x_t: (B, n, m, C).
             t: (B, n, m), or an axis of length 1 where a time is shared.
             features: (B, n, d), shared by the m draws.
-
-        Returns:
-            (B, n, m, C).
         """
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
         x = self.input(fourier_features(x_t, self.octaves))

@@ -51,23 +51,6 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, n, C), on the codebook or off it -> images (B, channels, H, W) in [0, 1]."""
 
-    def training_losses(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        reconstruction_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-    ) -> TokenizerLosses:
-        """Losses on a batch of images.
-
-        Args:
-            images: (B, channels, H, W) in [0, 1].
-            generator: draws which unused codes are re-seeded for the next batch; None: none.
-            reconstruction_weight: weight of the pixels' squared error.
-            commitment_weight: weight of the commitment loss.
-        """
-        raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
-
     def check_pixels(self) -> None:
         """Raise a :class:`PixelsMissingError` where there are no networks to encode and decode."""
         if not self.has_images:
@@ -169,6 +152,12 @@ class VQTokenizer(Tokenizer):
         """Reconstruction through a straight-through estimator, codebook and commitment losses.
 
         The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer.
+
+        Args:
+            images: (B, channels, S, S) in [0, 1].
+            generator: draws which unused codes are re-seeded for the next batch; None: none.
+            reconstruction_weight: weight of the pixels' squared error.
+            commitment_weight: weight of the commitment loss.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)

@@ -24,11 +24,9 @@ def normalise(joint: Tensor) -> Tensor:
 
 
 class TableBackbone(Backbone):
-    """Looks up log p(q_i | q_<i, class); its features *are* the logits. Embeddings are snapped.
+    """Looks up log p(q_i | q_<i, class); its features *are* the logits. Embeddings are snapped to the codebook (V, C).
 
-    Args:
-        joint: probabilities, (classes, V, ..., V) with one axis for each of the n tokens.
-        codebook: (V, C).
+    The joint (classes, V, ..., V) has an axis for each of the n tokens.
     """
 
     def __init__(self, joint: Tensor, codebook: Tensor):
@@ -120,11 +118,8 @@ class CausalBackbone(Backbone):
         start, stop = self.new_positions(tokens, cache)
         c = self.classes(labels)
         new = slice(start, stop)
-        x = (
-            self.shifted(c, lambda q: self.input(fourier_features(q, self.octaves)), tokens, start, stop)
-            + self.place[new]
-        )
-        mask = visibility(self.layout, new, tokens.device)
+        x = self.shifted(c, lambda q: self.input(fourier_features(q, self.octaves)), tokens, start, stop)
+        x, mask = x + self.place[new], visibility(self.layout, new, tokens.device)
         for i, block in enumerate(self.blocks):
             x = block(x, c, mask, cache.layers[i] if cache else None)
         return x
@@ -147,14 +142,8 @@ class TableTeacher(CodebookTeacher):
 
     @property
     def config(self) -> dict[str, Any]:
-        classes, V = self.joint.shape[:2]
-        return {
-            "classes": classes,
-            "codes": V,
-            "tokens": self.layout.length,
-            "token_dim": self.token_dim,
-            "student": self.student,
-        }
+        sizes = {"classes": self.num_classes, "codes": len(self.codebook), "tokens": self.layout.length}
+        return {**sizes, "token_dim": self.token_dim, "student": self.student}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TableTeacher":

@@ -55,9 +55,6 @@ class VARBackbone(Backbone):
         config: sizes.
     """
 
-    # in the releases, but constants of the layout
-    IGNORED = ("lvl_1L", "attn_bias_for_masking")
-
     def __init__(self, config: VARConfig):
         super().__init__()
         width, self.layout = config.width, config.layout
@@ -76,13 +73,7 @@ class VARBackbone(Backbone):
         cpu, everything = torch.device("cpu"), slice(0, self.layout.length)  # so that it can be built on "meta" too
         self.register_buffer("mask", visibility(self.layout, everything, cpu), persistent=False)
         self.register_buffer("level", self.layout.position_of_token(cpu), persistent=False)
-        self.register_load_state_dict_pre_hook(self._forget_constants)
         self.initialise()
-
-    @staticmethod
-    def _forget_constants(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-        for name in VARBackbone.IGNORED:
-            state_dict.pop(prefix + name, None)
 
     def initialise(self) -> None:
         """Initialise for training from scratch: small normal everywhere, residual branches scaled with the depth."""
@@ -97,9 +88,7 @@ class VARBackbone(Backbone):
 
     def inputs(self, tokens: Tensor, cond: Tensor, start: int, stop: int, cache: Cache | None) -> Tensor:
         """Embed what the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
-        parts = []
-        if start == 0:
-            parts.append(cond[:, None] + self.pos_start)
+        inputs = [cond[:, None] + self.pos_start] if start == 0 else []
         f_hat = cache.state if cache else None
         maps = []
         for k in range(max(start, 1), stop):
@@ -108,8 +97,8 @@ class VARBackbone(Backbone):
         if cache:
             cache.state = f_hat
         if maps:
-            parts.append(self.word_embed(torch.cat(maps, 1).to(self.word_embed.weight.dtype)))
-        return torch.cat(parts, 1)
+            inputs.append(self.word_embed(torch.cat(maps, 1).to(self.word_embed.weight.dtype)))
+        return torch.cat(inputs, 1)
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
         start, stop = self.new_positions(tokens, cache)

@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 
 from dd2_lightning.families.release import Release, translate
-from dd2_lightning.families.var.model import VARBackbone
 
 RENAMED = {
     "patch_nums": "sides",
@@ -23,6 +22,7 @@ RENAMED = {
     "attn_l2_norm": "l2_norm",
     "shared_aln": "shared_adaln",
 }
+CONSTANTS = ("lvl_1L", "attn_bias_for_masking")
 FIXED = {"quant_resi": 0.5, "using_znorm": False, "norm_eps": 1e-6}
 
 
@@ -44,7 +44,7 @@ def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -
     phi = "tokenizer.quantize.quant_resi."
     state |= {f"backbone.pyramid.{key.removeprefix(phi)}": state[key] for key in list(state) if key.startswith(phi)}
     for key, value in transformer.items():
-        if key not in VARBackbone.IGNORED:
+        if key not in CONSTANTS:
             state[("classifier." if key.startswith("head") else "backbone.") + key] = value
     return state
 
