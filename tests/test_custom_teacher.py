@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,13 @@ def test_a_family_is_named_by_its_class():
     assert family_of(gru_teacher()) == "gru_teacher.GRUTeacher"
     assert family_class("gru_teacher.GRUTeacher") is type(gru_teacher())
     assert family_of(table_teacher()) == "table"
+
+
+def test_the_names_of_families_are_known_without_torch():
+    """So that the help of the command line is quick."""
+    code = "import sys; from dd2_lightning.families.registry import FAMILIES; print(*FAMILIES, 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["var", "llamagen", "table", "False"]
 
 
 def test_classes_that_cannot_be_named():

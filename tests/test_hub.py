@@ -311,8 +311,29 @@ def test_no_network(files, hub, capsys):
     files.refused(capsys, 1, *words, transformer=reference)
 
 
-def test_a_hub_reference_that_is_none(files, capsys):
-    files.refused(capsys, 2, "--transformer", "hf://OWNER/REPO/PATH", transformer="hf://var_d16.pth")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "var_d16.pth",
+        "owner/var_d16.pth",
+        "owner/repo/",
+        "owner/repo/../../secret.pth",
+        "owner/repo/sub/../x.pth",
+        "owner/repo/./x.pth",
+        "owner/repo//etc/passwd",
+        "/owner/repo/x.pth",
+        "../repo/x.pth",
+        "owner/../x.pth",
+        "owner/repo/sub\\..\\x.pth",
+        "owner/repo/C:/x.pth",
+        "owner/repo/x\n.pth",
+    ],
+)
+def test_hub_references_that_are_none(var, hub, capsys, path):
+    """Refused in one line, before anything is fetched or written."""
+    calls = hub(var.root / "transformer.pth")
+    var.refused(capsys, 2, "--transformer", "hf://OWNER/REPO/PATH", transformer=f"hf://{path}")
+    assert calls == []
 
 
 def test_a_checksum_is_checked_where_it_is_known(var, hub, capsys, monkeypatch):

@@ -112,6 +112,13 @@ def test_a_hub_reference_is_fetched_and_checked(files, monkeypatch, capsys):
     assert calls == [(card.repository, name)] * 2
 
 
+def test_a_path_out_of_the_repository(files, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *where: pytest.fail("fetched"))
+    files.refused(capsys, 2, "--checkpoint", "hf://OWNER/REPO/PATH", checkpoint="hf://owner/repo/../x.pt")
+
+
 # --- what does not ---------------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,15 @@ import itertools
 import pytest
 import torch
 
+from dd2_lightning.errors import InputTypeError
+from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.families.table.model import CausalBackbone, TableTeacher
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
+from dd2_lightning.models.teacher import Teacher
 from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
 from helpers import circle
@@ -461,3 +465,60 @@ def test_draw_inverts_the_distribution_function():
     uniforms = torch.tensor([0.0, 0.249, 0.251, 0.749, 0.751, 1 - 2**-24])
     flow = CodebookFlow(torch.zeros(6, 1), p.log().expand(1, 6, 6))
     assert draw(flow, uniforms[None])[0].tolist() == [1, 1, 3, 3, 4, 4]
+
+
+# --- a teacher without a codebook ------------------------------------------------------------------------------------
+
+
+class ContinuousTeacher(Teacher):
+    """A student in the role of the teacher: its tokens are continuous."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student, self.backbone = student, student.backbone
+        self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
+
+    @classmethod
+    def from_config(cls, config):
+        raise NotImplementedError
+
+    def flow(self, tokens, labels, sampling=None):
+        return self.student.flow(tokens, labels)
+
+    def walk(self, labels, sampling=None, prefix=None):
+        return self.student.walk(labels, prefix)
+
+    def sample(self, labels, sampling=None, generator=None, prefix=None, uniforms=None, until=None):
+        noise = torch.randn(len(labels), self.layout.length, self.token_dim, generator=generator)
+        return integrate_walk(self.walk(labels, prefix=prefix), noise, 10)
+
+
+def test_a_continuous_teacher_has_students(student, labels):
+    """Flow, walk, samples and one-step generation, without a codebook anywhere."""
+    teacher = ContinuousTeacher(student)
+    tokens = teacher.sample(labels)
+    assert tokens.shape == (B, teacher.layout.length, teacher.token_dim)
+    assert torch.equal(teacher.embed(tokens), tokens)
+    times = torch.tensor(0.5).expand(*tokens.shape[:2], 1)
+    whole = teacher.flow(tokens, labels).velocity(tokens[:, :, None], times)
+    walk = teacher.walk(labels)
+    for flow in walk:
+        span = walk.span
+        torch.testing.assert_close(flow.velocity(tokens[:, span, None], times[:, span]), whole[:, span])
+        walk.append(tokens[:, span])
+    assert build_student(teacher, width=16, depth=1).generate(tokens, labels).shape == tokens.shape
+
+
+def test_what_needs_a_codebook_says_so():
+    teacher = ContinuousTeacher(student_of(table_teacher()).requires_grad_(False))
+    generator = OneStepGenerator(teacher.student, table_teacher().tokenizer, 1.0)
+    message = "this needs a teacher with a codebook; ContinuousTeacher has none"
+    for call in (
+        lambda: require_codebook(teacher),
+        lambda: generator.sampler(2, teacher),
+        lambda: sequence_nll(teacher, torch.zeros(1, 3, dtype=torch.long), torch.tensor([0])),
+    ):
+        with pytest.raises(InputTypeError, match=message):
+            call()
+    known = table_teacher()
+    assert require_codebook(known) is known

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dd2_lightning.artifacts import remove_parts, settle_manifest, sha256, write_atomically
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
@@ -79,7 +79,7 @@ def sample_codes(
     Raises:
         DD2Error: for settings that make soft tokens.
     """
-    tokens = teacher.sample(labels, sampling, generator, uniforms=uniforms)
+    tokens = require_codebook(teacher).sample(labels, sampling, generator, uniforms=uniforms)
     if tokens.is_floating_point():
         raise DD2Error(f"data.sampling: stages learn from sequences of codes, {sampling} makes soft tokens")
     return tokens
@@ -129,7 +129,7 @@ class SequenceCache:
         Its sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the device
         that they are drawn on.
         """
-        device = teacher.codebook.device
+        device = require_codebook(teacher).codebook.device
         first = shard * self.shard_size
         labels = torch.arange(first, min(first + self.shard_size, self.num)) % teacher.num_classes
         if not self.pairs:
