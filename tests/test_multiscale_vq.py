@@ -54,7 +54,7 @@ def test_maps_and_next_inputs(name, frozen):
         f_hat = pyramid.accumulate(f_hat, q[:, pyramid.layout.span(k)], k)
         close(f_hat, tensors["fhat_per_scale"][:, k])
         if k + 1 < len(pyramid.sides):
-            inputs.append(pyramid.next_input(f_hat, k + 1))
+            inputs.append(pyramid.area_down(f_hat, k + 1))
     close(torch.cat(inputs, 1), tensors["tf_input"])
     close(pyramid(q), f_hat)
 
@@ -107,7 +107,7 @@ def test_maps_are_affine_and_differentiable_in_the_tokens():
 def test_float32_inside_autocast():
     pyramid, tokens = ScalePyramid((1, 2, 3), 2), torch.randn(2, 14, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = pyramid(tokens), pyramid.next_input(pyramid(tokens), 1)
+        inside = pyramid(tokens), pyramid.area_down(pyramid(tokens), 1)
     torch.testing.assert_close(inside[0], pyramid(tokens))
     assert inside[1].dtype == torch.float32
 
@@ -174,18 +174,17 @@ def test_dead_codes_are_seeded_again_the_same_way():
 # --- rescaling -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("usage", [None, torch.arange(8.0)])
-def test_rescaling_changes_no_picture_and_no_code(usage):
+def test_rescaling_changes_no_picture_and_no_code():
     tokenizer, images = small().requires_grad_(False), stripes(16)
     for phi in tokenizer.pyramid.qresi_ls:
         phi.bias.normal_()
     indices, f = tokenizer.encode(images), tokenizer.latents(images)
     pictures = tokenizer.decode(tokenizer.codebook[indices])
     maps = tokenizer.pyramid(tokenizer.codebook[indices])
-    factor = tokenizer.rescale_codebook(0.7, usage)
-    square = tokenizer.codebook.square().mean(-1)
-    mean = square.mean() if usage is None else (square * usage).sum() / usage.sum()
-    torch.testing.assert_close(mean.sqrt(), torch.tensor(0.7))
+    before = tokenizer.codebook.square().mean().sqrt()
+    tokenizer.rescale_codebook(0.7)
+    torch.testing.assert_close(tokenizer.codebook.square().mean().sqrt(), torch.tensor(0.7))
+    factor = 0.7 / before
     assert torch.equal(tokenizer.encode(images), indices)
     close(tokenizer.decode(tokenizer.codebook[indices]), pictures, 1e-6)
     torch.testing.assert_close(tokenizer.latents(images), factor * f)

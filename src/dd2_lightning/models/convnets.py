@@ -47,9 +47,7 @@ class ConvBlock(nn.Module):
 class ConvAttention(nn.Module):
     """Single-head self-attention over the cells of a map, with a residual.
 
-    Args:
-        channels: width.
-        fused: one 1x1 convolution ``qkv`` (VAR) or three, ``q``, ``k`` and ``v`` (LlamaGen).
+    Its 1x1 convolution ``qkv`` is ``fused`` (VAR), or three: ``q``, ``k`` and ``v`` (LlamaGen).
     """
 
     def __init__(self, channels: int, fused: bool = True):
@@ -129,13 +127,7 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Images to latent maps, at a side 2^(levels-1) times smaller.
 
-    Args:
-        image_channels: colours.
-        ch: base width.
-        ch_mult: width of each resolution over ``ch``, the finest first.
-        blocks: blocks a resolution.
-        z_channels: channels of the latent map.
-        fused: see :class:`ConvAttention`.
+    A level has ``blocks`` blocks of width ``ch`` times its entry of ``ch_mult``, the finest first.
     """
 
     def __init__(
@@ -162,10 +154,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent maps to images, not clamped: the mirror image of :class:`Encoder`, with one more block a resolution.
-
-    Level 0 is the finest.
-    """
+    """Latent maps to images, not clamped: the mirror of :class:`Encoder`, with one more block a level."""
 
     def __init__(
         self, image_channels: int, ch: int, ch_mult: tuple[int, ...], blocks: int, z_channels: int, fused: bool = True

@@ -49,13 +49,7 @@ class DD1Student(nn.Module, ABC):
     The class has a slot in front of the n tokens, and nothing is shifted: token i enters at slot i, and what comes out
     there predicts token i. A slot sees itself and the slots of earlier positions: ``mask``, (n + 1, n + 1). A two-row
     table marks what is data (row 1: the class, finished positions) and what is noise (row 0). State-dict keys are those
-    of the release.
-
-    Args:
-        layout: the order of the tokens.
-        token_dim: C.
-        num_classes: classes; there is no null label.
-        width: d, of the features.
+    of the release. There is no null label.
 
     Attributes:
         CONSTANTS: last words of the keys under which a release's file may hold what is not learned.

@@ -9,23 +9,18 @@ from torch import nn
 from dd2_lightning.models.convnets import GROUPS
 
 
-def is_count(value: Any) -> bool:
-    """Whether this is an integer of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def is_positive(value: Any) -> bool:
-    """Whether this is a number above 0."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+def is_positive(value: Any, *types: type) -> bool:
+    """Whether this is a number above 0 of one of the types; true and false are none."""
+    return isinstance(value, types) and not isinstance(value, bool) and value > 0
 
 
 KINDS = {
-    int: ("a positive integer", is_count),
-    float: ("a positive number", is_positive),
+    int: ("a positive integer", lambda value: is_positive(value, int)),
+    float: ("a positive number", lambda value: is_positive(value, int, float)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
     tuple[int, ...]: (
         "a list of positive integers",
-        lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_count, value)),
+        lambda value: isinstance(value, (list, tuple)) and value and all(is_positive(v, int) for v in value),
     ),
 }
 """Types of fields to what their values must be, in words and as a test."""

@@ -78,35 +78,28 @@ class Quantised(NamedTuple):
     maps: Tensor
 
 
-class PixelNetworks(NamedTuple):
-    """Images in [-1, 1] (B, channels, S, S) -> ``encoder`` -> (B, z, H, H) -> ``quant_conv`` -> latents (B, C, H, H).
-
-    And back through ``post_quant_conv`` and ``decoder``.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
-    quant_conv: nn.Module
-    post_quant_conv: nn.Module
-
-
 class VQTokenizer(Tokenizer):
     """Encoder, quantiser, decoder.
 
     Args:
-        pixels: everything but the quantiser; None leaves a codebook that can be distilled, not looked at.
+        networks: between images in [-1, 1] and latent maps (B, C, H, H): encoder, decoder, and the convolutions after
+            the one and before the other; None leaves a codebook, which can be distilled without images.
         quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
         layout: the order of the tokens.
         image_shape: channels, height and width.
     """
 
     def __init__(
-        self, pixels: PixelNetworks | None, quantiser: nn.Module, layout: Layout, image_shape: tuple[int, int, int]
+        self,
+        networks: tuple[nn.Module, nn.Module, nn.Module, nn.Module] | None,
+        quantiser: nn.Module,
+        layout: Layout,
+        image_shape: tuple[int, int, int],
     ):
         super().__init__()
-        self.has_images = pixels is not None
-        if pixels is not None:
-            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = pixels
+        self.has_images = networks is not None
+        if networks is not None:
+            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = networks
         self.quantize = quantiser
         self.layout, self.image_shape = layout, image_shape
 

@@ -13,11 +13,7 @@ from dd2_lightning.models.layers import exact_linear, init_linear
 
 
 class DD1LlamaGen(DD1Student):
-    """LlamaGen's transformer over a linear map of the tokens; the marks of data and noise are added to its input.
-
-    Args:
-        config: sizes of the teacher.
-    """
+    """LlamaGen's transformer over a linear map of the tokens; the marks of data and noise are added to its input."""
 
     CONSTANTS = ("freqs_cis", "causal_mask", "k_cache", "v_cache")
 

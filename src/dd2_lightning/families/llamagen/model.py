@@ -49,9 +49,6 @@ class LlamaGenBackbone(Backbone):
 
     Tokens are embeddings if ``continuous``, else indices (B, n) and nothing else. Label ``num_classes`` is the null
     class.
-
-    Args:
-        config: sizes.
     """
 
     def __init__(self, config: LlamaGenConfig):
@@ -115,9 +112,6 @@ class LlamaGenTeacher(Sized, CodebookTeacher):
     Its guidance, truncation and their order are those of :class:`CodebookTeacher`. State-dict keys are
     ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by names of the release, see
     :mod:`dd2_lightning.families.llamagen.release`.
-
-    Args:
-        config: sizes.
     """
 
     sampling_type = LlamaGenSampling

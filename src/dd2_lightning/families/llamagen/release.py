@@ -7,23 +7,16 @@ from torch import Tensor
 
 from dd2_lightning.families.release import Release, translate
 
+KEPT = ("num_classes", "multiple_of", "ffn_dim_multiplier", "rope_base", "norm_eps", "ch", "encoder_ch_mult")
+KEPT += ("decoder_ch_mult", "num_res_blocks", "z_channels")
 RENAMED = {
+    **{key: key for key in KEPT},
     "vocab_size": "codes",
     "codebook_embed_dim": "token_dim",
-    "num_classes": "num_classes",
     "dim": "width",
     "n_layer": "depth",
     "n_head": "heads",
     "n_kv_head": "kv_heads",
-    "multiple_of": "multiple_of",
-    "ffn_dim_multiplier": "ffn_dim_multiplier",
-    "rope_base": "rope_base",
-    "norm_eps": "norm_eps",
-    "ch": "ch",
-    "encoder_ch_mult": "encoder_ch_mult",
-    "decoder_ch_mult": "decoder_ch_mult",
-    "num_res_blocks": "num_res_blocks",
-    "z_channels": "z_channels",
 }
 FIXED = {"model_type": "c2i", "cls_token_num": 1, "codebook_l2_norm": True}
 TRAINING_ONLY = {"class_dropout_prob"}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.convnets import Decoder, Encoder
-from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
+from dd2_lightning.models.tokenizer import Quantised, VQTokenizer
 
 
 class SphereQuantiser(nn.Module):
@@ -44,14 +44,11 @@ class SphereVQ(VQTokenizer):
     Networks have VAR's names; :mod:`dd2_lightning.families.llamagen.release` renames. Images have side
     ``grid * 2 ** (len(encoder_ch_mult) - 1)`` and do not depend on ``code_norm``, the length of a token: 1 is the
     release's; noise of a flow has length √C.
-
-    Args:
-        config: sizes.
     """
 
     def __init__(self, config: LlamaGenConfig):
         C, z, colours = config.token_dim, config.z_channels, config.image_channels
-        networks = PixelNetworks(
+        networks = (
             Encoder(colours, config.ch, config.encoder_ch_mult, config.num_res_blocks, z, fused=False),
             Decoder(colours, config.ch, config.decoder_ch_mult, config.num_res_blocks, z, fused=False),
             nn.Conv2d(z, C, 1),

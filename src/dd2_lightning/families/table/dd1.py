@@ -11,15 +11,7 @@ from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, exact_linear, 
 class DD1Causal(DD1Student):
     """A small transformer with fresh weights over any layout; the class also modulates every block.
 
-    Args:
-        layout: the order of the tokens.
-        token_dim: C.
-        num_classes: classes.
-        codes: V.
-        width: of the features.
-        depth: blocks.
-        heads: attention heads.
-        octaves: of the Fourier features of tokens and noise, see :func:`fourier_features`.
+    ``octaves`` counts the :func:`fourier_features` of tokens and noise.
     """
 
     def __init__(

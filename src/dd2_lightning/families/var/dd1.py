@@ -21,9 +21,6 @@ from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, adaptive, exac
 class DD1VAR(DD1Student):
     """VAR's transformer with the marks of data and noise added again in every block.
 
-    Args:
-        config: sizes of the teacher.
-
     Raises:
         InputTypeError: if the first scale has several tokens: the class takes the place of its slot.
     """

@@ -50,9 +50,6 @@ class VARBackbone(Backbone):
     The pyramid is a frozen copy of the tokenizer's (buffers, not parameters: nothing can unfreeze it by accident),
     see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class. A cache's ``state`` is the
     accumulated map, (B, C, H, H).
-
-    Args:
-        config: sizes.
     """
 
     def __init__(self, config: VARConfig):
@@ -93,7 +90,7 @@ class VARBackbone(Backbone):
         maps = []
         for k in range(max(start, 1), stop):
             f_hat = self.pyramid.accumulate(f_hat, tokens[:, self.layout.span(k - 1)], k - 1)
-            maps.append(self.pyramid.next_input(f_hat, k))
+            maps.append(self.pyramid.area_down(f_hat, k))
         if cache:
             cache.state = f_hat
         if maps:
@@ -137,9 +134,6 @@ class VARTeacher(Sized, CodebookTeacher):
 
     State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
     see :mod:`dd2_lightning.families.var.release`.
-
-    Args:
-        config: sizes.
     """
 
     sampling_type = VARSampling
@@ -165,9 +159,7 @@ class VARTeacher(Sized, CodebookTeacher):
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
         """Temperature, top-k with ties, then VAR's top-p: the tail of mass at most 1 - p is cut."""
-        if sampling.temperature != 1:
-            logits = logits / sampling.temperature
-        logits = keep_top_k(logits, sampling.top_k)
+        logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
         if sampling.top_p < 1:
             ordered, order = logits.sort(-1)
             cut = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p

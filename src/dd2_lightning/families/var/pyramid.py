@@ -55,13 +55,8 @@ class ScalePyramid(nn.Module):
     """Token maps to the accumulated latent map, and from there to the input of the next scale.
 
     Interpolations are matrices over the cells of a map: one product a scale, with a backward pass that is
-    deterministic on every device. Arithmetic is float32 or wider even under autocast.
-
-    Args:
-        sides: (p_0, ..., p_{K-1}), strictly increasing.
-        token_dim: C.
-        num_phi: number of convolutions.
-        frozen: keep the convolutions as buffers, under the same names.
+    deterministic on every device. Arithmetic is float32 or wider even under autocast. Where the pyramid is ``frozen``,
+    its ``num_phi`` convolutions are buffers, under the same names.
 
     Raises:
         ValueError: for sides that do not increase.
@@ -92,7 +87,10 @@ class ScalePyramid(nn.Module):
         return cells.reshape(*cells.shape[:2], self.sides[-1], self.sides[-1])
 
     def area_down(self, f: Tensor, k: int) -> Tensor:
-        """Map (B, C, H, H) -> averages over the (possibly overlapping) cells of scale k, (B, p_k², C)."""
+        """Map (B, C, H, H) -> averages over the (possibly overlapping) cells of scale k, (B, p_k², C).
+
+        Of the map after scale k - 1 this is u_k, what a transformer reads at scale k.
+        """
         with torch.autocast(f.device.type, enabled=False):
             cells = f.flatten(2)
             if k < len(self.sides) - 1:
@@ -105,10 +103,6 @@ class ScalePyramid(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             h = self.qresi_ls[self.phi_of_scale[k]](self.upsample(tokens, k))
         return h if f_hat is None else f_hat + h
-
-    def next_input(self, f_hat: Tensor, k: int) -> Tensor:
-        """What a transformer reads at scale k: u_k, the map after scale k-1 at side p_k, (B, p_k², C)."""
-        return self.area_down(f_hat, k)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The map (B, C, H, H) that embeddings (B, n, C) of all scales, or the first, add up to."""

@@ -7,18 +7,13 @@ from torch import Tensor
 from dd2_lightning.families.release import Release, translate
 
 RENAMED = {
+    **{key: key for key in ("num_classes", "depth", "ch", "ch_mult", "num_res_blocks", "mlp_ratio")},
     "patch_nums": "sides",
     "V": "codes",
     "Cvae": "token_dim",
-    "num_classes": "num_classes",
     "embed_dim": "width",
-    "depth": "depth",
     "num_heads": "heads",
-    "ch": "ch",
-    "ch_mult": "ch_mult",
-    "num_res_blocks": "num_res_blocks",
     "share_quant_resi": "num_phi",
-    "mlp_ratio": "mlp_ratio",
     "attn_l2_norm": "l2_norm",
     "shared_aln": "shared_adaln",
 }

@@ -7,7 +7,7 @@ from dd2_lightning.families.var.config import VARConfig
 from dd2_lightning.families.var.pyramid import ScalePyramid
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.convnets import Decoder, Encoder, conv3x3
-from dd2_lightning.models.tokenizer import PixelNetworks, Quantised, VQTokenizer
+from dd2_lightning.models.tokenizer import Quantised, VQTokenizer
 
 
 class MultiScaleQuantiser(nn.Module):
@@ -39,14 +39,11 @@ class MultiScaleVQ(VQTokenizer):
 
     Its state dict has the keys of the release, without the usage statistics ``quantize.ema_vocab_hit_SV``. Images have
     side ``sides[-1] * 2 ** (len(ch_mult) - 1)``.
-
-    Args:
-        config: sizes.
     """
 
     def __init__(self, config: VARConfig):
         C, sizes = config.token_dim, (config.image_channels, config.ch, config.ch_mult, config.num_res_blocks)
-        networks = PixelNetworks(Encoder(*sizes, C), Decoder(*sizes, C), conv3x3(C, C), conv3x3(C, C))
+        networks = (Encoder(*sizes, C), Decoder(*sizes, C), conv3x3(C, C), conv3x3(C, C))
         quantiser = MultiScaleQuantiser(config)
         side = config.sides[-1] * 2 ** (len(config.ch_mult) - 1)
         shape = (config.image_channels, side, side)
@@ -66,24 +63,16 @@ class MultiScaleVQ(VQTokenizer):
         return self.pyramid(tokens)
 
     @torch.no_grad()
-    def rescale_codebook(self, rms: float, weights: Tensor | None = None) -> float:
-        """Give the codebook's entries a root mean square without changing an image or an index.
+    def rescale_codebook(self, rms: float) -> None:
+        """Give the codebook's entries this root mean square without changing an image or an index.
 
         Scaling codes and latents by a leaves nearest codes alone; phi is linear but for its bias, which takes the
         factor too, and ``post_quant_conv`` divides by it. A transformer's copy of phi has to follow.
 
-        Args:
-            rms: the value to reach.
-            weights: of each code, e.g. its usage, (V,); None weighs them equally.
-
-        Returns:
-            The factor a.
-
         Raises:
             ValueError: if ``rms`` is not positive or the codebook is zero.
         """
-        square = self.codebook.square().mean(-1)
-        mean = square.mean() if weights is None else (square * weights).sum() / weights.sum()
+        mean = self.codebook.square().mean()
         if not rms > 0 or not mean > 0:
             raise ValueError(f"rms: cannot rescale a codebook of root mean square {mean.sqrt().item()} to {rms}")
         factor = rms / mean.sqrt().item()
@@ -91,4 +80,3 @@ class MultiScaleVQ(VQTokenizer):
         for tensor in scaled + [phi.bias for phi in self.pyramid.qresi_ls]:
             tensor.mul_(factor)
         self.post_quant_conv.weight.div_(factor)
-        return factor
