@@ -120,11 +120,7 @@ def family_class(name: str) -> "type[Teacher]":
 
 
 def teacher_from_config(family: str, architecture: dict[str, Any]) -> "Teacher":
-    """A teacher with fresh weights.
-
-    Raises:
-        ValueError: for an unknown family, or sizes that the family refuses (the message names the key).
-    """
+    """A teacher with fresh weights; a ``ValueError`` names what is wrong with the family or its sizes."""
     return family_class(family).from_config(architecture)
 
 

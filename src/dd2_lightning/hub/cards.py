@@ -114,12 +114,10 @@ def identify(keys: Iterable[str]) -> tuple[Card, str] | None:
 
 
 def published(name: str, adapted: bool = True) -> tuple[str, dict[str, Any]]:
-    """Family and sizes of a published model.
+    """Family and sizes of a published model: as it is distilled (``adapted``), or as it was published.
 
-    Args:
-        name: ``FAMILY/ARCH``; the ``arch`` of ``dd2 convert``, so it may be a JSON file: ``var/my_sizes.json``. Where
-            a size was published for several grids it is the first one on the card.
-        adapted: as it is distilled, that is reading continuous tokens; else as it was published.
+    The name is ``FAMILY/ARCH``, with the ``arch`` of ``dd2 convert``, so it may be a JSON file: ``var/my_sizes.json``.
+    Of a size that was published for several grids it is the first one on the card.
 
     Raises:
         ValueError: if there is none of that name.

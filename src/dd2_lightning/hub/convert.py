@@ -26,7 +26,7 @@ def convert_var(transformer: str, tokenizer: str, arch: str, output: str, latent
         output: directory to write; dd2.load_teacher and model.teacher read it.
         latent_only: take nothing of the tokenizer but its quantiser: such a teacher can be distilled, not decode.
     """
-    convert("var", transformer, tokenizer, arch, output, latent_only=latent_only)
+    convert("var", transformer, tokenizer, arch, output, None, latent_only)
 
 
 def convert_llamagen(
@@ -99,13 +99,7 @@ def load_release(
 
 
 def convert(
-    family: str,
-    transformer: str,
-    tokenizer: str,
-    arch: str,
-    output: str,
-    grid: int | None = None,
-    latent_only: bool = False,
+    family: str, transformer: str, tokenizer: str, arch: str, output: str, grid: int | None, latent_only: bool
 ) -> None:
     """Write a teacher's directory from the two files of a release; arguments are the options of the commands.
 

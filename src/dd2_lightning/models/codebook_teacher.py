@@ -70,13 +70,9 @@ class CodebookTeacher(Teacher):
         return self.embed(tokens)
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
-        """Classifier-free guidance: uncond + s (cond - uncond).
+        """Classifier-free guidance of logits (B, n', V): uncond + s (cond - uncond), with the null label's ``uncond``.
 
-        Args:
-            cond: logits with the label, (B, n', V).
-            uncond: logits with the null label, (B, n', V).
-            sampling: of type ``sampling_type``; its ``guidance_scale`` s is in the family's convention.
-            positions: position number of each of the n' tokens, (n',).
+        A family has its convention for the ``guidance_scale`` s, and may use the position of each token, (n',).
         """
         return uncond + sampling.guidance_scale * (cond - uncond)
 
@@ -96,12 +92,9 @@ class CodebookTeacher(Teacher):
         return draw(flow, uniforms)
 
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
-        """Next-token logits before truncation, (B, n, V) in float32.
+        """Next-token logits (B, n, V) before truncation, in float32; without a ``guidance_scale`` the conditional ones.
 
-        Args:
-            tokens: indices (B, n) or embeddings (B, n, C); complete positions.
-            labels: (B,).
-            guidance_scale: None for the conditional logits themselves.
+        Tokens are indices (B, n) or embeddings (B, n, C) of complete positions.
 
         Raises:
             ValueError: for a label that no class has.

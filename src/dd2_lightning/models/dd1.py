@@ -73,10 +73,7 @@ class DD1Student(nn.Module, ABC):
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the tokens (B, n, d) and class vectors (B, d), which both heads read.
 
-        Args:
-            x: a point of the trajectory, (B, n, C).
-            labels: (B,).
-            flags: embedded marks of all slots, (B or 1, n + 1, d).
+        From a point x of the trajectory (B, n, C), and the embedded marks of all slots (B or 1, n + 1, d).
         """
 
     @abstractmethod

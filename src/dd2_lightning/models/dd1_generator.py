@@ -15,7 +15,7 @@ class DD1Generator(Generator):
     """A network of DD1 and its sampler: 1 or 2 steps, up to ``second`` + 1 with the teacher in the middle.
 
     Args:
-        student: usually with EMA weights.
+        student: the network.
         tokenizer: the teacher's.
         split: how many positions come out as codes; what is behind them stays continuous.
         second: t of the second call.
@@ -53,7 +53,7 @@ class DD1Generator(Generator):
         steps: int = 1,
         split: int | None = None,
     ) -> Tensor:
-        """Tokens in one call, or in two: at t = 0, and at ``second`` on the result with the same noise.
+        """Tokens (B, n, C) in one call, or in two: at t = 0, and at ``second`` on the result with the same noise.
 
         Args:
             labels: (B,).
@@ -61,9 +61,6 @@ class DD1Generator(Generator):
             generator: random source.
             steps: 1 or 2.
             split: the generator's if None.
-
-        Returns:
-            (B, n, C).
 
         Raises:
             ValueError: for a label that no class has, noise of another shape, or another number of steps.
@@ -91,17 +88,14 @@ class DD1Generator(Generator):
         """Sample with the teacher in the middle, "pre-trained-n-m" of the papers, where m is ``second``.
 
         A call at 0; the teacher re-samples positions n+1..m given the codes nearest to the first n; a call at m. These
-        are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call.
+        are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call. Other arguments are those of
+        :meth:`sample` and :meth:`Teacher.sample`.
 
         Args:
             labels: (B,).
             teacher: reads codes only.
             start: n, how many positions the teacher is given.
             split: as in :meth:`sample`; published figures have another one for each n.
-            sampling: guidance and truncation of the teacher.
-            noise: as in :meth:`sample`.
-            generator: random source.
-            uniforms: the teacher's uniform random numbers, (B, n); drawn from ``generator`` if None.
 
         Raises:
             ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.

@@ -17,12 +17,7 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Generator(nn.Module, ABC):
-    """A distilled network and the tokenizer that decodes its tokens.
-
-    Args:
-        student: with ``layout``, ``num_classes`` and ``token_dim``.
-        tokenizer: the teacher's.
-    """
+    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
 
     def __init__(self, student: nn.Module, tokenizer: Tokenizer):
         super().__init__()
@@ -71,13 +66,7 @@ class Generator(nn.Module, ABC):
 
 
 class OneStepGenerator(Generator):
-    """A distilled student; more steps refine its tokens with :meth:`CodebookTeacher.refine`.
-
-    Args:
-        student: usually with EMA weights.
-        tokenizer: the teacher's.
-        head_time: t_g, see :meth:`Student.generate`.
-    """
+    """A distilled student, its head called at t_g = ``head_time``; more steps are :meth:`CodebookTeacher.refine`."""
 
     def __init__(self, student: Student, tokenizer: Tokenizer, head_time: float):
         super().__init__(student, tokenizer)
@@ -85,15 +74,12 @@ class OneStepGenerator(Generator):
 
     @torch.no_grad()
     def sample(self, labels: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Tokens in one backbone pass.
+        """Tokens (B, n, C) in one backbone pass: near codebook vectors, not snapped to them.
 
         Args:
             labels: (B,).
             noise: ε ~ N(0, I), (B, n, C); drawn from ``generator`` if None.
             generator: random source.
-
-        Returns:
-            (B, n, C): near codebook vectors, not snapped to them.
 
         Raises:
             ValueError: for a label that no class has, or noise of another shape.

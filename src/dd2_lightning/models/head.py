@@ -39,16 +39,10 @@ class ResidualBlock(nn.Module):
 
 
 class VelocityHead(nn.Module):
-    """MAR-style head ``(x_t, t, features) -> v``: residual MLP blocks under adaptive layer norm.
+    """MAR-style head ``(x_t, t, features) -> v``: ``depth`` residual MLP blocks under adaptive layer norm.
 
-    It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper.
-
-    Args:
-        token_dim: C.
-        feature_dim: width of the backbone's features.
-        width: width of the head.
-        depth: number of residual blocks.
-        octaves: of the Fourier features of x_t, see :func:`fourier_features`; the paper has none.
+    It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper, which has no
+    ``octaves`` of :func:`fourier_features` of x_t.
     """
 
     def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):

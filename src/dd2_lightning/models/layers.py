@@ -41,10 +41,9 @@ class Cache:
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
-    """Which tokens the tokens ``new`` may look at: all of their position and of earlier ones.
+    """Which tokens the tokens ``new`` may look at, those of their position and of earlier ones.
 
-    Returns:
-        Boolean (len(new), new.stop), or None where everything is visible.
+    Boolean (len(new), new.stop), or None where everything is visible.
     """
     position = layout.position_of_token(device)[: new.stop]
     mask = position[new, None] >= position[None, :]
@@ -172,14 +171,13 @@ class AdaLNBlock(nn.Module):
         cache: LayerCache | None = None,
         between: Tensor | None = None,
     ) -> Tensor:
-        """Update a sequence of tokens.
+        """Update tokens x (B, L, dim).
 
         Args:
-            x: (B, L, dim).
             cond: (B, dim); if shared, the common modulation (B, 1, 6, dim).
             mask: boolean visibility, broadcastable to (B, heads, L, keys).
             cache: keys and values of earlier tokens.
-            between: what is added after attention and before the feed-forward, (B, L, dim).
+            between: added after attention and before the feed-forward, (B, L, dim).
         """
         six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)

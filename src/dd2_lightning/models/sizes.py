@@ -58,11 +58,7 @@ class Sizes:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
-        """Read plain values.
-
-        Raises:
-            ValueError: for a key that is unknown or missing, or a value that is refused.
-        """
+        """Read plain values; a ``ValueError`` names a key that is unknown, missing or has a value that cannot be."""
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(config.keys() - known.keys())
         if unknown:
@@ -114,12 +110,7 @@ class ImageModelSizes(Sizes):
 
 
 class Sized:
-    """Mixin of teachers that are built from :class:`Sizes` alone; their constructor sets ``sizes``.
-
-    Attributes:
-        sizes_type: the family's sizes.
-        sizes: those of this teacher.
-    """
+    """Mixin of teachers that are built from the ``sizes`` alone that their constructor keeps."""
 
     sizes_type: ClassVar[type[Sizes]]
     sizes: Sizes

@@ -56,11 +56,7 @@ class Teacher(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Build a teacher with fresh weights from plain sizes.
-
-        Raises:
-            ValueError: for sizes that do not make a model; the message names the key.
-        """
+        """Build a teacher with fresh weights; a ``ValueError`` names the size that makes no model."""
 
     @abstractmethod
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Flow:
@@ -94,11 +90,10 @@ class Teacher(nn.Module, ABC):
             generator: random source, on the labels' device.
             prefix: tokens of the first positions, which are kept; a codebook teacher snaps them to their nearest codes.
             uniforms: the uniform random numbers, (B, n), instead of a generator.
-            until: stop after this many positions; None draws all.
+            until: draw this many positions; None draws all.
 
         Returns:
-            Indices (B, n), or embeddings (B, n, C) where tokens are continuous; with ``until``, those of the first
-            positions.
+            Indices (B, n), or embeddings (B, n, C) where tokens are continuous.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:

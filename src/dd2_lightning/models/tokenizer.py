@@ -124,11 +124,7 @@ class VQTokenizer(Tokenizer):
         """Embeddings (B, n, C) -> the latent map that they stand for, (B, C, H, H)."""
 
     def decode_map(self, latents: Tensor) -> Tensor:
-        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped.
-
-        Raises:
-            PixelsMissingError: if there is no decoder.
-        """
+        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
         self.check_pixels()
         return self.decoder(self.post_quant_conv(latents))
 
@@ -144,13 +140,8 @@ class VQTokenizer(Tokenizer):
     ) -> TokenizerLosses:
         """Reconstruction through a straight-through estimator, codebook and commitment losses.
 
-        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer.
-
-        Args:
-            images: (B, channels, S, S) in [0, 1].
-            generator: draws which unused codes are re-seeded for the next batch; None: none.
-            reconstruction_weight: weight of the pixels' squared error.
-            commitment_weight: weight of the commitment loss.
+        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer. Images
+        are (B, channels, S, S) in [0, 1]; ``generator`` draws which unused codes are re-seeded, None: none.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)

@@ -67,12 +67,7 @@ class Walk:
 def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
     """Integrate the flow of every position in order, each conditioned on the tokens made so far.
 
-    With an AR-diffusion model this is its sampler.
-
-    Args:
-        walk: a fresh walk.
-        noise: (B, n, C), and so is the result.
-        steps: Euler steps a token; the paper uses 10.
+    With an AR-diffusion model this is its sampler. Noise and result are (B, n, C); the paper uses 10 Euler ``steps``.
     """
     times = euler_times(steps, noise.device)
     for flow in walk:
@@ -90,11 +85,8 @@ def noise_to_codes(walk: Walk, noise: Tensor, steps: int = PAIR_STEPS) -> Tensor
 
     Args:
         walk: a fresh walk of a teacher with a codebook.
-        noise: (B, n, C).
+        noise: (B, n, C); the result is indices, (B, n).
         steps: evaluations of the flow a token.
-
-    Returns:
-        Indices, (B, n).
     """
     codes = []
     for flow in walk:

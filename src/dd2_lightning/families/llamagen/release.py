@@ -25,10 +25,7 @@ TRAINING_ONLY = {"class_dropout_prob"}
 def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) -> dict[str, Any]:
     """Sizes of a ``LlamaGenTeacher`` from the arguments of the release's constructors.
 
-    Args:
-        config: arguments; ``block_size``, the number of tokens, may be among them.
-        grid: tokens a side; None takes the root of ``block_size``.
-        latent_only: without the tokenizer's encoder and decoder.
+    The grid, tokens a side, may follow from ``block_size``, the number of tokens.
 
     Raises:
         ValueError: for an unknown or missing key, a value that this implementation does not have, or a grid that is

@@ -85,13 +85,10 @@ class CodebookOnly(Tokenizer):
 
 
 class CausalBackbone(Backbone):
-    """A small causal transformer over embeddings: the student of a table.
+    """A small causal transformer over embeddings: the student of a table, one token a position.
 
-    Slot i reads token i-1, slot 0 the class; the class also modulates every block. ``octaves`` counts the Fourier
-    features of the input, see :func:`fourier_features`.
-
-    Raises:
-        ValueError: for a layout with a larger position, whose tokens would see each other.
+    Slot i reads token i-1, slot 0 the class; the class also modulates every block. ``octaves`` counts the
+    :func:`fourier_features` of the input.
     """
 
     def __init__(
