@@ -168,8 +168,8 @@ test: | install
 
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
-		$(addprefix dd2_lightning.,flow losses sampling layout noise models data stages callbacks evaluation ablations \
-		artifacts hub overlays costs planning benchmarks)
+		$(addprefix dd2_lightning.,flow losses sampling layout noise models families data stages callbacks evaluation \
+		ablations artifacts hub overlays costs planning benchmarks)
 
 lint: | install
 	$(BIN)/ruff check .

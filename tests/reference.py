@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dd2_lightning.families.llamagen.model import LlamaGenTeacher
+from dd2_lightning.families.llamagen.release import from_release as llamagen_from_release
+from dd2_lightning.families.var.model import VARTeacher
+from dd2_lightning.families.var.release import from_release as var_from_release
 from dd2_lightning.hub.cards import load_card
-from dd2_lightning.models import llamagen
-from dd2_lightning.models.llamagen import LlamaGenTeacher
-from dd2_lightning.models.var import VARTeacher, from_release
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -54,7 +55,7 @@ def golden_var(name: str) -> tuple[VARTeacher, dict[str, Tensor]]:
             "shared_adaln": sizes["shared_aln"],
         }
     )
-    state = from_release(weights(tensors, "var"), weights(tensors, "vae"))
+    state = var_from_release(weights(tensors, "var"), weights(tensors, "vae"))
     pixels = ("tokenizer.encoder.", "tokenizer.decoder.", "tokenizer.quant_conv.", "tokenizer.post_quant_conv.")
     if not any(key.startswith(pixels) for key in state):
         state |= {key: value for key, value in teacher.state_dict().items() if key.startswith(pixels)}
@@ -82,7 +83,7 @@ def golden_llamagen() -> tuple[LlamaGenTeacher, dict[str, Tensor], dict[str, Ten
             **{key: pixels[key] for key in ("num_res_blocks", "z_channels")},
         }
     )
-    teacher.load_state_dict(llamagen.from_release(weights(gpt, "gpt"), weights(vq, "vq")))
+    teacher.load_state_dict(llamagen_from_release(weights(gpt, "gpt"), weights(vq, "vq")))
     return teacher.eval().requires_grad_(False), gpt, vq
 
 
@@ -104,7 +105,7 @@ def _dd1_var(tensors: dict[str, Tensor], sizes: dict[str, Any]) -> VARTeacher:
             "pixels": False,
         }
     )
-    teacher.load_state_dict(from_release(under(tensors, "teacher"), under(tensors, "vae")))
+    teacher.load_state_dict(var_from_release(under(tensors, "teacher"), under(tensors, "vae")))
     return teacher
 
 
@@ -130,7 +131,7 @@ def _dd1_llamagen(tensors: dict[str, Tensor], sizes: dict[str, Any]) -> LlamaGen
         }
     )
     tokenizer = {"quantize.embedding.weight": tensors["in/codebook"]}
-    teacher.load_state_dict(llamagen.from_release(under(tensors, "teacher"), tokenizer))
+    teacher.load_state_dict(llamagen_from_release(under(tensors, "teacher"), tokenizer))
     return teacher
 
 

@@ -8,8 +8,8 @@ import yaml
 
 from dd2_lightning.artifacts import write_teacher
 from dd2_lightning.cli import main
-from dd2_lightning.models.llamagen import LlamaGenTeacher
-from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.families.llamagen.model import LlamaGenTeacher
+from dd2_lightning.families.table.model import TableTeacher
 from teachers import llamagen_teacher
 
 STAGES = ("teacher", "adapt", "init", "csd", "align", "dd1")

@@ -8,14 +8,14 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.families.llamagen.config import LlamaGenConfig
+from dd2_lightning.families.llamagen.model import LlamaGenTeacher
+from dd2_lightning.families.table.model import TableTeacher
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.model import VARTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1_generator import DD1Generator
-from dd2_lightning.models.llamagen import LlamaGenTeacher
-from dd2_lightning.models.llamagen_sizes import LlamaGenConfig
 from dd2_lightning.models.student import Student, build_student
-from dd2_lightning.models.table import TableTeacher
-from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var import VARTeacher
-from dd2_lightning.models.var_sizes import VARConfig
 from helpers import circle
 
 

@@ -10,12 +10,11 @@ from dd2_lightning.benchmarks.training import Step, time_updates
 from dd2_lightning.cli import main
 from dd2_lightning.costs import shapes_only
 from dd2_lightning.evaluation.timing import interleaved
+from dd2_lightning.families.registry import build_meta, teacher_from_config
 from dd2_lightning.flow import codebook_posterior_mean
-from dd2_lightning.hub.published import published
-from dd2_lightning.hub.release import outline
-from dd2_lightning.models.families import teacher_from_config
+from dd2_lightning.hub.cards import published
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.generator import OneStepGenerator
-from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.planning import blank_batch, planned
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import CSDDistill
@@ -99,7 +98,7 @@ def test_training_counts_what_a_plan_counts(sizes):
     settings = {"teacher": "", "init_from": "", "draws": 3, "teacher_sampling": Sampling(guidance_scale=2.0)}
     head, size = {"width": 16, "depth": 1}, published(sizes[0])
     stage = CSDDistill(**settings)
-    stage.teacher = outline(*size)
+    stage.teacher = build_meta(*size)
     with torch.device("meta"):
         stage.outline_students(head)
     with shapes_only(stage):

@@ -14,9 +14,9 @@ from dd2_lightning.evaluation.contenders import (
     TeacherContender,
 )
 from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.families.var.model import VARSampling
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
-from dd2_lightning.models.var import VARSampling
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.tables import independent_total_variation, random_table

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ import torch
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.models.families import family_class, family_of
-from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.families.registry import family_class, family_of
+from dd2_lightning.families.table.model import TableTeacher
 from teachers import DOCUMENT, code_of_the_document, gru_teacher, table_teacher
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +56,7 @@ def test_the_document_from_top_to_bottom(tmp_path, monkeypatch):
     labels = torch.arange(10)
     tokens = generator.sample(labels, generator=torch.Generator().manual_seed(0))
     assert tokens.shape == (10, 6, 2) and tokens.isfinite().all()
-    with pytest.raises(dd2.errors.DD2Error, match="cannot read or draw pictures"):
+    with pytest.raises(dd2.errors.DD2Error, match="cannot read or draw images"):
         generator.decode(tokens)
 
 
@@ -62,6 +64,13 @@ def test_a_family_is_named_by_its_class():
     assert family_of(gru_teacher()) == "gru_teacher.GRUTeacher"
     assert family_class("gru_teacher.GRUTeacher") is type(gru_teacher())
     assert family_of(table_teacher()) == "table"
+
+
+def test_the_names_of_families_are_known_without_torch():
+    """So that the help of the command line is quick."""
+    code = "import sys; from dd2_lightning.families.registry import FAMILIES; print(*FAMILIES, 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["var", "llamagen", "table", "False"]
 
 
 def test_classes_that_cannot_be_named():
@@ -80,8 +89,8 @@ def test_classes_that_cannot_be_named():
         ("tabel", "unknown family 'tabel'"),
         ("no_such_module.Teacher", "cannot be imported"),
         ("json.NoSuchThing", "cannot be imported"),
-        ("json.JSONDecoder", "is not a subclass of CodebookTeacher"),
-        ("json.dumps", "is not a subclass of CodebookTeacher"),
+        ("json.JSONDecoder", "is not a subclass of Teacher"),
+        ("json.dumps", "is not a subclass of Teacher"),
     ],
 )
 def test_families_that_are_none(tmp_path, family, words):

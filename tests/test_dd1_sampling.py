@@ -9,12 +9,12 @@ import torch
 import dd2_lightning as dd2
 from dd2_lightning.artifacts import Artifact, teacher_reference, write_artifact, write_teacher
 from dd2_lightning.cli import main
-from dd2_lightning.errors import ArtifactError, InputTypeError
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.families.registry import family_of
+from dd2_lightning.families.table.model import CodebookOnly
 from dd2_lightning.models.dd1 import DD1Prediction, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
-from dd2_lightning.models.families import family_of
 from dd2_lightning.models.generator import OneStepGenerator
-from dd2_lightning.models.table import CodebookOnly
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 from helpers import circle
@@ -96,16 +96,16 @@ def test_the_teacher_in_the_middle(teacher, start):
     """Its tokens are the teacher's own after the codes nearest to the draft; calls are counted."""
     generator = dd1_generator(teacher, split=2, second=2)
     layout, labels = teacher.layout, labels_for(teacher, B)
-    noise, chance = torch.randn(B, layout.length, teacher.token_dim), torch.rand(B, layout.length)
+    noise, uniforms = torch.randn(B, layout.length, teacher.token_dim), torch.rand(B, layout.length)
     calls, advances = [], []
     generator.student.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[2]))
     teacher.backbone.register_forward_hook(lambda *_: advances.append(1))
-    tokens = generator.refine(labels, teacher, start, noise=noise, chance=chance)
+    tokens = generator.refine(labels, teacher, start, noise=noise, uniforms=uniforms)
     assert calls == [0, 2][start == 0 :] and len(advances) == 2 - start
     one = generator.sample(labels, noise)
     known = layout.offsets[start]
     prefix = teacher.snap(one)[:, :known] if start else None
-    whole = teacher.sample(labels, prefix=prefix, chance=chance)
+    whole = teacher.sample(labels, prefix=prefix, uniforms=uniforms)
     middle = teacher.embed(whole)[:, : layout.offsets[2]]
     close(tokens[:, : layout.offsets[2]], middle, 1e-6)
     x = torch.cat([middle, noise[:, layout.offsets[2] :]], 1)
@@ -113,11 +113,11 @@ def test_the_teacher_in_the_middle(teacher, start):
 
 
 def test_the_teacher_stops_where_it_is_told(teacher):
-    labels, chance = labels_for(teacher, B), torch.rand(B, teacher.layout.length)
+    labels, uniforms = labels_for(teacher, B), torch.rand(B, teacher.layout.length)
     teacher = teacher.requires_grad_(False)
-    whole = teacher.sample(labels, chance=chance)
+    whole = teacher.sample(labels, uniforms=uniforms)
     for until in (1, 2, teacher.layout.num_positions):
-        part = teacher.sample(labels, chance=chance, until=until)
+        part = teacher.sample(labels, uniforms=uniforms, until=until)
         assert torch.equal(part, whole[:, : teacher.layout.offsets[until]])
 
 
@@ -127,15 +127,15 @@ def test_numbers_of_steps():
     teacher = llamagen_teacher()
     generator = dd1_generator(teacher, split=5, second=5)
     labels, n = labels_for(teacher, B), teacher.layout.length
-    noise, chance = torch.randn(B, n, teacher.token_dim), torch.rand(B, n)
+    noise, uniforms = torch.randn(B, n, teacher.token_dim), torch.rand(B, n)
     for steps in (1, 2):
         expected = generator.sample(labels, noise, steps=steps)
-        assert torch.equal(generator.sampler(steps)(labels, noise, chance), expected)
+        assert torch.equal(generator.sampler(steps)(labels, noise, uniforms), expected)
     for steps, start in ((3, 4), (4, 3), (5, 2), (6, 0)):
-        expected = generator.refine(labels, teacher, start, noise=noise, chance=chance)
-        assert torch.equal(generator.sampler(steps, teacher)(labels, noise, chance), expected)
-    expected = generator.refine(labels, teacher, 3, 8, Sampling(top_k=2), noise, chance=chance)
-    assert torch.equal(generator.sampler(4, teacher, Sampling(top_k=2), 8)(labels, noise, chance), expected)
+        expected = generator.refine(labels, teacher, start, noise=noise, uniforms=uniforms)
+        assert torch.equal(generator.sampler(steps, teacher)(labels, noise, uniforms), expected)
+    expected = generator.refine(labels, teacher, 3, 8, Sampling(top_k=2), noise, uniforms=uniforms)
+    assert torch.equal(generator.sampler(4, teacher, Sampling(top_k=2), 8)(labels, noise, uniforms), expected)
     for settings, words in (
         ((0,), "steps must be in 1..6"),
         ((7, teacher), "steps must be in 1..6"),
@@ -162,13 +162,6 @@ def test_what_a_generator_refuses():
     ):
         with pytest.raises(ValueError, match=words):
             call()
-
-
-def test_no_other_family_has_the_slip():
-    teacher = llamagen_teacher()
-    generator = dd1_generator(teacher)
-    with pytest.raises(InputTypeError, match="LlamaGenTeacher never reads a prefix without its mask"):
-        generator.refine(labels_for(teacher, 2), teacher, 1, unmasked_prefix=True)
 
 
 # --- directories -----------------------------------------------------------------------------------------------------
@@ -222,9 +215,9 @@ def test_the_command(tmp_path, capsys):
     generator = dd1_generator(teacher)
     write_dd1(tmp_path, generator, teacher)
     labels, n = labels_for(teacher, 4), teacher.layout.length
-    noise, chance = SampleNoise(7, 0, 4).for_generators(n, teacher.token_dim)
+    noise, uniforms = SampleNoise(7, 0, 4).for_generators(n, teacher.token_dim)
     with_teacher = ("--teacher", str(tmp_path / "teacher"), "--sampling.top_k", "3")
-    refined = generator.refine(labels, teacher, 0, None, Sampling(top_k=3), noise, chance=chance)
+    refined = generator.refine(labels, teacher, 0, None, Sampling(top_k=3), noise, uniforms=uniforms)
     for options, tokens in (
         (("--steps", "2", "--split", "3"), generator.sample(labels, noise, steps=2, split=3)),
         (("--steps", "3", *with_teacher), refined),

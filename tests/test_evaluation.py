@@ -26,8 +26,8 @@ from dd2_lightning.evaluation.evaluate import evaluate_contenders
 from dd2_lightning.evaluation.path_length import feature_distance, path_length
 from dd2_lightning.evaluation.pictures import mosaic, save_comparison, save_grid
 from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, write_benchmark
+from dd2_lightning.families.table.model import TableTeacher
 from dd2_lightning.models.generator import OneStepGenerator
-from dd2_lightning.models.table import TableTeacher
 from helpers import circle
 from toys import TOKENS, toy_student, toy_teacher
 

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 import dd2_lightning as dd2
 from dd2_lightning.artifacts import difference
 from dd2_lightning.cli import main
-from dd2_lightning.hub.cards import load_card
+from dd2_lightning.families.registry import FAMILIES, build_meta
+from dd2_lightning.hub.cards import load_card, published
 from dd2_lightning.hub.checkpoint import read_checkpoint
-from dd2_lightning.hub.published import RELEASES, published
-from dd2_lightning.hub.release import fitted, outline
+from dd2_lightning.hub.convert import load_release
 from reference import GOLDEN, close, golden, release_files
 from runs import fails
+
+PUBLISHED = [family.name for family in FAMILIES.values() if family.published]
 
 
 class Files:
@@ -95,7 +97,7 @@ def test_a_tokenizer_without_pixels(name, tmp_path, capsys):
     files.refused(capsys, 1, "tokenizer.pth", "holds the quantiser only", "--latent-only")
     teacher = dd2.load_teacher(files.convert("--latent-only"))
     close(teacher.logits(tensors["idx"], tensors["label"]), tensors["tf_logits_cond"])
-    assert not teacher.tokenizer.has_pictures
+    assert not teacher.tokenizer.has_images
     with pytest.raises(dd2.errors.DD2Error, match="--latent-only"):
         teacher.decode(tensors["idx"])
     with pytest.raises(dd2.errors.DD2Error, match="no encoder"):
@@ -309,8 +311,29 @@ def test_no_network(files, hub, capsys):
     files.refused(capsys, 1, *words, transformer=reference)
 
 
-def test_a_hub_reference_that_is_none(files, capsys):
-    files.refused(capsys, 2, "--transformer", "hf://OWNER/REPO/PATH", transformer="hf://var_d16.pth")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "var_d16.pth",
+        "owner/var_d16.pth",
+        "owner/repo/",
+        "owner/repo/../../secret.pth",
+        "owner/repo/sub/../x.pth",
+        "owner/repo/./x.pth",
+        "owner/repo//etc/passwd",
+        "/owner/repo/x.pth",
+        "../repo/x.pth",
+        "owner/../x.pth",
+        "owner/repo/sub\\..\\x.pth",
+        "owner/repo/C:/x.pth",
+        "owner/repo/x\n.pth",
+    ],
+)
+def test_hub_references_that_are_none(var, hub, capsys, path):
+    """Refused in one line, before anything is fetched or written."""
+    calls = hub(var.root / "transformer.pth")
+    var.refused(capsys, 2, "--transformer", "hf://OWNER/REPO/PATH", transformer=f"hf://{path}")
+    assert calls == []
 
 
 def test_a_checksum_is_checked_where_it_is_known(var, hub, capsys, monkeypatch):
@@ -331,11 +354,11 @@ def release_manifest(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.empty(shape, dtype=dtypes[key], device="meta") for key, (shape, _) in entries.items()}
 
 
-def outlined(family: str, arch: str, tokenizer: str | None = None):
+def meta_teacher(family: str, arch: str, tokenizer: str | None = None):
     """A teacher of a published size, not adapted."""
-    card, release = load_card(family), RELEASES[family]
+    card, release = load_card(family), FAMILIES[family].release
     grid = card.architectures[arch].get("files", [{}])[0].get("grid")
-    return outline(family, release.architecture(card.release_config(arch, tokenizer), grid, False))
+    return build_meta(family, release.architecture(card.release_config(arch, tokenizer), grid, False))
 
 
 @pytest.mark.parametrize(
@@ -343,21 +366,21 @@ def outlined(family: str, arch: str, tokenizer: str | None = None):
     [("var", "d16", ("var_d16", "vae_ch160v4096z32")), ("llamagen", "L", ("llamagen_L", "vq_ds16_c2i"))],
 )
 def test_manifests_of_the_real_sizes_fit(family, arch, files):
-    teacher, release = outlined(family, arch), RELEASES[family]
+    teacher, release = meta_teacher(family, arch), FAMILIES[family].release
     tensors = dict(zip(("transformer", "tokenizer"), map(release_manifest, files), strict=True))
     assert difference(teacher.state_dict(), release.state(**tensors)) == ""
-    fitted(release, teacher, tensors, {})
+    load_release(release, teacher, tensors, {})
 
 
-@pytest.mark.parametrize("family", RELEASES)
+@pytest.mark.parametrize("family", PUBLISHED)
 def test_parameter_counts_of_every_card(family):
     card = load_card(family)
     for arch, entry in card.architectures.items():
-        teacher = outlined(family, arch)
+        teacher = meta_teacher(family, arch)
         networks = (teacher.backbone, teacher.classifier)
         assert sum(p.numel() for network in networks for p in network.parameters()) == entry["parameters"]
     for name, entry in card.tokenizers.items():
-        tokenizer = outlined(family, next(iter(card.architectures)), name).tokenizer
+        tokenizer = meta_teacher(family, next(iter(card.architectures)), name).tokenizer
         assert sum(p.numel() for p in tokenizer.parameters()) == entry["parameters"]
 
 

@@ -9,11 +9,12 @@ import torch
 import dd2_lightning as dd2
 from dd2_lightning.artifacts import write_teacher
 from dd2_lightning.cli import main
-from dd2_lightning.hub.cards import PUBLISHED, load_card
-from dd2_lightning.hub.published import RELEASES
-from dd2_lightning.hub.release import outline
+from dd2_lightning.families.registry import FAMILIES, build_meta
+from dd2_lightning.hub.cards import load_card
 from reference import close, golden_dd1, under
 from runs import fails, make_teacher
+
+PUBLISHED = [family.name for family in FAMILIES.values() if family.published]
 
 
 class Files:
@@ -111,6 +112,13 @@ def test_a_hub_reference_is_fetched_and_checked(files, monkeypatch, capsys):
     assert calls == [(card.repository, name)] * 2
 
 
+def test_a_path_out_of_the_repository(files, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *where: pytest.fail("fetched"))
+    files.refused(capsys, 2, "--checkpoint", "hf://OWNER/REPO/PATH", checkpoint="hf://owner/repo/../x.pt")
+
+
 # --- what does not ---------------------------------------------------------------------------------------------------
 
 
@@ -199,11 +207,11 @@ def test_published_sizes(family):
     """Parameters counted on shapes; split and second exist in the layout."""
     card = load_card(family)
     for facts in card.dd1.published.values():
-        sizes = RELEASES[family].architecture(
+        sizes = FAMILIES[family].release.architecture(
             card.release_config(facts["arch"]), facts.get("teacher", {}).get("grid"), False
         )
         with torch.device("meta"):
-            teacher = outline(family, sizes)
+            teacher = build_meta(family, sizes)
             student = teacher.dd1_student()
         parameters = sum(parameter.numel() for parameter in student.parameters())
         assert parameters == facts["parameters"]

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dd2_lightning.families.llamagen.config import LlamaGenConfig
+from dd2_lightning.families.llamagen.layers import rope_table, rotate, swiglu_width
+from dd2_lightning.families.llamagen.model import LlamaGenSampling, LlamaGenTeacher
+from dd2_lightning.families.llamagen.release import from_release
+from dd2_lightning.families.var.model import VARSampling
 from dd2_lightning.models.layers import Cache
-from dd2_lightning.models.llama import rope_table, rotate, swiglu_width
-from dd2_lightning.models.llamagen import LlamaGenSampling, LlamaGenTeacher, from_release
-from dd2_lightning.models.llamagen_sizes import LlamaGenConfig
 from dd2_lightning.models.student import build_student
-from dd2_lightning.models.var import VARSampling
 from dd2_lightning.sampling import Sampling
 from reference import close, golden, golden_llamagen, manifest
 from teachers import llamagen_teacher
@@ -260,16 +261,16 @@ def test_an_embedding_table_reads_indices_only(unadapted):
 
 
 def test_an_embedding_table_walks_and_samples(unadapted):
-    labels, chance = torch.arange(B), torch.rand(B, 9)
+    labels, uniforms = torch.arange(B), torch.rand(B, 9)
     sampling = LlamaGenSampling(guidance_scale=2.0, top_k=5, cfg_interval=3)
-    drawn = unadapted.sample(labels, sampling, chance=chance)
+    drawn = unadapted.sample(labels, sampling, uniforms=uniforms)
     whole_flow = unadapted.flow(drawn, labels, sampling).log_p
     for start in (0, 4, 8):
         walk = unadapted.walk(labels, sampling, drawn[:, :start])
         for flow in walk:
             close(flow.log_p.exp(), whole_flow[:, walk.span].exp())
             walk.append(drawn[:, walk.span])
-    assert torch.equal(unadapted.sample(labels, sampling, prefix=drawn[:, :4], chance=chance), drawn)
+    assert torch.equal(unadapted.sample(labels, sampling, prefix=drawn[:, :4], uniforms=uniforms), drawn)
     assert unadapted.decode(drawn).shape == (B, 1, 3, 3)
 
 

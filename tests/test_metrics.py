@@ -16,8 +16,8 @@ from dd2_lightning.evaluation.metrics import (
     frechet_distance,
     sequence_nll,
 )
-from dd2_lightning.models.llamagen import LlamaGenSampling
-from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.families.llamagen.model import LlamaGenSampling
+from dd2_lightning.families.table.model import TableTeacher
 from dd2_lightning.sampling import Sampling
 from helpers import circle
 from teachers import labels_for, llamagen_teacher, random_indices

@@ -6,15 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd2_lightning.models.multiscale_vq import MultiScaleVQ
-from dd2_lightning.models.pyramid import ScalePyramid, phi_index
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.pyramid import ScalePyramid, phi_index
+from dd2_lightning.families.var.tokenizer import MultiScaleVQ
 from reference import close, golden, golden_var, weights
+
+TRANSFORMER = {"num_classes": 1, "width": 8, "depth": 1, "heads": 1}
 
 
 def small(**sizes) -> MultiScaleVQ:
-    """A tokenizer of pictures (1, 4, 4): 21 tokens in 3 scales."""
-    defaults = {"sides": (1, 2, 4), "codes": 8, "token_dim": 4, "ch": 32, "ch_mult": (1,)}
-    return MultiScaleVQ(**{**defaults, "num_res_blocks": 1, "image_channels": 1, "num_phi": 2, **sizes})
+    """A tokenizer of images (1, 4, 4): 21 tokens in 3 scales."""
+    defaults = {"sides": (1, 2, 4), "codes": 8, "token_dim": 4, "ch": 32, "ch_mult": (1,), **TRANSFORMER}
+    defaults |= {"num_res_blocks": 1, "image_channels": 1, "num_phi": 2}
+    return MultiScaleVQ(VARConfig(**{**defaults, **sizes}))
 
 
 def stripes(batch: int) -> torch.Tensor:
@@ -50,7 +54,7 @@ def test_maps_and_next_inputs(name, frozen):
         f_hat = pyramid.accumulate(f_hat, q[:, pyramid.layout.span(k)], k)
         close(f_hat, tensors["fhat_per_scale"][:, k])
         if k + 1 < len(pyramid.sides):
-            inputs.append(pyramid.next_input(f_hat, k + 1))
+            inputs.append(pyramid.area_down(f_hat, k + 1))
     close(torch.cat(inputs, 1), tensors["tf_input"])
     close(pyramid(q), f_hat)
 
@@ -74,7 +78,8 @@ def test_codes_of_the_release():
 def test_released_size():
     """Parameters of vae_ch160v4096z32, whose file counts no usage statistics among them."""
     with torch.device("meta"):
-        tokenizer = MultiScaleVQ((1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 4096, 32, 160, (1, 1, 2, 2, 4), 2)
+        sizes = {"codes": 4096, "token_dim": 32, "ch": 160, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2}
+        tokenizer = MultiScaleVQ(VARConfig(sides=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), **sizes, **TRANSFORMER))
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 108_948_355
     assert len(tokenizer.state_dict()) == 323
     assert tokenizer.image_shape == (3, 256, 256)
@@ -102,7 +107,7 @@ def test_maps_are_affine_and_differentiable_in_the_tokens():
 def test_float32_inside_autocast():
     pyramid, tokens = ScalePyramid((1, 2, 3), 2), torch.randn(2, 14, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = pyramid(tokens), pyramid.next_input(pyramid(tokens), 1)
+        inside = pyramid(tokens), pyramid.area_down(pyramid(tokens), 1)
     torch.testing.assert_close(inside[0], pyramid(tokens))
     assert inside[1].dtype == torch.float32
 
@@ -169,18 +174,17 @@ def test_dead_codes_are_seeded_again_the_same_way():
 # --- rescaling -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("usage", [None, torch.arange(8.0)])
-def test_rescaling_changes_no_picture_and_no_code(usage):
+def test_rescaling_changes_no_picture_and_no_code():
     tokenizer, images = small().requires_grad_(False), stripes(16)
     for phi in tokenizer.pyramid.qresi_ls:
         phi.bias.normal_()
     indices, f = tokenizer.encode(images), tokenizer.latents(images)
     pictures = tokenizer.decode(tokenizer.codebook[indices])
     maps = tokenizer.pyramid(tokenizer.codebook[indices])
-    factor = tokenizer.rescale_codebook(0.7, usage)
-    square = tokenizer.codebook.square().mean(-1)
-    mean = square.mean() if usage is None else (square * usage).sum() / usage.sum()
-    torch.testing.assert_close(mean.sqrt(), torch.tensor(0.7))
+    before = tokenizer.codebook.square().mean().sqrt()
+    tokenizer.rescale_codebook(0.7)
+    torch.testing.assert_close(tokenizer.codebook.square().mean().sqrt(), torch.tensor(0.7))
+    factor = 0.7 / before
     assert torch.equal(tokenizer.encode(images), indices)
     close(tokenizer.decode(tokenizer.codebook[indices]), pictures, 1e-6)
     torch.testing.assert_close(tokenizer.latents(images), factor * f)
@@ -196,7 +200,7 @@ def test_rescaling_needs_a_scale():
 
 
 def test_widths_that_the_norms_cannot_group():
-    with pytest.raises(ValueError, match=r"ch: .*multiple of 32.* 48"):
+    with pytest.raises(ValueError, match=r"ch.*multiple of the 32.* 48"):
         small(ch=48)
 
 

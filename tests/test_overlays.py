@@ -9,8 +9,8 @@ import yaml
 from dd2_lightning import planning
 from dd2_lightning.cli import main
 from dd2_lightning.costs import Cost
-from dd2_lightning.hub.published import published
-from dd2_lightning.hub.release import outline
+from dd2_lightning.families.registry import build_meta
+from dd2_lightning.hub.cards import published
 from dd2_lightning.models.student import build_student
 from dd2_lightning.overlays import resolve
 from runs import fails, fit, make_teacher, stage_config
@@ -139,7 +139,7 @@ def test_the_stages_of_an_overlay_are_chained(capsys, path):
 def test_students_have_the_papers_size(path):
     content = yaml.safe_load(path.read_text())
     settings = content["stages"]["ARDiffusionInit"]["model"]["init_args"]
-    teacher = outline(*published(content["release"]))
+    teacher = build_meta(*published(content["release"]))
     student = build_student(teacher, width=settings["head_width"], depth=settings["head_depth"])
     size = sum(parameter.numel() for parameter in student.parameters())
     assert size == pytest.approx(PAPER_SIZES[path.stem], rel=0.01)

@@ -148,8 +148,8 @@ def test_refined_samples_with_all_steps_are_the_teachers(inside, tmp_path):
     common = ["--model", "runs/var/csd", "--num", "4", "--output", str(target), "--teacher", "runs/var/teacher"]
     main(["sample", *common, "--steps", "4", "--sampling.guidance_scale", "1.0"])
     teacher = dd2.load_teacher("runs/var/teacher")
-    chance = SampleNoise(0, 0, 4).rand("teacher", 21)
-    images = teacher.decode(teacher.sample(torch.arange(4), dd2.Sampling(guidance_scale=1.0), chance=chance))
+    uniforms = SampleNoise(0, 0, 4).rand("teacher", 21)
+    images = teacher.decode(teacher.sample(torch.arange(4), dd2.Sampling(guidance_scale=1.0), uniforms=uniforms))
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.abs(np.load(target)["arr_0"].astype(int) - pixels).max() <= 1
 
@@ -235,7 +235,7 @@ def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
         small["sizes.json"].write_text(json.dumps(sizes))
         monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, name: str(small[name]))
         main([*replaced(words[1:], {"--arch": str(small["sizes.json"])})])
-        assert dd2.load_teacher(words[words.index("--output") + 1]).tokenizer.has_pictures
+        assert dd2.load_teacher(words[words.index("--output") + 1]).tokenizer.has_images
     elif words[:2] == ["dd2", "bench"]:
         small = [f"{family}/{release_files(tmp_path, family)['sizes.json']}" for family in ("var", "llamagen")]
         main([*replaced(words[1:], {"--models": f"[{','.join(small)}]"}), "--rounds", "1"])

@@ -11,8 +11,8 @@ from dd2_lightning.artifacts import load_teacher, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.costs import Ledger, count_flops, loss_cost, sampling_flops, saved_bytes, shapes_only
 from dd2_lightning.data import PrefixData
-from dd2_lightning.hub.published import published
-from dd2_lightning.hub.release import outline
+from dd2_lightning.families.registry import build_meta
+from dd2_lightning.hub.cards import published
 from dd2_lightning.models.head import VelocityHead
 from dd2_lightning.planning import blank_batch, make_plan
 from dd2_lightning.sampling import Sampling
@@ -124,7 +124,7 @@ def test_operations_of_the_head():
 
 def test_sampling_costs_what_the_matrices_say():
     """VAR without attention: 2 operations a weight and token, of every matrix that a token goes through."""
-    teacher = outline("var", {**published("var/d16")[1], "depth": 2, "pixels": False})
+    teacher = build_meta("var", {**published("var/d16")[1], "depth": 2, "pixels": False})
     with shapes_only(teacher):
         once, twice = (sampling_flops(teacher, guided) for guided in (False, True))
     assert twice == 2 * once

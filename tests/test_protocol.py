@@ -5,11 +5,15 @@ import itertools
 import pytest
 import torch
 
+from dd2_lightning.errors import InputTypeError
+from dd2_lightning.evaluation.metrics import sequence_nll
+from dd2_lightning.families.table.model import CausalBackbone, TableTeacher
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
-from dd2_lightning.models.table import CausalBackbone, TableTeacher
+from dd2_lightning.models.teacher import Teacher
 from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.sampling import Sampling, draw, keep_top_k
 from helpers import circle
@@ -125,10 +129,10 @@ def test_labels_out_of_range_are_refused(teacher, student, bad):
 
 
 def test_samples_are_pure_functions_of_their_numbers(teacher, labels):
-    chance = torch.rand(B, teacher.layout.length)
-    drawn = teacher.sample(labels, GUIDED, chance=chance)
+    uniforms = torch.rand(B, teacher.layout.length)
+    drawn = teacher.sample(labels, GUIDED, uniforms=uniforms)
     for b in range(B):
-        alone = teacher.sample(labels[b : b + 1], GUIDED, chance=chance[b : b + 1])
+        alone = teacher.sample(labels[b : b + 1], GUIDED, uniforms=uniforms[b : b + 1])
         assert torch.equal(alone[0], drawn[b])
     seeded = [teacher.sample(labels, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(seeded[0], seeded[1])
@@ -153,17 +157,17 @@ def test_a_sample_keeps_its_prefix(teacher, labels):
 def test_refinement_keeps_the_draft_and_resamples_its_last_positions(teacher, labels):
     """k steps in all: one for the draft, k-1 by the teacher."""
     draft, layout = noisy(teacher), teacher.layout
-    chance = torch.rand(B, layout.length)
+    uniforms = torch.rand(B, layout.length)
     N = layout.num_positions
     assert torch.equal(teacher.refine(draft, labels, 1), draft)
     for steps in range(2, N + 2):
         kept = layout.offsets[N + 1 - steps]
-        refined = teacher.refine(draft, labels, steps, GUIDED, chance=chance)
+        refined = teacher.refine(draft, labels, steps, GUIDED, uniforms=uniforms)
         assert torch.equal(refined[:, :kept], draft[:, :kept])
-        indices = teacher.sample(labels, GUIDED, prefix=draft[:, :kept], chance=chance)
+        indices = teacher.sample(labels, GUIDED, prefix=draft[:, :kept], uniforms=uniforms)
         assert torch.equal(refined[:, kept:], teacher.embed(indices[:, kept:]))
-    everything = teacher.embed(teacher.sample(labels, GUIDED, chance=chance))
-    assert torch.equal(teacher.refine(draft, labels, N + 1, GUIDED, chance=chance), everything)
+    everything = teacher.embed(teacher.sample(labels, GUIDED, uniforms=uniforms))
+    assert torch.equal(teacher.refine(draft, labels, N + 1, GUIDED, uniforms=uniforms), everything)
     for steps in (0, N + 2):
         with pytest.raises(ValueError, match=rf"steps must be in 1\.\.{N + 1}"):
             teacher.refine(draft, labels, steps)
@@ -458,6 +462,63 @@ def test_impossible_sampling_settings_are_refused(setting):
 def test_draw_inverts_the_distribution_function():
     """Cut tokens first and last: not even the outermost numbers may fall on them."""
     p = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
-    chance = torch.tensor([0.0, 0.249, 0.251, 0.749, 0.751, 1 - 2**-24])
+    uniforms = torch.tensor([0.0, 0.249, 0.251, 0.749, 0.751, 1 - 2**-24])
     flow = CodebookFlow(torch.zeros(6, 1), p.log().expand(1, 6, 6))
-    assert draw(flow, chance[None])[0].tolist() == [1, 1, 3, 3, 4, 4]
+    assert draw(flow, uniforms[None])[0].tolist() == [1, 1, 3, 3, 4, 4]
+
+
+# --- a teacher without a codebook ------------------------------------------------------------------------------------
+
+
+class ContinuousTeacher(Teacher):
+    """A student in the role of the teacher: its tokens are continuous."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student, self.backbone = student, student.backbone
+        self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
+
+    @classmethod
+    def from_config(cls, config):
+        raise NotImplementedError
+
+    def flow(self, tokens, labels, sampling=None):
+        return self.student.flow(tokens, labels)
+
+    def walk(self, labels, sampling=None, prefix=None):
+        return self.student.walk(labels, prefix)
+
+    def sample(self, labels, sampling=None, generator=None, prefix=None, uniforms=None, until=None):
+        noise = torch.randn(len(labels), self.layout.length, self.token_dim, generator=generator)
+        return integrate_walk(self.walk(labels, prefix=prefix), noise, 10)
+
+
+def test_a_continuous_teacher_has_students(student, labels):
+    """Flow, walk, samples and one-step generation, without a codebook anywhere."""
+    teacher = ContinuousTeacher(student)
+    tokens = teacher.sample(labels)
+    assert tokens.shape == (B, teacher.layout.length, teacher.token_dim)
+    assert torch.equal(teacher.embed(tokens), tokens)
+    times = torch.tensor(0.5).expand(*tokens.shape[:2], 1)
+    whole = teacher.flow(tokens, labels).velocity(tokens[:, :, None], times)
+    walk = teacher.walk(labels)
+    for flow in walk:
+        span = walk.span
+        torch.testing.assert_close(flow.velocity(tokens[:, span, None], times[:, span]), whole[:, span])
+        walk.append(tokens[:, span])
+    assert build_student(teacher, width=16, depth=1).generate(tokens, labels).shape == tokens.shape
+
+
+def test_what_needs_a_codebook_says_so():
+    teacher = ContinuousTeacher(student_of(table_teacher()).requires_grad_(False))
+    generator = OneStepGenerator(teacher.student, table_teacher().tokenizer, 1.0)
+    message = "this needs a teacher with a codebook; ContinuousTeacher has none"
+    for call in (
+        lambda: require_codebook(teacher),
+        lambda: generator.sampler(2, teacher),
+        lambda: sequence_nll(teacher, torch.zeros(1, 3, dtype=torch.long), torch.tensor([0])),
+    ):
+        with pytest.raises(InputTypeError, match=message):
+            call()
+    known = table_teacher()
+    assert require_codebook(known) is known

@@ -198,7 +198,7 @@ def test_a_nan_names_loss_position_and_iteration_and_keeps_the_checkpoint(chain,
 
 
 def test_teacher_is_not_sampled_where_labels_suffice(chain, tmp_path, monkeypatch):
-    from dd2_lightning.models.table import TableTeacher
+    from dd2_lightning.families.table.model import TableTeacher
 
     sampled = []
     original = TableTeacher.sample

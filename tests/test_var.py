@@ -6,17 +6,17 @@ import json
 import pytest
 import torch
 
-from dd2_lightning.models.layers import Cache
-from dd2_lightning.models.student import build_student
-from dd2_lightning.models.var import (
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.model import (
     VARBackbone,
     VARClassifier,
     VARSampling,
     VARTeacher,
-    from_release,
     smooth_weights,
 )
-from dd2_lightning.models.var_sizes import VARConfig
+from dd2_lightning.families.var.release import from_release
+from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
 from reference import close, golden, golden_var
 

@@ -9,16 +9,19 @@ import torch.nn.functional as F
 
 from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.evaluation.picture_files import to_bytes, write_pictures_file
-from dd2_lightning.models.vq import SphereVQ, as_map
+from dd2_lightning.families.llamagen.config import LlamaGenConfig
+from dd2_lightning.families.llamagen.tokenizer import SphereVQ, as_map
 from reference import close, golden_llamagen
 from teachers import llamagen_teacher, var_teacher
 from test_multiscale_vq import stripes
 
 
 def small(**sizes) -> SphereVQ:
-    """A tokenizer of pictures (1, 4, 4): 4 tokens of 2x2 pixels."""
+    """A tokenizer of images (1, 4, 4): 4 tokens of 2x2 pixels."""
     shape = {"grid": 2, "codes": 8, "token_dim": 4, "encoder_ch_mult": (1, 1), "decoder_ch_mult": (1, 1)}
-    return SphereVQ(**{**shape, "ch": 32, "num_res_blocks": 1, "z_channels": 8, "image_channels": 1, **sizes})
+    shape |= {"ch": 32, "num_res_blocks": 1, "z_channels": 8, "image_channels": 1}
+    transformer = {"num_classes": 1, "width": 8, "depth": 1, "heads": 1}
+    return SphereVQ(LlamaGenConfig(**{**shape, **transformer, **sizes}))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import torch
 
+from dd2_lightning.families.table.model import CodebookOnly, TableTeacher
 from dd2_lightning.models.student import build_student
-from dd2_lightning.models.table import CodebookOnly, TableTeacher
 from helpers import circle
 
 CLASSES, CODES, TOKENS = 10, 5, 3
@@ -12,7 +12,7 @@ CLASSES, CODES, TOKENS = 10, 5, 3
 class ToyTokenizer(CodebookOnly):
     """Codes are 8x8 patterns: every token adds a smooth pattern of its own position."""
 
-    has_pictures = True
+    has_images = True
 
     def __init__(self, codebook, layout):
         super().__init__(codebook, layout)

@@ -10,7 +10,7 @@ from dd2_lightning.artifacts import check_writable, load_generator, load_teacher
 from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.evaluation.protocols import protocol_named
 from dd2_lightning.evaluation.sample_sets import SampleSet
-from dd2_lightning.models.families import AnySampling
+from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.models.teacher import check_labels
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
@@ -75,7 +75,7 @@ def sample(
             "steps": steps,
             "split": split,
             "teacher": None if refiner is None else state_hash(refiner),
-            "sampling": None if refiner is None else asdict(refiner.settle(sampling)),
+            "sampling": None if refiner is None else asdict(refiner.resolve_sampling(sampling)),
             "seed": seed,
             "device": torch.device(device).type,
         }

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import Cache
-from dd2_lightning.models.teacher import CodebookTeacher
 
 PRECISIONS = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Of the trainer, as far as they are counted, to the type that autocast computes in."""

@@ -48,13 +48,13 @@ class Layout:
         return slice(self.offsets[position], self.offsets[position + 1])
 
     def positions_in(self, num_tokens: int) -> int:
-        """How many whole positions ``num_tokens`` tokens are.
+        """How many complete positions ``num_tokens`` tokens are.
 
         Raises:
             ValueError: if the last position would be incomplete.
         """
         if num_tokens not in self.offsets:
-            raise ValueError(f"{num_tokens} tokens end inside a position; whole positions end at {self.offsets[1:]}")
+            raise ValueError(f"{num_tokens} tokens end inside a position; positions end at {self.offsets[1:]}")
         return self.offsets.index(num_tokens)
 
     def position_of_token(self, device: torch.device | None = None) -> Tensor:

@@ -135,7 +135,7 @@ def dd1_loss(logits: Tensor, codes: Tensor, unfinished: Tensor, distance: Tensor
         logits: l, (B, n, V).
         codes: k, where the teacher's flow ends, (B, n).
         unfinished: u, 1 at tokens that are noise and 0 at those that are data already, (B, n).
-        distance: d of the sequence (or its picture) from the end of the trajectory, (B, n) or (B, 1).
+        distance: d of the sequence (or its image) from the end of the trajectory, (B, n) or (B, 1).
         weight: λ.
     """
     cross_entropy = unfinished * F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")

@@ -69,6 +69,6 @@ class SampleNoise:
                 function((BLOCK, *shape), generator=stream(self.seed, "evaluation", key, block))
                 for block in range(first, last + 1)
             ]
-            own = slice(self.start - first * BLOCK, self.start - first * BLOCK + self.count)
-            self._drawn[what] = torch.cat(blocks)[own].to(self.device)
+            rows = slice(self.start - first * BLOCK, self.start - first * BLOCK + self.count)
+            self._drawn[what] = torch.cat(blocks)[rows].to(self.device)
         return self._drawn[what]

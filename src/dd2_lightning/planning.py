@@ -15,10 +15,10 @@ from rich.table import Table
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.hub.published import published
-from dd2_lightning.hub.release import outline
+from dd2_lightning.families.registry import build_meta
+from dd2_lightning.hub.cards import published
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.sizes import count_parameters
-from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.base import DistillationStage
 
@@ -182,9 +182,9 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
 def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
     """The shapes of a teacher, from its directory or, while that is not there, a published size; and which it was."""
     if release and not (Path(directory) / "config.json").is_file():
-        return outline(*published(release, adapted)), f"{release} ({directory} is not there yet)"
+        return build_meta(*published(release, adapted)), f"{release} ({directory} is not there yet)"
     config = Artifact.open(directory, ("teacher",), "model.teacher").config
-    return outline(config["family"], config["architecture"]), directory
+    return build_meta(config["family"], config["architecture"]), directory
 
 
 def head_of(stage: DistillationStage) -> dict[str, int]:

@@ -20,7 +20,7 @@ from dd2_lightning.callbacks import LearningCurve
 from dd2_lightning.data import PairData, PrefixData
 from dd2_lightning.distil import fit
 from dd2_lightning.evaluation.report import commit, hardware, to_json
-from dd2_lightning.models.table import TableTeacher
+from dd2_lightning.families.table.model import TableTeacher
 from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
 from dd2_lightning.stages import ARDiffusionInit, CSDDistill, DD1Distill

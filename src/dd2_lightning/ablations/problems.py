@@ -156,8 +156,8 @@ class TableMeasurer(Measurer):
     def __init__(self, teacher: Path, samples: int):
         self.teacher, self.samples = load_teacher(teacher), samples
         self.independent = independent_total_variation(self.teacher)
-        chance = torch.rand(samples, self.teacher.layout.length, generator=stream(0, "table floor"))
-        drawn = self.teacher.sample(torch.zeros(samples, dtype=torch.long), chance=chance)
+        uniforms = torch.rand(samples, self.teacher.layout.length, generator=stream(0, "table floor"))
+        drawn = self.teacher.sample(torch.zeros(samples, dtype=torch.long), uniforms=uniforms)
         self.floor = self.of(drawn)["distance"]
 
     def of(self, indices: Tensor) -> dict[str, float]:

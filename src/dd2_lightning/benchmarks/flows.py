@@ -10,8 +10,8 @@ from torch import Tensor
 from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.costs import Ledger
 from dd2_lightning.evaluation.timing import interleaved
+from dd2_lightning.families.registry import build_meta
 from dd2_lightning.flow import codebook_posterior_mean
-from dd2_lightning.hub.release import outline
 
 
 def bench_flow(
@@ -70,7 +70,7 @@ def time_flow(
         ``tokens``, ``codes`` and ``channels``, ``seconds`` of every round, ``median_seconds``, and ``bytes`` that are
         alive at once beyond what is given.
     """
-    teacher = outline(family, architecture)
+    teacher = build_meta(family, architecture)
     n, V, C = teacher.layout.length, len(teacher.codebook), teacher.token_dim
     with torch.device(device):
         x_t, t = torch.randn(batch_size, n, draws, C), torch.rand(batch_size, n, draws).clamp(min=0.02)

@@ -9,7 +9,7 @@ import torch
 from dd2_lightning.artifacts import check_writable, write_atomically
 from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.evaluation.report import commit, hardware, to_json
-from dd2_lightning.hub.published import published
+from dd2_lightning.hub.cards import published
 
 
 def measure(

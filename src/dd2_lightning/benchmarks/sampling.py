@@ -7,7 +7,7 @@ import torch
 
 from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.evaluation.timing import interleaved
-from dd2_lightning.models.families import teacher_from_config
+from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import build_student

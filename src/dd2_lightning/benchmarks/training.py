@@ -10,9 +10,9 @@ from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.costs import computing_in, count_flops
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.evaluation.timing import interleaved
-from dd2_lightning.models.families import AnySampling, teacher_from_config
+from dd2_lightning.families.registry import AnySampling, teacher_from_config
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.sizes import count_parameters
-from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.planning import blank_batch
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import ARDiffusionInit, CSDDistill

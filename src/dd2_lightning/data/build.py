@@ -9,8 +9,8 @@ from tqdm import tqdm
 from dd2_lightning.artifacts import Artifact, load_teacher
 from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache, describe
 from dd2_lightning.errors import DD2Error, check_at_least_one
-from dd2_lightning.models.families import AnySampling
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 
 

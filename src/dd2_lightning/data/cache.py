@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dd2_lightning.artifacts import remove_parts, settle_manifest, sha256, write_atomically
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
@@ -60,7 +60,7 @@ def describe(
     return {
         "format": FORMAT,
         "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
-        "sampling": json.loads(json.dumps(asdict(teacher.settle(sampling)))),
+        "sampling": json.loads(json.dumps(asdict(teacher.resolve_sampling(sampling)))),
         "num": num,
         "seed": seed,
         **({"pairs": pairs} if pair_steps else {}),
@@ -72,14 +72,14 @@ def sample_codes(
     labels: Tensor,
     sampling: Sampling,
     generator: torch.Generator | None = None,
-    chance: Tensor | None = None,
+    uniforms: Tensor | None = None,
 ) -> Tensor:
     """Teacher sequences as indices (B, n), see :meth:`CodebookTeacher.sample`.
 
     Raises:
         DD2Error: for settings that make soft tokens.
     """
-    tokens = teacher.sample(labels, sampling, generator, chance=chance)
+    tokens = require_codebook(teacher).sample(labels, sampling, generator, uniforms=uniforms)
     if tokens.is_floating_point():
         raise DD2Error(f"data.sampling: stages learn from sequences of codes, {sampling} makes soft tokens")
     return tokens
@@ -129,11 +129,11 @@ class SequenceCache:
         Its sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the device
         that they are drawn on.
         """
-        device = teacher.codebook.device
+        device = require_codebook(teacher).codebook.device
         first = shard * self.shard_size
         labels = torch.arange(first, min(first + self.shard_size, self.num)) % teacher.num_classes
         if not self.pairs:
-            chance = torch.rand(len(labels), teacher.layout.length, generator=stream(self.seed, "cache", shard))
+            uniforms = torch.rand(len(labels), teacher.layout.length, generator=stream(self.seed, "cache", shard))
         tokens = []
         for rows in torch.arange(len(labels)).split(batch_size):
             classes = labels[rows].to(device)
@@ -141,7 +141,7 @@ class SequenceCache:
                 noise = self.noise(first + rows.numpy()).to(device)
                 made = noise_to_codes(teacher.walk(classes, sampling), noise, self.pairs["steps"])
             else:
-                made = sample_codes(teacher, classes, sampling, chance=chance[rows].to(device))
+                made = sample_codes(teacher, classes, sampling, uniforms=uniforms[rows].to(device))
             tokens.append(made.cpu())
         self.write(shard, torch.cat(tokens), labels, len(teacher.codebook))
 

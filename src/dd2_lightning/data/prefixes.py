@@ -11,8 +11,8 @@ from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
 from dd2_lightning.data.build import complete
 from dd2_lightning.data.cache import SequenceCache, describe, sample_codes
 from dd2_lightning.errors import check_at_least_one
-from dd2_lightning.models.families import AnySampling
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.walk import PAIR_STEPS, noise_to_codes
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
@@ -129,8 +129,8 @@ class PrefixData(LightningDataModule):
 
     def sample(self, teacher: CodebookTeacher, batch: Batch, purpose: str) -> Batch:
         """The batch with teacher sequences of its labels."""
-        chance = batch.rand(purpose, shape=(teacher.layout.length,))
-        return replace(batch, tokens=sample_codes(teacher, batch.labels, self.sampling, chance=chance))
+        uniforms = batch.rand(purpose, shape=(teacher.layout.length,))
+        return replace(batch, tokens=sample_codes(teacher, batch.labels, self.sampling, uniforms=uniforms))
 
 
 class PairData(PrefixData):

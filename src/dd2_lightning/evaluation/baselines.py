@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.evaluation.contenders import Contender, Drawn, networks_of
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
@@ -42,7 +42,7 @@ class SkipContender(Contender):
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens."""
         n, until = self.teacher.layout.length, self.teacher.layout.num_positions - self.skipped
-        drawn = self.teacher.sample(labels, self.sampling, chance=noise.rand("teacher", n), until=until)
+        drawn = self.teacher.sample(labels, self.sampling, uniforms=noise.rand("teacher", n), until=until)
         rest = self.marginals.draw(labels, noise.rand("independent", n))[:, drawn.shape[1] :]
         return torch.cat([drawn, self.teacher.embed(rest) if drawn.is_floating_point() else rest], 1)
 

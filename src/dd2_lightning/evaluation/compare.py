@@ -19,7 +19,7 @@ from dd2_lightning.evaluation.path_length import feature_distance, path_length
 from dd2_lightning.evaluation.progress import tracked
 from dd2_lightning.evaluation.quality import Quality
 from dd2_lightning.evaluation.timing import interleaved
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 

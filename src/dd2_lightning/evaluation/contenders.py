@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import Student
-from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
@@ -115,7 +115,7 @@ class TeacherContender(Contender):
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Indices (B, n)."""
-        return self.teacher.sample(labels, self.sampling, chance=noise.rand(self.key, self.teacher.layout.length))
+        return self.teacher.sample(labels, self.sampling, uniforms=noise.rand(self.key, self.teacher.layout.length))
 
 
 def networks_of(teacher: CodebookTeacher) -> tuple[nn.Module, ...]:

@@ -15,7 +15,7 @@ from dd2_lightning.evaluation.features import feature_network
 from dd2_lightning.evaluation.lineup import STAGES, Models, line_up, read_entries, standard_line_up
 from dd2_lightning.evaluation.pictures import save_comparison
 from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
-from dd2_lightning.models.families import AnySampling
+from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
@@ -119,7 +119,7 @@ def evaluate_contenders(
     """
     path, teacher = results_path(output), contenders[0].teacher
     check_writable(path.parent)
-    if not teacher.tokenizer.has_pictures:
+    if not teacher.tokenizer.has_images:
         raise DD2Error("this teacher has no pictures to evaluate; its tests compare it with its exact distribution")
     device = teacher.codebook.device
     judge = Judge(teacher, network, sampling, seed, reference_samples, batch_size, minimum)

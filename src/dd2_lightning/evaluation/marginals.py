@@ -26,7 +26,7 @@ class Marginals:
         self.first = self.count.cumsum(0) - self.count
         self.indices = indices[labels.argsort(stable=True)]
 
-    def draw(self, labels: Tensor, chance: Tensor) -> Tensor:
+    def draw(self, labels: Tensor, uniforms: Tensor) -> Tensor:
         """Independent tokens of classes ``labels`` (B,) from uniform numbers (B, n): indices (B, n)."""
-        row = self.first[labels, None] + (chance.double() * self.count[labels, None]).long()
-        return self.indices[row, torch.arange(chance.shape[1], device=labels.device)]
+        row = self.first[labels, None] + (uniforms.double() * self.count[labels, None]).long()
+        return self.indices[row, torch.arange(uniforms.shape[1], device=labels.device)]

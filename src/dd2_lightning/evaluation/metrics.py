@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dd2_lightning.models.teacher import CodebookTeacher, check_labels
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
+from dd2_lightning.models.teacher import check_labels
 from dd2_lightning.sampling import Sampling
 
 
@@ -37,14 +38,15 @@ def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, samp
         Nats a sequence, (B,); infinite for an impossible one.
 
     Raises:
-        TypeError: if ``indices`` are not integers of two axes.
+        TypeError: if ``indices`` are not integers of two axes, or the teacher has no codebook.
         ValueError: for a label that no class has.
     """
     if indices.ndim != 2 or indices.is_floating_point():
         raise TypeError(f"indices must be integers (B, n), got {indices.dtype} {tuple(indices.shape)}; snap the tokens")
+    teacher = require_codebook(teacher)
     check_labels(labels, teacher.num_classes)
     indices = indices.long()
-    guided = replace(teacher.settle(sampling), top_k=0, top_p=1.0, temperature=1.0)
+    guided = replace(teacher.resolve_sampling(sampling), top_k=0, top_p=1.0, temperature=1.0)
     log_p = teacher.flow(indices, labels, guided).log_p
     return -log_p.gather(-1, indices[..., None])[..., 0].sum(-1)
 

@@ -1,31 +1,22 @@
 """Cards: what was published of a family, where, under what licence and in what sizes."""
 
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dd2_lightning.artifacts import sha256
-from dd2_lightning.errors import ArtifactError
-
-PUBLISHED = ("var", "llamagen")
-"""Families with a card, each a package beside this file."""
-
-HUB = "hf://"
+from dd2_lightning.families.registry import FAMILIES, published_family
 
 
 @dataclass(frozen=True)
 class DD1Card:
-    """What was published of a family's networks for DD1.
+    """What was published of a family's networks for DD1, in ``repository`` on the hub.
 
     Attributes:
-        repository: on the hub, ``OWNER/REPO``.
-        licence: of the published weights.
         weights: ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels.
         published: path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its
             ``teacher`` that no weights tell.
@@ -48,10 +39,8 @@ class Card:
     """The contents of a family's ``cards.yaml``.
 
     Attributes:
-        family: its name here.
-        name: its name in messages.
+        name: the family's name in messages; ``family`` is that in the registry.
         repository: on the hub, ``OWNER/REPO``.
-        licence: of the published weights.
         signature: role (``transformer``, ``tokenizer``) to beginnings of keys that only such a file has.
         wrappers: role to entries that training checkpoints of the release keep the weights in.
         config: constructor arguments that all published sizes share.
@@ -73,11 +62,8 @@ class Card:
 
     def files(self) -> dict[str, dict[str, Any]]:
         """What is known of every published file, by name: a ``grid``, a ``sha256``."""
-        known = {}
-        for entry in (*self.tokenizers.values(), *self.architectures.values()):
-            for facts in entry.get("files", [entry]):
-                known[facts["file"]] = facts
-        return known
+        entries = (*self.tokenizers.values(), *self.architectures.values())
+        return {facts["file"]: facts for entry in entries for facts in entry.get("files", [entry])}
 
     def release_config(self, arch: str, tokenizer: str | None = None) -> dict[str, Any]:
         """Constructor arguments of the release, transformer and tokenizer in one.
@@ -114,55 +100,30 @@ def load_card(family: str) -> Card:
     Raises:
         ValueError: if nothing of it was published.
     """
-    if family not in PUBLISHED:
-        raise ValueError(f"no weights of family '{family}' are known; there are: {', '.join(PUBLISHED)}")
-    text = resources.files(f"dd2_lightning.hub.{family}").joinpath("cards.yaml").read_text()
-    content = yaml.safe_load(text)
+    content = yaml.safe_load(published_family(family).card)
     return Card(family=family, **{**content, "dd1": DD1Card(**content["dd1"])})
 
 
-def identify(keys: set[str]) -> tuple[Card, str] | None:
-    """Which family's card and which role a file's keys look like; None if like nothing that is known."""
-    for family in PUBLISHED:
-        card = load_card(family)
+def identify(keys: Iterable[str]) -> tuple[Card, str] | None:
+    """The card and the role of the published files that have such keys; None if there are none."""
+    for card in (load_card(family.name) for family in FAMILIES.values() if family.published):
         for role, beginnings in card.signature.items():
             if any(key.startswith(tuple(beginnings)) for key in keys):
                 return card, role
     return None
 
 
-def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
-    """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
+def published(name: str, adapted: bool = True) -> tuple[str, dict[str, Any]]:
+    """Family and sizes of a published model: as it is distilled (``adapted``), or as it was published.
 
-    Args:
-        reference: path or hub reference.
-        card: says the checksums, where known.
-        flag: the option that named the file, for messages.
+    The name is ``FAMILY/ARCH``, with the ``arch`` of ``dd2 convert``, so it may be a JSON file: ``var/my_sizes.json``.
+    Of a size that was published for several grids it is the first one on the card.
 
     Raises:
-        ValueError: for a hub reference that is none.
-        ArtifactError: if it cannot be fetched, or is not the file of the card.
+        ValueError: if there is none of that name.
     """
-    if not reference.startswith(HUB):
-        return Path(reference)
-    match = re.fullmatch(r"([^/]+/[^/]+)/(.+)", reference.removeprefix(HUB))
-    if not match:
-        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference}")
-    import huggingface_hub
-
-    repository, name = match.groups()
-    try:
-        path = Path(huggingface_hub.hf_hub_download(repository, name))
-    except Exception as error:  # the client lets exceptions of its HTTP library through, and those change
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtifactError(
-            f"{flag}: {reference} could not be fetched ({reason}). Check the name and the network, "
-            f"or download the file elsewhere and give its path"
-        ) from error
-    known = card.files().get(Path(name).name, {}) if repository == card.repository else {}
-    expected = known.get("sha256")
-    if expected and sha256(path) != expected:
-        raise ArtifactError(
-            f"{flag}: {path} is not the published {name}: its SHA-256 differs; delete and fetch it again"
-        )
-    return path
+    family, _, arch = name.partition("/")
+    card, release = load_card(family), published_family(family).release
+    files = card.architectures.get(arch, {}).get("files", [{}])
+    sizes = release.architecture(card.release_config(arch), files[0].get("grid"), False)
+    return family, {**sizes, **(release.adapted if adapted else {})}

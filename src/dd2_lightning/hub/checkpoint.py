@@ -1,4 +1,4 @@
-"""Reading checkpoint files of other projects: tensors only, whatever they are wrapped in."""
+"""Checkpoint files of other projects: fetched from the hub, read without running them, tensors only."""
 
 import argparse
 import re
@@ -11,22 +11,64 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dd2_lightning.artifacts import sha256
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.hub.cards import Card, DD1Card
+
+HUB = "hf://"
 
 WRAPPERS = ("model", "module", "state_dict")
 """Entries that published checkpoints keep their weights in, tried in this order (DeepSpeed's is the second)."""
 
 
+def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
+    """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
+
+    The card knows the checksums of some files; ``flag`` is the option that named this one, for messages.
+
+    Raises:
+        ValueError: for a hub reference that is none; nothing is fetched then.
+        ArtifactError: if it cannot be fetched, or is not the file of the card.
+    """
+    if not reference.startswith(HUB):
+        return Path(reference)
+    parts = reference.removeprefix(HUB).split("/")
+    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
+        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
+    import huggingface_hub
+
+    repository, name = "/".join(parts[:2]), "/".join(parts[2:])
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, name))
+    except Exception as error:  # the client lets exceptions of its HTTP library through, and those change
+        raise ArtifactError(
+            f"{flag}: {reference} could not be fetched ({first_line(error)}). Check the name and the network, "
+            f"or download the file elsewhere and give its path"
+        ) from error
+    known = card.files().get(Path(name).name, {}) if repository == card.repository else {}
+    expected = known.get("sha256")
+    if expected and sha256(path) != expected:
+        raise ArtifactError(
+            f"{flag}: {path} is not the published {name}: its SHA-256 differs; delete and fetch it again"
+        )
+    return path
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, memory-mapped where the format allows.
+    """The state dict in a checkpoint file, memory-mapped where the format allows.
+
+    The ``module.`` that distributed training puts before every key is removed.
 
     Args:
         path: a safetensors file or one written by ``torch.save``. Pickled code in it is never executed.
         wrappers: further entries to look for the weights in, ``/`` between levels.
         entry: the only place to look, for files that hold weights in several.
-
-    Returns:
-        State dict, without the ``module.`` that distributed training puts before every key.
 
     Raises:
         ArtifactError: if the file is missing, truncated, holds anything that could run, or no state dict.
@@ -47,13 +89,13 @@ def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str
 
 
 def _unpickle(path: Path, head: bytes) -> Any:
-    whole = zipfile.is_zipfile(path)
-    if head.startswith(b"PK") and not whole:
+    complete = zipfile.is_zipfile(path)
+    if head.startswith(b"PK") and not complete:
         raise ArtifactError(f"{path} is truncated: its index, which comes last, is missing; get the file again")
     try:
         # training checkpoints keep their command line, a plain record, beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=complete)
     except Exception as error:  # a damaged stream makes the unpickler stumble in any way it can
         code = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global)[^\w]+([\w.]+)", str(error))
         if code:
@@ -61,9 +103,8 @@ def _unpickle(path: Path, head: bytes) -> Any:
                 f"{path} holds Python objects beside tensors ({code.group(1) or code.group(2)}) and was not opened: "
                 f"they could run any program. Ask its author for a file with weights only"
             ) from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtifactError(
-            f"{path} is truncated, damaged or no checkpoint of PyTorch ({reason}); get the file again"
+            f"{path} is truncated, damaged or no checkpoint of PyTorch ({first_line(error)}); get the file again"
         ) from error
 
 

@@ -1,15 +1,15 @@
 """``dd2 convert dd1``: a published network of the baseline DD1 into a directory like the one its training leaves."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from dd2_lightning.artifacts import Artifact, check_writable, difference, sha256, teacher_reference, write_artifact
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.hub.cards import Card, identify, load_card, locate
-from dd2_lightning.hub.checkpoint import read_checkpoint
-from dd2_lightning.hub.release import outline
+from dd2_lightning.families.registry import build_meta
+from dd2_lightning.hub.cards import identify, load_card
+from dd2_lightning.hub.checkpoint import locate, read_checkpoint
 from dd2_lightning.models.dd1_generator import DD1Generator
 
 
@@ -35,7 +35,11 @@ def convert_dd1(
     family, architecture = origin.config["family"], origin.config["architecture"]
     card = load_card(family)
     facts = card.dd1.files().get(Path(checkpoint).name, {})
-    check_teacher(card, {**card.dd1.teacher, **facts.get("teacher", {})}, origin)
+    for key, value in {**card.dd1.teacher, **facts.get("teacher", {})}.items():  # sizes that the weights do not tell
+        if architecture.get(key) != value:
+            raise ArtifactError(
+                f"--teacher: {teacher} has {key} {architecture.get(key)}; DD1 of {card.name} was published for {value}"
+            )
     split = facts.get("split") if split is None else split
     second = facts.get("second") if second is None else second
     if split is None or second is None:
@@ -44,9 +48,9 @@ def convert_dd1(
             f"{', '.join(card.dd1.files())}"
         )
     with torch.device("meta"):
-        outlined = outline(family, architecture)
-        student = outlined.dd1_student()
-    DD1Generator(student, outlined.tokenizer, split, second)  # refuses what the layout does not have
+        shapes = build_meta(family, architecture)
+        student = shapes.dd1_student()
+    DD1Generator(student, shapes.tokenizer, split, second)  # refuses what the layout does not have
     check_writable(output)
     path = locate(checkpoint, card.dd1, "--checkpoint")
     try:
@@ -56,28 +60,14 @@ def convert_dd1(
     looks = identify(found.keys())
     if looks and looks[0] is not card:
         raise ArtifactError(f"--checkpoint: {path} looks like a {looks[0].name}, {teacher} holds a {card.name} teacher")
-    own = student.state_dict()
-    learned = {key: value for key, value in own.items() if not student.is_constant(key)}
+    wanted = student.state_dict()
+    learned = {key: value for key, value in wanted.items() if not student.is_constant(key)}
     problems = difference(learned, {key: value for key, value in found.items() if not student.is_constant(key)})
     if problems:
         raise ArtifactError(f"--checkpoint: {path} does not fit a DD1 network of the teacher {teacher}: {problems}")
-    state = {key: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for key, value in own.items()}
+    state = {key: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for key, value in wanted.items()}
     state |= {key: found[key].to(value.dtype) for key, value in learned.items()}
     config = {"family": family, "split": split, "second": second, "teacher": teacher_reference(origin, output)}
     source = {"release": f"DD1 of {card.name}", "file": path.name, "sha256": sha256(path), "weights": weights}
     write_artifact(output, "dd1", {**config, "source": source}, {"generator": state})
     print(f"DD1 of {card.name}, {path.name} ({weights}) -> {output}")
-
-
-def check_teacher(card: Card, needed: dict[str, Any], teacher: Artifact) -> None:
-    """Refuse a teacher of sizes that the weights do not tell, but were trained for.
-
-    Raises:
-        ArtifactError: naming key and values.
-    """
-    for key, value in needed.items():
-        own = teacher.config["architecture"].get(key)
-        if own != value:
-            raise ArtifactError(
-                f"--teacher: {teacher.directory} has {key} {own}; DD1 of {card.name} was published for {value}"
-            )

@@ -32,13 +32,13 @@ class Backbone(nn.Module, ABC):
         The backbone shifts or accumulates its input itself.
 
         Args:
-            tokens: all whole positions so far, (B, k, C), or (B, n, C) for a whole sequence.
+            tokens: those of all complete positions so far, (B, k, C), or of the sequence, (B, n, C).
             labels: (B,).
             cache: empty or left by a call with fewer positions; only what is new is then computed.
 
         Returns:
             Without a cache (B, n', d): features of every position up to the one that follows ``tokens`` (of all
-            n tokens for a whole sequence). With a cache, of those among them that are new.
+            n tokens for a full sequence). With a cache, of those among them that are new.
         """
 
     def next_position(self, tokens: Tensor, labels: Tensor, cache: Cache) -> Tensor:
@@ -48,17 +48,9 @@ class Backbone(nn.Module, ABC):
 
     @staticmethod
     def shifted(first: Tensor, embed: Callable[[Tensor], Tensor], tokens: Tensor, start: int, stop: int) -> Tensor:
-        """Inputs of slots start..stop-1 where every position holds one token: slot i reads token i - 1.
+        """Inputs of slots start..stop-1, (B, stop - start, d), where every position holds one token.
 
-        Args:
-            first: what slot 0 reads instead, (B, d).
-            embed: ``tokens (B, k, ...) -> (B, k, d)``.
-            tokens: (B, n', ...), at least stop - 1 of them.
-            start: first slot.
-            stop: the slot after the last.
-
-        Returns:
-            (B, stop - start, d).
+        Slot i reads token i - 1 through ``embed``; slot 0 reads ``first``, (B, d).
         """
         inputs = embed(tokens[:, max(start - 1, 0) : stop - 1])
         return inputs if start else torch.cat([first[:, None], inputs], 1)

@@ -40,17 +40,17 @@ def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, generat
         codebook: (V, C), changed in place.
         counts: how often each code was chosen in this batch, (V,).
         vectors: what the codes should have been near to, (tokens, C); as many in every process.
-        generator: random source, the same in every process.
+        generator: random source, in the same state in every process.
     """
-    V, own = len(codebook), len(vectors)
+    V, local = len(codebook), len(vectors)
     together = dist.is_available() and dist.is_initialized()
     rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-    chance = torch.rand(V, generator=generator, device=generator.device).to(codebook.device)
-    rows = torch.randint(own * processes, (V,), generator=generator, device=generator.device).to(codebook.device)
-    mine = rows // own == rank
-    fresh, counts = torch.where(mine[:, None], vectors[rows % own], 0).to(codebook.dtype), counts.clone()
+    uniforms = torch.rand(V, generator=generator, device=generator.device).to(codebook.device)
+    rows = torch.randint(local * processes, (V,), generator=generator, device=generator.device).to(codebook.device)
+    is_local = rows // local == rank
+    fresh, counts = torch.where(is_local[:, None], vectors[rows % local], 0).to(codebook.dtype), counts.clone()
     if together:
         dist.all_reduce(counts)
         dist.all_reduce(fresh)
-    dead = (counts == 0) & (chance < counts.sum() / (PATIENCE * V))
+    dead = (counts == 0) & (uniforms < counts.sum() / (PATIENCE * V))
     codebook.copy_(torch.where(dead[:, None], fresh, codebook))

@@ -1,4 +1,4 @@
-"""Convolutional networks between pictures and latent maps.
+"""Convolutional networks between images (B, channels, H, W) and latent maps (B, z, h, w).
 
 The layers are those of the VQGAN line of autoencoders as VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525)
 use them; the public releases differ in how they name and group them. :class:`Encoder` and :class:`Decoder` carry
@@ -39,7 +39,6 @@ class ConvBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) -> (B, out, h, w)."""
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
@@ -48,9 +47,7 @@ class ConvBlock(nn.Module):
 class ConvAttention(nn.Module):
     """Single-head self-attention over the cells of a map, with a residual.
 
-    Args:
-        channels: width.
-        fused: one 1x1 convolution ``qkv`` (VAR) or three, ``q``, ``k`` and ``v`` (LlamaGen).
+    Its 1x1 convolution ``qkv`` is ``fused`` (VAR), or three: ``q``, ``k`` and ``v`` (LlamaGen).
     """
 
     def __init__(self, channels: int, fused: bool = True):
@@ -64,10 +61,9 @@ class ConvAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, channels, h, w)."""
         y = self.norm(x)
-        parts = self.qkv(y).chunk(3, 1) if self.fused else (self.q(y), self.k(y), self.v(y))
-        q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)
+        maps = self.qkv(y).chunk(3, 1) if self.fused else (self.q(y), self.k(y), self.v(y))
+        q, k, v = (m.flatten(2).transpose(1, 2)[:, None] for m in maps)
         y = F.scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
 
@@ -80,7 +76,6 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, channels, h/2, w/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -92,12 +87,11 @@ class Upsample(nn.Module):
         self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, channels, 2h, 2w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention if ``attention``."""
+    """The blocks of one resolution, each followed by attention if ``attention``; then resampling, where it is set."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, fused: bool = True):
         super().__init__()
@@ -107,7 +101,6 @@ class Level(nn.Module):
         self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) -> (B, out, h, w), at half or twice the side where the level ends in resampling."""
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -128,30 +121,17 @@ class Middle(nn.Module):
         self.block_2 = ConvBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, channels, h, w)."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
-    """Pictures to latent maps, at a side 2^(levels-1) times smaller.
+    """Images to latent maps, at a side 2^(levels-1) times smaller.
 
-    Args:
-        image_channels: colours.
-        ch: base width.
-        ch_mult: width of each resolution over ``ch``, the finest first.
-        num_res_blocks: blocks a resolution.
-        z_channels: channels of the latent map.
-        fused: see :class:`ConvAttention`.
+    A level has ``blocks`` blocks of width ``ch`` times its entry of ``ch_mult``, the finest first.
     """
 
     def __init__(
-        self,
-        image_channels: int,
-        ch: int,
-        ch_mult: tuple[int, ...],
-        num_res_blocks: int,
-        z_channels: int,
-        fused: bool = True,
+        self, image_channels: int, ch: int, ch_mult: tuple[int, ...], blocks: int, z_channels: int, fused: bool = True
     ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
@@ -159,7 +139,7 @@ class Encoder(nn.Module):
         self.conv_in = conv3x3(image_channels, ch)
         self.down = nn.ModuleList()
         for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
-            self.down.append(Level(before, width, num_res_blocks, level == last, fused))
+            self.down.append(Level(before, width, blocks, level == last, fused))
             if level < last:
                 self.down[level].downsample = Downsample(width)
         self.mid = Middle(widths[-1], fused)
@@ -167,7 +147,6 @@ class Encoder(nn.Module):
         self.conv_out = conv3x3(widths[-1], z_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, image_channels, H, W) -> (B, z_channels, h, w)."""
         x = self.conv_in(images)
         for level in self.down:
             x = level(x)
@@ -175,16 +154,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mirror image of :class:`Encoder`, with one more block a resolution; level 0 is the finest."""
+    """Latent maps to images, not clamped: the mirror of :class:`Encoder`, with one more block a level."""
 
     def __init__(
-        self,
-        image_channels: int,
-        ch: int,
-        ch_mult: tuple[int, ...],
-        num_res_blocks: int,
-        z_channels: int,
-        fused: bool = True,
+        self, image_channels: int, ch: int, ch_mult: tuple[int, ...], blocks: int, z_channels: int, fused: bool = True
     ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
@@ -193,14 +166,13 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], fused)
         self.up = nn.ModuleList()
         for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            self.up.append(Level(before, width, num_res_blocks + 1, level == last, fused))
+            self.up.append(Level(before, width, blocks + 1, level == last, fused))
             if level > 0:
                 self.up[level].upsample = Upsample(width)
         self.norm_out = group_norm(widths[0])
         self.conv_out = conv3x3(widths[0], image_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, z_channels, h, w) -> (B, image_channels, H, W), not clamped."""
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)

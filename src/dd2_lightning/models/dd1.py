@@ -22,24 +22,14 @@ from dd2_lightning.models.layers import exact_linear, init_linear, layer_norm
 
 
 class DD1Prediction(NamedTuple):
-    """What a student says of the end of a trajectory.
-
-    Attributes:
-        tokens: continuous tokens, (B, n, C).
-        logits: over the codes, (B, n, V).
-    """
+    """The predicted end of a trajectory: continuous tokens (B, n, C), and logits over the codes (B, n, V)."""
 
     tokens: Tensor
     logits: Tensor
 
 
 class ContinuousHead(nn.Module):
-    """Features to continuous tokens: Linear( LN(h)·(1 + b + c) + (a + c) ), with a, b learned and c the class vector.
-
-    Args:
-        width: of the features.
-        token_dim: C.
-    """
+    """Features to continuous tokens: Linear( LN(h)·(1 + b + c) + (a + c) ); a, b are learned, c is the class vector."""
 
     def __init__(self, width: int, token_dim: int):
         super().__init__()
@@ -56,18 +46,13 @@ class ContinuousHead(nn.Module):
 class DD1Student(nn.Module, ABC):
     """A network from a point of the trajectory to its end.
 
-    The class has a slot in front of the n tokens, and nothing is shifted: token i enters at its own slot, and what
-    comes out there predicts token i. A two-row table marks what is data (row 1: the class, finished positions) and what
-    is noise (row 0). State-dict keys are those of the release.
-
-    Args:
-        layout: the order of the tokens.
-        token_dim: C.
-        num_classes: classes; a null label is not known.
-        width: d, of the features.
+    The class has a slot in front of the n tokens, and nothing is shifted: token i enters at slot i, and what comes out
+    there predicts token i. A slot sees itself and the slots of earlier positions: ``mask``, (n + 1, n + 1). A two-row
+    table marks what is data (row 1: the class, finished positions) and what is noise (row 0). State-dict keys are those
+    of the release. There is no null label.
 
     Attributes:
-        CONSTANTS: last parts of the keys under which a release's file may hold what is not learned.
+        CONSTANTS: last words of the keys under which a release's file may hold what is not learned.
     """
 
     CONSTANTS: ClassVar[tuple[str, ...]] = ()
@@ -80,23 +65,15 @@ class DD1Student(nn.Module, ABC):
         self.final_layer_conti = ContinuousHead(width, token_dim)
         cpu = torch.device("cpu")  # constants, also where the network is built on "meta"
         position = torch.cat([torch.tensor([-1], device=cpu), layout.position_of_token(cpu)])
-        own = torch.eye(len(position), dtype=torch.bool, device=cpu)
+        diagonal = torch.eye(len(position), dtype=torch.bool, device=cpu)
         self.register_buffer("position", position, persistent=False)
-        self.register_buffer("mask", (position[:, None] > position) | own, persistent=False)
+        self.register_buffer("mask", (position[:, None] > position) | diagonal, persistent=False)
 
     @abstractmethod
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
-        """What both heads read.
+        """Features of the tokens (B, n, d) and class vectors (B, d), which both heads read.
 
-        A slot may look at itself and at the slots of earlier positions, which is ``self.mask`` (n + 1, n + 1).
-
-        Args:
-            x: a point of the trajectory, (B, n, C).
-            labels: (B,).
-            flags: embedded marks of all slots, (B or 1, n + 1, d).
-
-        Returns:
-            Features of the tokens (B, n, d), and the class vectors (B, d).
+        From a point x of the trajectory (B, n, C), and the embedded marks of all slots (B or 1, n + 1, d).
         """
 
     @abstractmethod
@@ -104,13 +81,7 @@ class DD1Student(nn.Module, ABC):
         """Features (B, n, d), class vectors (B, d) -> logits (B, n, V), in float32 or wider."""
 
     def forward(self, x: Tensor, labels: Tensor, t: int | Tensor) -> DD1Prediction:
-        """Predict the end of the trajectory from X_t.
-
-        Args:
-            x: X_t, (B, n, C), see :func:`trajectory_point`.
-            labels: (B,).
-            t: how many positions are finished, one number or one a row, (B,).
-        """
+        """Predict the end of the trajectory from x = X_t (B, n, C), with t one number or one a row, (B,)."""
         finished = self.position < torch.as_tensor(t, device=x.device).view(-1, 1)
         h, c = self.features(x, labels, self.n_d_embed(finished.long()))
         return DD1Prediction(self.final_layer_conti(h, c), self.classify(h, c))
@@ -121,11 +92,7 @@ class DD1Student(nn.Module, ABC):
         return key.rsplit(".", 1)[-1] in cls.CONSTANTS
 
     def adopt(self, tensors: dict[str, Tensor]) -> None:
-        """Take over tensors of a teacher, by the names that they have here; all others stay as they are.
-
-        Raises:
-            RuntimeError: for a name or a shape that does not exist here.
-        """
+        """Load some of the tensors, those of a teacher; all others stay as they are."""
         self.load_state_dict({**self.state_dict(), **tensors})
 
 
@@ -142,22 +109,10 @@ def trajectory_point(layout: Layout, tokens: Tensor, noise: Tensor, t: int | Ten
 def joined(
     layout: Layout, codebook: Tensor, x: Tensor, prediction: DD1Prediction, t: int | Tensor, split: int
 ) -> Tensor:
-    """The sequence that a call at t leaves.
+    """The sequence after a call at t, (B, n, C): finished positions of x = X_t, and the prediction at the others.
 
-    Finished positions stay as they are, the others take the prediction. Before ``split`` a token is a codebook vector,
-    of the most likely code or, where it is finished, the nearest; from there on it stays continuous, on the codebook or
-    off it, with its gradient.
-
-    Args:
-        layout: the order of the tokens.
-        codebook: (V, C).
-        x: X_t, (B, n, C).
-        prediction: the student's at X_t.
-        t: one number, or one a row, (B,).
-        split: how many positions have codes.
-
-    Returns:
-        (B, n, C).
+    In the first ``split`` positions a token is a codebook vector, of the most likely code or, where it is finished, the
+    nearest; in the others it is continuous, with its gradient.
     """
     finished = is_finished(layout, t, x.device)
     codes = torch.where(finished[..., 0], nearest_code(x, codebook), prediction.logits.argmax(-1))

@@ -1,22 +1,21 @@
 """Sampling with a network of DD1: in one call, in two, or with the teacher in the middle (arXiv 2412.17153)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.dd1 import DD1Student, joined, trajectory_point
-from dd2_lightning.models.generator import Generator
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.generator import Generator, Sampler
+from dd2_lightning.models.teacher import Teacher
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
 
 
 class DD1Generator(Generator):
-    """A student with what sampling needs.
+    """A network of DD1 and its sampler: 1 or 2 steps, up to ``second`` + 1 with the teacher in the middle.
 
     Args:
-        student: usually with EMA weights.
+        student: the network.
         tokenizer: the teacher's.
         split: how many positions come out as codes; what is behind them stays continuous.
         second: t of the second call.
@@ -33,29 +32,14 @@ class DD1Generator(Generator):
         self.second, self.split = second, self.checked(split)
 
     def checked(self, split: int | None) -> int:
-        """A split, the generator's own if None.
-
-        Raises:
-            ValueError: for one that the layout does not have.
-        """
+        """A split, the generator's if None; refuses one that the layout does not have."""
         split = self.split if split is None else split
         if not 0 <= split <= self.layout.num_positions:
             raise ValueError(f"split must be in 0..{self.layout.num_positions}, got {split}")
         return split
 
     def jump(self, tokens: Tensor, noise: Tensor, labels: Tensor, t: int, split: int | None = None) -> Tensor:
-        """One call: keep the first t positions of ``tokens``, predict the others from their original noise.
-
-        Args:
-            tokens: the sequence so far, (B, n, C); only its first t positions matter.
-            noise: ε, (B, n, C).
-            labels: (B,).
-            t: finished positions.
-            split: the generator's own if None.
-
-        Returns:
-            (B, n, C), see :func:`joined`.
-        """
+        """One call: keep the first t positions of ``tokens`` (B, n, C), predict the others from their ``noise``."""
         x = trajectory_point(self.layout, tokens, noise, t)
         prediction = self.student(x, labels, t)
         return joined(self.layout, self.tokenizer.codebook, x, prediction, t, self.checked(split))
@@ -69,17 +53,14 @@ class DD1Generator(Generator):
         steps: int = 1,
         split: int | None = None,
     ) -> Tensor:
-        """Tokens in one call, or in two: at t = 0, and at ``second`` on the result with the same noise.
+        """Tokens (B, n, C) in one call, or in two: at t = 0, and at ``second`` on the result with the same noise.
 
         Args:
             labels: (B,).
             noise: ε ~ N(0, I), (B, n, C); drawn from ``generator`` if None.
             generator: random source.
             steps: 1 or 2.
-            split: the generator's own if None.
-
-        Returns:
-            (B, n, C).
+            split: the generator's if None.
 
         Raises:
             ValueError: for a label that no class has, noise of another shape, or another number of steps.
@@ -102,31 +83,22 @@ class DD1Generator(Generator):
         sampling: Sampling | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        chance: Tensor | None = None,
-        unmasked_prefix: bool = False,
+        uniforms: Tensor | None = None,
     ) -> Tensor:
         """Sample with the teacher in the middle, "pre-trained-n-m" of the papers, where m is ``second``.
 
         A call at 0; the teacher re-samples positions n+1..m given the codes nearest to the first n; a call at m. These
-        are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call.
+        are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call. Other arguments are those of
+        :meth:`sample` and :meth:`Teacher.sample`.
 
         Args:
             labels: (B,).
             teacher: reads codes only.
             start: n, how many positions the teacher is given.
-            split: the generator's own if None; published figures have their own split for each n.
-            sampling: guidance and truncation of the teacher.
-            noise: ε, (B, n, C); drawn from ``generator`` if None.
-            generator: random source.
-            chance: the teacher's uniform numbers, (B, n); drawn from ``generator`` if None.
-            unmasked_prefix: repeat a slip of the release, see :meth:`CodebookTeacher.unmasked_cache`.
-
-        Returns:
-            (B, n, C).
+            split: as in :meth:`sample`; published figures have another one for each n.
 
         Raises:
             ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
-            InputTypeError: for a teacher whose family has no such slip.
         """
         self.steps_from(start)
         if teacher.layout != self.layout:
@@ -136,41 +108,34 @@ class DD1Generator(Generator):
         if start:
             draft = self.jump(noise, noise, labels, 0, split)
             prefix = teacher.snap(draft[:, : self.layout.offsets[start]])
-        cache = teacher.unmasked_cache() if unmasked_prefix else None
-        drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, chance, self.second, cache))
+        drawn = teacher.embed(teacher.sample(labels, sampling, generator, prefix, uniforms, self.second))
         tokens = torch.cat([drawn, noise[:, drawn.shape[1] :]], 1)
         return self.jump(tokens, noise, labels, self.second, split)
 
     def steps_from(self, start: int) -> int:
-        """Steps of :meth:`refine`, the teacher's included.
-
-        Raises:
-            ValueError: for a ``start`` outside 0..m-1.
-        """
+        """Steps of :meth:`refine`, the teacher's included; refuses a ``start`` outside 0..m-1."""
         if not 0 <= start < self.second:
             raise ValueError(f"start must be in 0..{self.second - 1}, before the second call, got {start}")
         return self.second + 1 if start == 0 else self.second - start + 2
 
     def refiner(
-        self,
-        teacher: CodebookTeacher,
-        start: int,
-        split: int | None = None,
-        sampling: Sampling | None = None,
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """What :meth:`sampler` gives, for :meth:`refine`."""
+        self, teacher: Teacher, start: int, split: int | None = None, sampling: Sampling | None = None
+    ) -> Sampler:
+        """:meth:`refine` as a :data:`Sampler`."""
         self.steps_from(start)
         self.checked(split)
-        return lambda labels, noise, chance: self.refine(labels, teacher, start, split, sampling, noise, chance=chance)
+        teacher = require_codebook(teacher)
+        return lambda labels, noise, uniforms: self.refine(
+            labels, teacher, start, split, sampling, noise, uniforms=uniforms
+        )
 
     def sampler(
         self,
         steps: int = 1,
-        teacher: CodebookTeacher | None = None,
+        teacher: Teacher | None = None,
         sampling: Sampling | None = None,
         split: int | None = None,
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """See :meth:`Generator.sampler`: 1 or 2 steps, or up to ``second`` + 1 with the teacher in the middle."""
+    ) -> Sampler:
         most = self.second + 1
         self.checked(split)
         if steps > 2 and teacher is None:
@@ -180,4 +145,4 @@ class DD1Generator(Generator):
         if steps > 2:
             start = 0 if steps == most else most + 1 - steps
             return self.refiner(teacher, start, split, sampling)
-        return lambda labels, noise, chance: self.sample(labels, noise, steps=steps, split=split)
+        return lambda labels, noise, uniforms: self.sample(labels, noise, steps=steps, split=split)

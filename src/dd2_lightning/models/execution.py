@@ -39,8 +39,8 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Divide parameters, gradients and optimizer states among the processes of a mesh (FSDP2), block by block.
 
-    Whole parameters are given up after every forward pass: those that stayed would keep the ``requires_grad`` of the
+    Gathered parameters are given up after every forward pass: those that stayed would keep the ``requires_grad`` of the
     update before, in which this network may have been frozen.
     """
-    for part in (*blocks_of(network), network):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    for module in (*blocks_of(network), network):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)

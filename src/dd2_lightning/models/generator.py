@@ -1,4 +1,4 @@
-"""Generators as a user holds them: noise in, tokens or pictures out."""
+"""Generators as a user holds them: noise in, tokens or images out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,39 +6,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.student import Student
-from dd2_lightning.models.teacher import CodebookTeacher, check_labels
+from dd2_lightning.models.teacher import Teacher, check_labels
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
 
+Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(labels (B,), noise (B, n, C), uniform random numbers (B, n)) -> tokens (B, n, C)``."""
+
 
 class Generator(nn.Module, ABC):
-    """A distilled network and the tokenizer that draws its tokens.
-
-    Args:
-        student: with ``layout``, ``num_classes`` and ``token_dim``.
-        tokenizer: the teacher's.
-    """
+    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
 
     def __init__(self, student: nn.Module, tokenizer: Tokenizer):
         super().__init__()
         self.student, self.tokenizer = student, tokenizer
-
-    @property
-    def layout(self) -> Layout:
-        """Tokens per position."""
-        return self.student.layout
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.student.num_classes
-
-    @property
-    def token_dim(self) -> int:
-        """C."""
-        return self.student.token_dim
+        self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
 
     def starting_noise(self, labels: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """The noise given, or drawn if None: (B, n, C).
@@ -58,39 +42,31 @@ class Generator(nn.Module, ABC):
     def sampler(
         self,
         steps: int = 1,
-        teacher: CodebookTeacher | None = None,
+        teacher: Teacher | None = None,
         sampling: Sampling | None = None,
         split: int | None = None,
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    ) -> Sampler:
         """Sampling with a number of steps, checked before anything is drawn.
 
         Args:
             steps: passes over positions, the teacher's included.
             teacher: for numbers of steps that need one.
             sampling: guidance and truncation of the teacher.
-            split: for generators that have one; None is their own.
-
-        Returns:
-            ``(labels (B,), noise (B, n, C), uniform numbers (B, n)) -> tokens (B, n, C)``.
+            split: for generators that have one; None is the generator's.
 
         Raises:
             ValueError: for settings that this generator does not have.
+            InputTypeError: for a teacher without a codebook.
         """
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, n, C) -> pictures (B, channels, H, W) in [0, 1]."""
+        """Tokens (B, n, C) -> images (B, channels, H, W) in [0, 1]."""
         return self.tokenizer.decode(tokens)
 
 
 class OneStepGenerator(Generator):
-    """A distilled student, the time its head is called at, and the tokenizer that draws its tokens.
-
-    Args:
-        student: usually with EMA weights.
-        tokenizer: the teacher's.
-        head_time: t_g, see :meth:`Student.generate`.
-    """
+    """A distilled student, its head called at t_g = ``head_time``; more steps are :meth:`CodebookTeacher.refine`."""
 
     def __init__(self, student: Student, tokenizer: Tokenizer, head_time: float):
         super().__init__(student, tokenizer)
@@ -98,15 +74,12 @@ class OneStepGenerator(Generator):
 
     @torch.no_grad()
     def sample(self, labels: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Tokens in one backbone pass.
+        """Tokens (B, n, C) in one backbone pass: near codebook vectors, not snapped to them.
 
         Args:
             labels: (B,).
             noise: ε ~ N(0, I), (B, n, C); drawn from ``generator`` if None.
             generator: random source.
-
-        Returns:
-            (B, n, C): near codebook vectors, not snapped to them.
 
         Raises:
             ValueError: for a label that no class has, or noise of another shape.
@@ -116,18 +89,18 @@ class OneStepGenerator(Generator):
     def sampler(
         self,
         steps: int = 1,
-        teacher: CodebookTeacher | None = None,
+        teacher: Teacher | None = None,
         sampling: Sampling | None = None,
         split: int | None = None,
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """See :meth:`Generator.sampler`: one step, or k with :meth:`CodebookTeacher.refine`."""
+    ) -> Sampler:
         if split is not None:
             raise ValueError("split is for DD1 models; all tokens of this one are continuous")
         if steps == 1:
-            return lambda labels, noise, chance: self.sample(labels, noise)
+            return lambda labels, noise, uniforms: self.sample(labels, noise)
         if teacher is None:
             raise ValueError("steps above 1 need a teacher that refines (--teacher)")
+        teacher = require_codebook(teacher)
         teacher.check_steps(steps)
-        return lambda labels, noise, chance: teacher.refine(
-            self.sample(labels, noise), labels, steps, sampling, chance=chance
+        return lambda labels, noise, uniforms: teacher.refine(
+            self.sample(labels, noise), labels, steps, sampling, uniforms=uniforms
         )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd2_lightning.models.layers import adaptive, layer_norm, with_octaves
+from dd2_lightning.models.layers import adaptive, fourier_features, layer_norm
 
 
 class TimeEmbedding(nn.Module):
@@ -34,22 +34,15 @@ class ResidualBlock(nn.Module):
         self.ada_lin = adaptive(3 * width, width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(..., width), (..., width) -> (..., width)."""
         shift, scale, gate = self.ada_lin(cond).chunk(3, -1)
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 class VelocityHead(nn.Module):
-    """MAR-style head ``(x_t, t, features) -> v``: residual MLP blocks under adaptive layer norm.
+    """MAR-style head ``(x_t, t, features) -> v``: ``depth`` residual MLP blocks under adaptive layer norm.
 
-    It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper.
-
-    Args:
-        token_dim: C.
-        feature_dim: width of the backbone's features.
-        width: width of the head.
-        depth: number of residual blocks.
-        octaves: sinusoids that x_t is read through, see :func:`with_octaves`; the paper has none.
+    It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper, which has no
+    ``octaves`` of :func:`fourier_features` of x_t.
     """
 
     def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):
@@ -66,18 +59,15 @@ class VelocityHead(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """Velocity of every noise draw.
+        """Velocity of every noise draw, (B, n, m, C).
 
         Args:
             x_t: (B, n, m, C).
             t: (B, n, m), or an axis of length 1 where a time is shared.
             features: (B, n, d), shared by the m draws.
-
-        Returns:
-            (B, n, m, C).
         """
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
-        x = self.input(with_octaves(x_t, self.octaves))
+        x = self.input(fourier_features(x_t, self.octaves))
         for block in self.blocks:
             x = block(x, cond)
         shift, scale = self.ada_lin(cond).chunk(2, -1)

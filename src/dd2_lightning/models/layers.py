@@ -1,6 +1,7 @@
 """Transformer parts: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
@@ -30,29 +31,19 @@ class Cache:
 
     Attributes:
         positions: how many positions' features have been computed.
-        layers: one key-value cache per block.
-        state: whatever else the family accumulates (VAR: its map of the scales so far).
-        masked: whether positions that enter together are hidden from earlier ones, see
-            :meth:`CodebookTeacher.unmasked_cache`.
+        layers: one key-value cache per block, by its number.
+        state: what else a family accumulates.
     """
 
     positions: int = 0
-    layers: list[LayerCache] = field(default_factory=list)
+    layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))
     state: Tensor | None = None
-    masked: bool = True
-
-    def layer(self, i: int) -> LayerCache:
-        """The cache of block i, made at its first use."""
-        while len(self.layers) <= i:
-            self.layers.append(LayerCache())
-        return self.layers[i]
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
-    """Which tokens the tokens ``new`` may look at: all of their own position and of earlier ones.
+    """Which tokens the tokens ``new`` may look at, those of their position and of earlier ones.
 
-    Returns:
-        Boolean (len(new), new.stop), or None where everything is visible.
+    Boolean (len(new), new.stop), or None where everything is visible.
     """
     position = layout.position_of_token(device)[: new.stop]
     mask = position[new, None] >= position[None, :]
@@ -62,10 +53,7 @@ def visibility(layout: Layout, new: slice, device: torch.device | None = None) -
 class SelfAttention(nn.Module):
     """Multi-head self-attention with unit queries and keys and a learned temperature a head.
 
-    Args:
-        dim: width.
-        heads: number of heads.
-        l2_norm: normalise queries and keys. Off, the softmax scale is VAR's 0.25/√d.
+    Without ``l2_norm`` nothing is normalised, and the softmax scale is VAR's 0.25/√d.
     """
 
     MAX_LOG_TEMPERATURE = math.log(100)
@@ -109,7 +97,6 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -128,8 +115,8 @@ def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
 
 
-def with_octaves(x: Tensor, octaves: int) -> Tensor:
-    """Append to x the sinusoids sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+def fourier_features(x: Tensor, octaves: int) -> Tensor:
+    """Append to x its Fourier features sin and cos of 2^k x, k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
 
     Through them a narrow network can change from one code to the next within a small step of noise.
     """
@@ -148,14 +135,13 @@ def adaptive(out_dim: int, cond_dim: int) -> nn.Sequential:
 
 
 class AdaptiveNorm(nn.Module):
-    """Layer norm with scale and shift (in this order) from a condition."""
+    """Layer norm of (B, n, width) with scale and shift (in this order) from a condition (B, width)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.ada_lin = adaptive(2 * width, width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(B, n, width), (B, width) -> (B, n, width)."""
         scale, shift = self.ada_lin(cond)[:, None].chunk(2, -1)
         return layer_norm(x) * (1 + scale) + shift
 
@@ -163,14 +149,8 @@ class AdaptiveNorm(nn.Module):
 class AdaLNBlock(nn.Module):
     """Attention and feed-forward, each gated, scaled and shifted by a condition.
 
-    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward).
-
-    Args:
-        dim: width.
-        heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward over ``dim``.
-        l2_norm: see :class:`SelfAttention`.
-        shared: the six vectors are computed once for all blocks; this block only adds an offset (VAR-d36).
+    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward). Where they are
+    ``shared``, they are computed once for all blocks, and this block only adds an offset (VAR-d36).
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4, l2_norm: bool = True, shared: bool = False):
@@ -191,14 +171,13 @@ class AdaLNBlock(nn.Module):
         cache: LayerCache | None = None,
         between: Tensor | None = None,
     ) -> Tensor:
-        """One block.
+        """Update tokens x (B, L, dim).
 
         Args:
-            x: (B, L, dim).
             cond: (B, dim); if shared, the common modulation (B, 1, 6, dim).
             mask: boolean visibility, broadcastable to (B, heads, L, keys).
             cache: keys and values of earlier tokens.
-            between: what is added after attention and before the feed-forward, (B, L, dim).
+            between: added after attention and before the feed-forward, (B, L, dim).
         """
         six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)

@@ -1,4 +1,4 @@
-"""How far pictures look apart: LPIPS (arXiv 1801.03924), of the package of its authors."""
+"""How far images look apart: LPIPS (arXiv 1801.03924), of the package of its authors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from dd2_lightning.errors import ArtifactError, DD2Error
 
 
 def lpips_distance(weights: str | Path, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS on VGG features, of pictures (B, 1 or 3, H, W) in [0, 1]: (B,), differentiable.
+    """LPIPS on VGG features, of images (B, 1 or 3, H, W) in [0, 1]: (B,), differentiable.
 
     Args:
         weights: state dict of the whole metric, as ``torch.save(lpips.LPIPS(net="vgg").state_dict(), FILE)`` writes it

@@ -1,6 +1,6 @@
 """Sizes of a family's networks: plain values that survive JSON, checked where they enter."""
 
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Self, get_args
 
@@ -9,17 +9,31 @@ from torch import nn
 from dd2_lightning.models.convnets import GROUPS
 
 
-class Sizes:
-    """Base of the frozen dataclasses in which families keep their sizes.
+def is_positive(value: Any, *types: type) -> bool:
+    """Whether this is a number above 0 of one of the types; true and false are none."""
+    return isinstance(value, types) and not isinstance(value, bool) and value > 0
 
-    Fields are of type ``int`` (a count, at least 1), ``float`` (above 0), ``bool``, ``tuple[int, ...]`` (counts, at
-    least one), or an optional one of these.
+
+KINDS = {
+    int: ("a positive integer", lambda value: is_positive(value, int)),
+    float: ("a positive number", lambda value: is_positive(value, int, float)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    tuple[int, ...]: (
+        "a list of positive integers",
+        lambda value: isinstance(value, (list, tuple)) and value and all(is_positive(v, int) for v in value),
+    ),
+}
+"""Types of fields to what their values must be, in words and as a test."""
+
+
+class Sizes:
+    """Base of the frozen dataclasses in which families keep their sizes; a field's type is in ``KINDS``, or optional.
 
     Attributes:
         FAMILY: the family's name in messages.
 
     Raises:
-        ValueError: for a value that is none of these; the message names the key.
+        ValueError: for a value that its type does not allow; the message names the key.
     """
 
     FAMILY: ClassVar[str]
@@ -27,37 +41,24 @@ class Sizes:
     def __post_init__(self):
         for field in fields(self):
             value, kinds = getattr(self, field.name), get_args(field.type)
-            if NoneType in kinds:
-                if value is None:
-                    continue
-                kind = next(kind for kind in kinds if kind is not NoneType)
-            else:
-                kind = field.type
-            wanted = _what_is_wrong(kind, value)
-            if wanted:
+            optional = NoneType in kinds
+            if optional and value is None:
+                continue
+            wanted, fits = KINDS[next(kind for kind in kinds if kind is not NoneType) if optional else field.type]
+            if not fits(value):
                 raise ValueError(f"'{field.name}' must be {wanted}, got {value!r}")
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
 
-    def check_multiple(self, key: str, of: str | int, name: str = "") -> None:
-        """Refuse ``key`` unless it is a multiple of another key, or of a number that ``name`` explains."""
-        value, divisor = getattr(self, key), getattr(self, of) if isinstance(of, str) else of
+    def check_multiple(self, key: str, of: str) -> None:
+        """Refuse a size that is no multiple of another."""
+        value, divisor = getattr(self, key), getattr(self, of)
         if value % divisor:
-            if isinstance(of, str):
-                raise ValueError(f"'{key}' must be a multiple of '{of}', got {value} and {divisor}")
-            raise ValueError(f"'{key}' must be a multiple of {name}, got {value}")
-
-    def check_ch(self) -> None:
-        """Refuse a base width of the pixel networks that GroupNorm cannot group."""
-        self.check_multiple("ch", GROUPS, f"the {GROUPS} groups of GroupNorm")
+            raise ValueError(f"'{key}' must be a multiple of '{of}', got {value} and {divisor}")
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
-        """Read plain values.
-
-        Raises:
-            ValueError: for a key that is unknown or missing, or a value that is refused.
-        """
+        """Read plain values; a ``ValueError`` names a key that is unknown, missing or has a value that cannot be."""
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(config.keys() - known.keys())
         if unknown:
@@ -73,46 +74,53 @@ class Sizes:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def _what_is_wrong(kind: Any, value: Any) -> str:
-    """What a value of this kind must be, if it is not."""
-    if kind == tuple[int, ...]:
-        good = isinstance(value, (list, tuple)) and value and all(map(_is_count, value))
-        return "" if good else "a list of positive integers"
-    if kind is int:
-        return "" if _is_count(value) else "a positive integer"
-    if kind is bool:
-        return "" if isinstance(value, bool) else "true or false"
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    return "" if good else "a positive number"
+@dataclass(frozen=True, kw_only=True)
+class ImageModelSizes(Sizes):
+    """Sizes that a transformer over the tokens of images has in every family.
 
+    Attributes:
+        codes: V.
+        token_dim: C.
+        num_classes: classes without the null class.
+        width: of the transformer.
+        depth: its blocks.
+        heads: attention heads.
+        ch: base width of the tokenizer's encoder and decoder, a multiple of 32.
+        num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
+        image_channels: channels of an image.
+        pixels: False leaves out the tokenizer's encoder and decoder; such a teacher can be distilled, not looked at.
+    """
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    codes: int
+    token_dim: int
+    num_classes: int
+    width: int
+    depth: int
+    heads: int
+    ch: int
+    num_res_blocks: int
+    image_channels: int = 3
+    pixels: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_multiple("width", "heads")
+        if self.ch % GROUPS:
+            raise ValueError(f"'ch' must be a multiple of the {GROUPS} groups of GroupNorm, got {self.ch}")
 
 
 class Sized:
-    """What teachers have in common that are built from :class:`Sizes` alone; their constructor sets ``sizes``.
-
-    Attributes:
-        sizes_type: the family's sizes.
-        sizes: those of this teacher.
-    """
+    """Mixin of teachers that are built from the ``sizes`` alone that their constructor keeps."""
 
     sizes_type: ClassVar[type[Sizes]]
     sizes: Sizes
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain sizes, as :meth:`from_config` reads them."""
         return self.sizes.to_dict()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """A teacher with fresh weights from plain sizes.
-
-        Raises:
-            ValueError: for sizes that do not make a model; the message names the key.
-        """
         return cls(cls.sizes_type.from_dict(config))
 
 

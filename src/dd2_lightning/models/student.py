@@ -7,11 +7,10 @@ teacher tokens, its flow at generator tokens, and its flow at noise.
 from torch import Tensor, nn
 
 from dd2_lightning.flow import HeadFlow
-from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.head import VelocityHead
 from dd2_lightning.models.layers import Cache
-from dd2_lightning.models.teacher import CodebookTeacher, check_labels
+from dd2_lightning.models.teacher import Teacher, check_labels
 from dd2_lightning.models.walk import Walk
 
 
@@ -19,28 +18,14 @@ class Student(nn.Module):
     """A learned conditional flow.
 
     Args:
-        backbone: reads token embeddings; guidance is not known to it, nor a null label.
+        backbone: reads token embeddings; a student knows neither guidance nor a null label.
         head: ``(x_t, t, features) -> v``.
     """
 
     def __init__(self, backbone: Backbone, head: VelocityHead):
         super().__init__()
         self.backbone, self.head = backbone, head
-
-    @property
-    def layout(self) -> Layout:
-        """Tokens per position."""
-        return self.backbone.layout
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.backbone.num_classes
-
-    @property
-    def token_dim(self) -> int:
-        """C."""
-        return self.backbone.token_dim
+        self.layout, self.num_classes, self.token_dim = backbone.layout, backbone.num_classes, backbone.token_dim
 
     def flow(self, tokens: Tensor, labels: Tensor) -> HeadFlow:
         """The flow of every token given the embeddings (B, n, C) before its position."""
@@ -48,10 +33,9 @@ class Student(nn.Module):
 
     def walk(self, labels: Tensor, prefix: Tensor | None = None) -> Walk:
         """Go through the positions with a key-value cache; tokens are embeddings."""
-        check_labels(labels, self.backbone.num_classes)
+        check_labels(labels, self.num_classes)
         if prefix is None:
-            weight = self.head.output.weight
-            prefix = weight.new_zeros(len(labels), 0, self.backbone.token_dim)
+            prefix = self.head.output.weight.new_zeros(len(labels), 0, self.token_dim)
         cache = Cache()
         return Walk(
             self.layout,
@@ -61,25 +45,16 @@ class Student(nn.Module):
         )
 
     def generate(self, noise: Tensor, labels: Tensor, head_time: float = 1.0) -> Tensor:
-        """One-step generation: q = ε - t_g v(ε, t_g, f), f from the shifted noise, one backbone pass.
+        """One-step generation: q = ε - t_g v(ε, t_g, f), f from the shifted noise ε (B, n, C), one backbone pass.
 
-        Args:
-            noise: ε, (B, n, C).
-            labels: (B,).
-            head_time: t_g, the time handed to the head. At 1 (the paper's) an AR-diffusion head returns conditional
-                means; a smaller value starts from distinct tokens.
-
-        Returns:
-            Tokens q, (B, n, C).
+        At a ``head_time`` t_g of 1 (the paper's) an AR-diffusion head returns conditional means; a smaller value starts
+        from distinct tokens.
         """
         t = noise.new_full((1, 1, 1), head_time)  # one time for all tokens: its embedding is computed once
         return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]
 
 
-def build_student(teacher: CodebookTeacher, **head: int) -> Student:
-    """A student of a teacher: its backbone, and a fresh :class:`VelocityHead` of these sizes.
-
-    The backbone carries over what the family can (VAR: the teacher's own weights).
-    """
+def build_student(teacher: Teacher, **head: int) -> Student:
+    """A student of a teacher: its :meth:`~Teacher.student_backbone` and a new :class:`VelocityHead` of these sizes."""
     backbone = teacher.student_backbone()
     return Student(backbone, VelocityHead(backbone.token_dim, backbone.width, **head))

@@ -1,4 +1,4 @@
-"""Tokenizers: pictures to tokens and back, and how those with a VQ codebook are trained."""
+"""Tokenizers: images to tokens and back, and how those with a VQ codebook are trained."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
 
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars ().
+    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient.
 
     Attributes:
-        loss: what to differentiate: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
-        reconstruction: mean squared error of pixels in [0, 1]; no gradient.
-        codebook: how far the codes are from the latents; no gradient.
-        commitment: the same distance, as the encoder is charged for it, unweighted; no gradient.
+        loss: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
+        reconstruction: mean squared error of pixels in [0, 1].
+        codebook: squared distance of the codes from the latents.
+        commitment: the same distance, as the encoder is charged for it, unweighted.
         perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
     """
 
@@ -31,53 +31,36 @@ class TokenizerLosses(NamedTuple):
 
 
 class Tokenizer(nn.Module, ABC):
-    """Pictures to tokens and back. It owns grid sides and pixels; a :class:`Layout` holds counts only.
+    """Images to tokens and back. It knows grid sides and pixels; a :class:`Layout` holds counts only.
 
     Attributes:
         layout: the order of the tokens.
-        has_pictures: whether it can encode and decode; False for a bare codebook.
+        codebook: vectors as they are used, (V, C); only the tokenizer of a teacher with a codebook has it.
+        has_images: whether it can encode and decode; False for a codebook alone.
     """
 
     layout: Layout
-    has_pictures: bool = True
-
-    @property
-    @abstractmethod
-    def codebook(self) -> Tensor:
-        """Codebook vectors as they are used, (V, C)."""
+    codebook: Tensor
+    has_images: bool = True
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, H, W) in [0, 1] -> indices (B, n)."""
+        """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C), on the codebook or off it -> pictures (B, channels, H, W) in [0, 1]."""
-
-    def training_losses(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        reconstruction_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-    ) -> TokenizerLosses:
-        """Losses on pictures (B, channels, H, W); ``generator`` draws which unused codes are re-seeded, None: none."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be trained here")
+        """Embeddings (B, n, C), on the codebook or off it -> images (B, channels, H, W) in [0, 1]."""
 
     def check_pixels(self) -> None:
-        """Refuse to encode or decode without the networks for it.
-
-        Raises:
-            PixelsMissingError: saying how the teacher comes to have them.
-        """
-        if not self.has_pictures:
+        """Raise a :class:`PixelsMissingError` where there are no networks to encode and decode."""
+        if not self.has_images:
             raise PixelsMissingError(
-                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw pictures. "
+                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. "
                 "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
             )
 
     def rescale_codebook(self, rms: float) -> None:
-        """Give the codebook's entries this root mean square without changing a picture; nothing if it is fixed."""
+        """Give the codebook's entries this root mean square without changing an image; nothing if it is fixed."""
 
 
 class Quantised(NamedTuple):
@@ -95,27 +78,12 @@ class Quantised(NamedTuple):
     maps: Tensor
 
 
-class PixelNetworks(NamedTuple):
-    """What lies between pixels and the latent map.
-
-    Attributes:
-        encoder: pictures (B, channels, S, S) in [-1, 1] to maps (B, z, H, H).
-        decoder: maps (B, z, H, H) to pictures in about [-1, 1].
-        quant_conv: from the encoder's maps to latent maps (B, C, H, H).
-        post_quant_conv: from latent maps to the decoder's.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
-    quant_conv: nn.Module
-    post_quant_conv: nn.Module
-
-
 class VQTokenizer(Tokenizer):
     """Encoder, quantiser, decoder.
 
     Args:
-        pixels: everything but the quantiser; None leaves a codebook that can be distilled, not looked at.
+        networks: between images in [-1, 1] and latent maps (B, C, H, H): encoder, decoder, and the convolutions after
+            the one and before the other; None leaves a codebook, which can be distilled without images.
         quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
         layout: the order of the tokens.
         image_shape: channels, height and width.
@@ -123,33 +91,32 @@ class VQTokenizer(Tokenizer):
 
     def __init__(
         self,
-        pixels: PixelNetworks | None,
+        networks: tuple[nn.Module, nn.Module, nn.Module, nn.Module] | None,
         quantiser: nn.Module,
         layout: Layout,
         image_shape: tuple[int, int, int],
     ):
         super().__init__()
-        self.has_pictures = pixels is not None
-        if pixels is not None:
-            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = pixels
+        self.has_images = networks is not None
+        if networks is not None:
+            self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = networks
         self.quantize = quantiser
         self.layout, self.image_shape = layout, image_shape
 
     def latents(self, images: Tensor) -> Tensor:
-        """The map that is quantised: pictures (B, channels, S, S) in [0, 1] -> (B, C, H, H).
+        """The map that is quantised: images (B, channels, S, S) in [0, 1] -> (B, C, H, H).
 
         Raises:
-            ValueError: for pictures of another size.
+            ValueError: for images of another size.
             PixelsMissingError: if there is no encoder.
         """
         self.check_pixels()
         if images.shape[1:] != self.image_shape:
-            raise ValueError(f"this tokenizer reads pictures (B, *{self.image_shape}), got {tuple(images.shape)}")
+            raise ValueError(f"this tokenizer reads images (B, *{self.image_shape}), got {tuple(images.shape)}")
         return self.quant_conv(self.encoder(2 * images - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, S, S) in [0, 1] -> indices (B, n)."""
         return self.quantize(self.latents(images)).indices
 
     @abstractmethod
@@ -157,16 +124,11 @@ class VQTokenizer(Tokenizer):
         """Embeddings (B, n, C) -> the latent map that they stand for, (B, C, H, H)."""
 
     def decode_map(self, latents: Tensor) -> Tensor:
-        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped.
-
-        Raises:
-            PixelsMissingError: if there is no decoder.
-        """
+        """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
         self.check_pixels()
         return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C) -> pictures (B, channels, S, S) in [0, 1]."""
         return (self.decode_map(self.latent_map(tokens)).clamp(-1, 1) + 1) / 2
 
     def training_losses(
@@ -178,13 +140,8 @@ class VQTokenizer(Tokenizer):
     ) -> TokenizerLosses:
         """Reconstruction through a straight-through estimator, codebook and commitment losses.
 
-        The two latter are averaged over the maps of all scales, so that every scale alone brings the map nearer.
-
-        Args:
-            images: (B, channels, S, S) in [0, 1].
-            generator: draws which unused codes are re-seeded for the next batch; None: none.
-            reconstruction_weight: weight of the pixels' squared error.
-            commitment_weight: weight of the commitment loss.
+        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer. Images
+        are (B, channels, S, S) in [0, 1]; ``generator`` draws which unused codes are re-seeded, None: none.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)

@@ -29,21 +29,15 @@ class Walk:
         layout: the order.
         advance: from the tokens so far to the flow of the next position; it owns the cache.
         prepare: turns indices or embeddings into what the model's backbone reads.
-        tokens: the tokens to start from, as the backbone reads them: whole positions, possibly none.
+        tokens: those of the first positions, possibly none, as the backbone reads them.
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        advance: Callable[[Tensor], Flow],
-        prepare: Callable[[Tensor], Tensor],
-        tokens: Tensor,
+        self, layout: Layout, advance: Callable[[Tensor], Flow], prepare: Callable[[Tensor], Tensor], tokens: Tensor
     ):
-        self.layout = layout
-        self.tokens = tokens
+        self.layout, self.tokens = layout, tokens
         self.position = layout.positions_in(tokens.shape[1])
-        self._advance = advance
-        self._prepare = prepare
+        self._advance, self._prepare = advance, prepare
 
     @property
     def span(self) -> slice:
@@ -58,18 +52,14 @@ class Walk:
                 raise RuntimeError(f"position {current}: append() its tokens before going on")
 
     def append(self, tokens: Tensor) -> None:
-        """Fix the tokens of the current position.
-
-        Args:
-            tokens: indices (B, n_i) or embeddings (B, n_i, C).
+        """Fix the tokens of the current position: indices (B, n_i) or embeddings (B, n_i, C).
 
         Raises:
             ValueError: if their number is not that of the position.
         """
-        if tokens.shape[1] != self.layout.counts[self.position]:
-            raise ValueError(
-                f"position {self.position} has {self.layout.counts[self.position]} tokens, got {tokens.shape[1]}"
-            )
+        count = self.layout.counts[self.position]
+        if tokens.shape[1] != count:
+            raise ValueError(f"position {self.position} has {count} tokens, got {tokens.shape[1]}")
         self.tokens = torch.cat([self.tokens, self._prepare(tokens)], 1)
         self.position += 1
 
@@ -77,15 +67,7 @@ class Walk:
 def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
     """Integrate the flow of every position in order, each conditioned on the tokens made so far.
 
-    With an AR-diffusion model this is its sampler.
-
-    Args:
-        walk: a fresh walk.
-        noise: (B, n, C).
-        steps: Euler steps a token; the paper uses 10.
-
-    Returns:
-        Tokens, (B, n, C).
+    With an AR-diffusion model this is its sampler. Noise and result are (B, n, C); the paper uses 10 Euler ``steps``.
     """
     times = euler_times(steps, noise.device)
     for flow in walk:
@@ -102,12 +84,9 @@ def noise_to_codes(walk: Walk, noise: Tensor, steps: int = PAIR_STEPS) -> Tensor
     what the next positions read.
 
     Args:
-        walk: a fresh walk.
-        noise: (B, n, C).
+        walk: a fresh walk of a teacher with a codebook.
+        noise: (B, n, C); the result is indices, (B, n).
         steps: evaluations of the flow a token.
-
-    Returns:
-        Indices, (B, n).
     """
     codes = []
     for flow in walk:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dd2_lightning.artifacts import Artifact, teacher_reference
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.models.families import AnySampling, family_of
+from dd2_lightning.families.registry import AnySampling, family_of
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import DistillationStage, Update
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
@@ -171,10 +171,10 @@ class ContinuousInput(DistillationStage):
 
     def pictures(self, batch: Batch) -> Tensor | None:
         """Samples of the adapted teacher at the random numbers of this batch, for grids; None without pictures."""
-        if not self.teacher.tokenizer.has_pictures:
+        if not self.teacher.tokenizer.has_images:
             return None
-        chance = batch.rand("pictures", shape=(self.layout.length,))
-        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, chance=chance))
+        uniforms = batch.rand("pictures", shape=(self.layout.length,))
+        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, uniforms=uniforms))
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """The adapted teacher, with its cross-entropy relative to the original's at the last validation."""

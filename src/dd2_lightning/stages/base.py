@@ -24,11 +24,11 @@ from dd2_lightning.artifacts import (
 )
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import ArtifactError, NonFiniteLossError, check_at_least_one
+from dd2_lightning.families.registry import family_of
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.execution import Execution, shard
-from dd2_lightning.models.families import family_of
-from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 FROZEN = "teacher."

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dd2_lightning.artifacts import load_student
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
-from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Update

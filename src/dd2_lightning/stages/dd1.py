@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.losses import DD1Loss, dd1_loss
+from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.perceptual import lpips_distance
@@ -71,7 +72,7 @@ class DD1Distill(GeneratorStage):
 
     def configure_students(self) -> None:
         """The student, from the teacher's weights, and its EMA."""
-        self.student = self.teacher.dd1_student()
+        self.student = require_codebook(self.teacher).dd1_student()
         self.ema = copy.deepcopy(self.student).requires_grad_(False)
         try:
             self.generator(self.ema)

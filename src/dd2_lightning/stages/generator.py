@@ -29,7 +29,7 @@ class GeneratorStage(DistillationStage):
 
     def pictures(self, batch: Batch) -> Tensor | None:
         """One-step pictures at the noise of this batch, for grids; None for a teacher without pictures."""
-        if not self.teacher.tokenizer.has_pictures:
+        if not self.teacher.tokenizer.has_images:
             return None
         noise = batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))
         return self.teacher.decode(self.draw(noise, batch.labels))

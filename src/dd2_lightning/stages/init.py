@@ -5,8 +5,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.losses import fcs_loss, gts_loss
-from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import DistillationStage, Update

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.families.registry import AnySampling, teacher_from_config
 from dd2_lightning.layout import Layout
-from dd2_lightning.models.families import AnySampling, teacher_from_config
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
@@ -190,8 +190,8 @@ class TeacherTraining(Stage):
         """Teacher samples at the random numbers of this batch, for grids; None while there is no transformer."""
         if self.trainer.global_step <= self.settings.tokenizer_iterations:
             return None
-        chance = batch.rand("pictures", shape=(self.layout.length,))
-        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, chance=chance))
+        uniforms = batch.rand("pictures", shape=(self.layout.length,))
+        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, uniforms=uniforms))
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """The teacher with the transformer's EMA weights."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.families.table.dd1 import DD1Causal
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.dd1_table import DD1Causal
-from dd2_lightning.models.layers import AdaLNBlock, Cache, visibility, with_octaves
-from dd2_lightning.models.teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.layers import AdaLNBlock, Cache, fourier_features, visibility
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
 
@@ -24,11 +24,9 @@ def normalise(joint: Tensor) -> Tensor:
 
 
 class TableBackbone(Backbone):
-    """Looks up log p(q_i | q_<i, class); its features *are* the logits. Embeddings are snapped.
+    """Looks up log p(q_i | q_<i, class); its features *are* the logits. Embeddings are snapped to the codebook (V, C).
 
-    Args:
-        joint: probabilities, (classes, V, ..., V) with one axis for each of the n tokens.
-        codebook: (V, C).
+    The joint (classes, V, ..., V) has an axis for each of the n tokens.
     """
 
     def __init__(self, joint: Tensor, codebook: Tensor):
@@ -42,11 +40,10 @@ class TableBackbone(Backbone):
         for i in range(self.layout.length):
             p = joint.reshape(classes + 1, V**i, V, -1).sum(-1)
             mass = p.sum(-1, keepdim=True)
-            p = torch.where(mass > 0, p / mass, 1 / V)  # what follows an impossible prefix is anybody's guess
+            p = torch.where(mass > 0, p / mass, 1 / V)  # any distribution may follow an impossible prefix
             self.register_buffer(f"log_p{i}", p.log())
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
-        """See :meth:`Backbone.forward`."""
         start, stop = self.new_positions(tokens, cache)
         indices = nearest_code(tokens, self.codebook)
         prefix = torch.zeros_like(labels)
@@ -63,14 +60,13 @@ class LogitFeatures(nn.Module):
     """A classifier for features that are logits already."""
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """(B, n, V) -> (B, n, V)."""
         return features
 
 
 class CodebookOnly(Tokenizer):
-    """A codebook without pictures."""
+    """A codebook without images: encoding and decoding are refused."""
 
-    has_pictures = False
+    has_images = False
 
     def __init__(self, codebook: Tensor, layout: Layout):
         super().__init__()
@@ -79,33 +75,20 @@ class CodebookOnly(Tokenizer):
 
     @property
     def codebook(self) -> Tensor:
-        """(V, C)."""
         return self._codebook
 
     def encode(self, images: Tensor) -> Tensor:
-        """Refused: there are no pictures.
-
-        Raises:
-            PixelsMissingError: always.
-        """
         self.check_pixels()
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Refused: there are no pictures.
-
-        Raises:
-            PixelsMissingError: always.
-        """
         self.check_pixels()
 
 
 class CausalBackbone(Backbone):
-    """A small causal transformer over embeddings: the student of a table.
+    """A small causal transformer over embeddings: the student of a table, one token a position.
 
-    Slot i reads token i-1, slot 0 the class; the class also modulates every block.
-
-    Raises:
-        ValueError: for a layout with a larger position, whose tokens would see each other.
+    Slot i reads token i-1, slot 0 the class; the class also modulates every block. ``octaves`` counts the
+    :func:`fourier_features` of the input.
     """
 
     def __init__(
@@ -129,19 +112,18 @@ class CausalBackbone(Backbone):
         self.blocks = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(depth))
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
-        """See :meth:`Backbone.forward`."""
         start, stop = self.new_positions(tokens, cache)
         c = self.classes(labels)
         new = slice(start, stop)
-        x = self.shifted(c, lambda q: self.input(with_octaves(q, self.octaves)), tokens, start, stop) + self.place[new]
-        mask = visibility(self.layout, new, tokens.device)
+        x = self.shifted(c, lambda q: self.input(fourier_features(q, self.octaves)), tokens, start, stop)
+        x, mask = x + self.place[new], visibility(self.layout, new, tokens.device)
         for i, block in enumerate(self.blocks):
-            x = block(x, c, mask, cache.layer(i) if cache else None)
+            x = block(x, c, mask, cache.layers[i] if cache else None)
         return x
 
 
 class TableTeacher(CodebookTeacher):
-    """An exact joint distribution over token sequences.
+    """An exact joint distribution over token sequences. It has no weights to hand on: students start afresh.
 
     Args:
         joint: probabilities (need not be normalised), (classes, V, ..., V).
@@ -157,33 +139,23 @@ class TableTeacher(CodebookTeacher):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain sizes that :meth:`from_config` builds the same shapes from."""
-        classes, V = self.joint.shape[:2]
-        return {
-            "classes": classes,
-            "codes": V,
-            "tokens": self.layout.length,
-            "token_dim": self.token_dim,
-            "student": self.student,
-        }
+        sizes = {"classes": self.num_classes, "codes": len(self.codebook), "tokens": self.layout.length}
+        return {**sizes, "token_dim": self.token_dim, "student": self.student}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TableTeacher":
-        """A table of these sizes: uniform, to be filled from a state dict."""
         joint = torch.ones(config["classes"], *[config["codes"]] * config["tokens"])
         return cls(joint, torch.zeros(config["codes"], config["token_dim"]), config["student"])
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
-        """See :meth:`CodebookTeacher.guide`; where a token is impossible there is nothing to extrapolate."""
+        # where a token is impossible there is nothing to extrapolate
         impossible = cond.isinf() | uncond.isinf()
         return torch.where(impossible, cond, super().guide(cond, uncond, sampling, positions))
 
     def student_backbone(self) -> CausalBackbone:
-        """A freshly initialised causal transformer."""
         return CausalBackbone(self.layout, self.token_dim, self.num_classes, **self.student)
 
     def dd1_student(self) -> DD1Causal:
-        """A freshly initialised transformer of the same sizes: a table has no weights to start from."""
         return DD1Causal(self.layout, self.token_dim, self.num_classes, len(self.codebook), **self.student)
 
     def total_variation(self, indices: Tensor, label: int = 0) -> tuple[float, float]:

@@ -48,7 +48,6 @@ class Phi(nn.Module):
                 self.register_parameter(name, value)
 
     def forward(self, h: Tensor) -> Tensor:
-        """(B, C, H, H) -> (B, C, H, H)."""
         return torch.lerp(h, F.conv2d(h, self.weight.to(h.dtype), self.bias.to(h.dtype), padding=1), 0.5)
 
 
@@ -56,13 +55,8 @@ class ScalePyramid(nn.Module):
     """Token maps to the accumulated latent map, and from there to the input of the next scale.
 
     Interpolations are matrices over the cells of a map: one product a scale, with a backward pass that is
-    deterministic on every device. Arithmetic is float32 or wider even under autocast.
-
-    Args:
-        sides: (p_0, ..., p_{K-1}), strictly increasing.
-        token_dim: C.
-        num_phi: number of convolutions.
-        frozen: keep the convolutions as buffers, under the same names.
+    deterministic on every device. Arithmetic is float32 or wider even under autocast. Where the pyramid is ``frozen``,
+    its ``num_phi`` convolutions are buffers, under the same names.
 
     Raises:
         ValueError: for sides that do not increase.
@@ -93,7 +87,10 @@ class ScalePyramid(nn.Module):
         return cells.reshape(*cells.shape[:2], self.sides[-1], self.sides[-1])
 
     def area_down(self, f: Tensor, k: int) -> Tensor:
-        """Map (B, C, H, H) -> averages over the (possibly overlapping) cells of scale k, (B, p_k², C)."""
+        """Map (B, C, H, H) -> averages over the (possibly overlapping) cells of scale k, (B, p_k², C).
+
+        Of the map after scale k - 1 this is u_k, what a transformer reads at scale k.
+        """
         with torch.autocast(f.device.type, enabled=False):
             cells = f.flatten(2)
             if k < len(self.sides) - 1:
@@ -101,27 +98,14 @@ class ScalePyramid(nn.Module):
             return cells.transpose(1, 2)
 
     def accumulate(self, f_hat: Tensor | None, tokens: Tensor, k: int) -> Tensor:
-        """Add scale k to the map.
-
-        Args:
-            f_hat: map after scale k-1, (B, C, H, H); None is zero.
-            tokens: embeddings of scale k, (B, p_k², C).
-            k: number of the scale.
-
-        Returns:
-            Map after scale k, (B, C, H, H), float32 or wider.
-        """
+        """Add embeddings (B, p_k², C) of scale k to the map (B, C, H, H), None being zero; float32 or wider."""
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         with torch.autocast(tokens.device.type, enabled=False):
             h = self.qresi_ls[self.phi_of_scale[k]](self.upsample(tokens, k))
         return h if f_hat is None else f_hat + h
 
-    def next_input(self, f_hat: Tensor, k: int) -> Tensor:
-        """u_k, what a transformer reads at scale k: the map after scale k-1 at side p_k, (B, p_k², C)."""
-        return self.area_down(f_hat, k)
-
     def forward(self, tokens: Tensor) -> Tensor:
-        """The map that whole scales of tokens (B, n, C) add up to, (B, C, H, H)."""
+        """The map (B, C, H, H) that embeddings (B, n, C) of all scales, or the first, add up to."""
         f_hat = None
         for k in range(self.layout.positions_in(tokens.shape[1])):
             f_hat = self.accumulate(f_hat, tokens[:, self.layout.span(k)], k)

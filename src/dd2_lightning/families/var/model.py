@@ -1,7 +1,7 @@
 """The VAR family (arXiv 2404.02905): next-scale prediction, with the state-dict names of the public release.
 
 Tokens of a scale are predicted in parallel from the accumulated map of the scales before it
-(:mod:`dd2_lightning.models.multiscale_vq`), so nothing is shifted: slot l of scale k reads pixel l of that map,
+(:mod:`dd2_lightning.families.var.pyramid`), so nothing is shifted: slot l of scale k reads pixel l of that map,
 averaged down to scale k, and predicts token l. The class vector is both the first slot and the condition of every
 adaptive layer norm.
 """
@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.families.var.dd1 import DD1VAR
+from dd2_lightning.families.var.pyramid import ScalePyramid
+from dd2_lightning.families.var.tokenizer import MultiScaleVQ
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.models.backbone import Backbone
-from dd2_lightning.models.dd1_var import DD1VAR
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import (
     AdaLNBlock,
     AdaptiveNorm,
@@ -24,11 +28,7 @@ from dd2_lightning.models.layers import (
     init_linear,
     visibility,
 )
-from dd2_lightning.models.multiscale_vq import MultiScaleVQ
-from dd2_lightning.models.pyramid import ScalePyramid
 from dd2_lightning.models.sizes import Sized
-from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var_sizes import VARConfig
 from dd2_lightning.sampling import Sampling, keep_top_k
 
 
@@ -38,7 +38,7 @@ class VARSampling(Sampling):
 
     Attributes:
         more_smooth: soft tokens, means of codes under a Gumbel-softmax that hardens along the scales: smoother
-            pictures, but not samples of the model. For looking at, never for training or measuring.
+            images, but not samples of the model. For looking at, never for training or measuring.
     """
 
     more_smooth: bool = False
@@ -48,14 +48,9 @@ class VARBackbone(Backbone):
     """The transformer without its head.
 
     The pyramid is a frozen copy of the tokenizer's (buffers, not parameters: nothing can unfreeze it by accident),
-    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class.
-
-    Args:
-        config: sizes.
+    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class. A cache's ``state`` is the
+    accumulated map, (B, C, H, H).
     """
-
-    # in the releases, but constants of the layout
-    IGNORED = ("lvl_1L", "attn_bias_for_masking")
 
     def __init__(self, config: VARConfig):
         super().__init__()
@@ -75,16 +70,10 @@ class VARBackbone(Backbone):
         cpu, everything = torch.device("cpu"), slice(0, self.layout.length)  # so that it can be built on "meta" too
         self.register_buffer("mask", visibility(self.layout, everything, cpu), persistent=False)
         self.register_buffer("level", self.layout.position_of_token(cpu), persistent=False)
-        self.register_load_state_dict_pre_hook(self._forget_constants)
         self.initialise()
 
-    @staticmethod
-    def _forget_constants(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-        for name in VARBackbone.IGNORED:
-            state_dict.pop(prefix + name, None)
-
     def initialise(self) -> None:
-        """Weights to train from scratch with: small normal everywhere, residual branches scaled with the depth."""
+        """Initialise for training from scratch: small normal everywhere, residual branches scaled with the depth."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)
@@ -95,23 +84,20 @@ class VARBackbone(Backbone):
                 linear.weight.data.div_(math.sqrt(2 * len(self.blocks)))
 
     def inputs(self, tokens: Tensor, cond: Tensor, start: int, stop: int, cache: Cache | None) -> Tensor:
-        """What the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
-        parts = []
-        if start == 0:
-            parts.append(cond[:, None] + self.pos_start)
+        """Embed what the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
+        inputs = [cond[:, None] + self.pos_start] if start == 0 else []
         f_hat = cache.state if cache else None
         maps = []
         for k in range(max(start, 1), stop):
             f_hat = self.pyramid.accumulate(f_hat, tokens[:, self.layout.span(k - 1)], k - 1)
-            maps.append(self.pyramid.next_input(f_hat, k))
+            maps.append(self.pyramid.area_down(f_hat, k))
         if cache:
             cache.state = f_hat
         if maps:
-            parts.append(self.word_embed(torch.cat(maps, 1).to(self.word_embed.weight.dtype)))
-        return torch.cat(parts, 1)
+            inputs.append(self.word_embed(torch.cat(maps, 1).to(self.word_embed.weight.dtype)))
+        return torch.cat(inputs, 1)
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
-        """See :meth:`Backbone.forward`. The cache's ``state`` is the accumulated map, (B, C, H, H)."""
         start, stop = self.new_positions(tokens, cache)
         new = slice(self.layout.offsets[start], self.layout.offsets[stop])
         cond = self.class_emb(labels)
@@ -119,20 +105,16 @@ class VARBackbone(Backbone):
         x = self.inputs(tokens, cond, start, stop, cache) + place
         if self.shared_ada_lin is not None:
             cond = self.shared_ada_lin(cond).view(len(cond), 1, 6, -1)
-        masked = stop - start > 1 and (cache is None or cache.masked)
-        mask = self.mask[new, : new.stop] if masked else None
+        mask = self.mask[new, : new.stop] if stop - start > 1 else None
         for i, block in enumerate(self.blocks):
-            x = block(x, cond, mask, cache.layer(i) if cache is not None else None)
+            x = block(x, cond, mask, cache.layers[i] if cache is not None else None)
         return x
 
 
 class VARClassifier(nn.Module):
-    """Adaptive layer norm and a linear map to the codes.
+    """Adaptive layer norm and a linear map to the codes, in float32 or wider.
 
-    Args:
-        width: of the features.
-        codes: V.
-        class_emb: the backbone's class vectors. They are used here but belong, as parameters, to the backbone.
+    The class vectors ``class_emb`` are used here but belong, as parameters, to the backbone.
     """
 
     def __init__(self, width: int, codes: int, class_emb: nn.Embedding):
@@ -144,7 +126,6 @@ class VARClassifier(nn.Module):
             init_linear(linear)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Features (B, n, width), labels (B,) -> logits (B, n, V), in float32 or wider."""
         return exact_linear(self.head, self.head_nm(features, self._classes[0](labels)))
 
 
@@ -152,10 +133,7 @@ class VARTeacher(Sized, CodebookTeacher):
     """A VAR model: transformer, classifier and multi-scale tokenizer.
 
     State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
-    see :func:`from_release`.
-
-    Args:
-        config: sizes.
+    see :mod:`dd2_lightning.families.var.release`.
     """
 
     sampling_type = VARSampling
@@ -163,36 +141,16 @@ class VARTeacher(Sized, CodebookTeacher):
 
     def __init__(self, config: VARConfig):
         backbone = VARBackbone(config)
-        tokenizer = MultiScaleVQ(
-            config.sides,
-            config.codes,
-            config.token_dim,
-            config.ch,
-            config.ch_mult,
-            config.num_res_blocks,
-            config.image_channels,
-            config.num_phi,
-            config.pixels,
-        )
+        tokenizer = MultiScaleVQ(config)
         super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
         self.sizes = config
         self.adopt_tokenizer()
 
     def adopt_tokenizer(self) -> None:
-        """Copy the tokenizer's pyramid into the backbone."""
         self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
 
     def dd1_student(self) -> DD1VAR:
-        """See :meth:`CodebookTeacher.dd1_student`; the class is a further scale of one token, before all others.
-
-        Raises:
-            InputTypeError: if the first scale has several tokens.
-        """
         return DD1VAR.of(self)
-
-    def unmasked_cache(self) -> Cache:
-        """See :meth:`CodebookTeacher.unmasked_cache`."""
-        return Cache(masked=False)
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
@@ -201,53 +159,27 @@ class VARTeacher(Sized, CodebookTeacher):
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
         """Temperature, top-k with ties, then VAR's top-p: the tail of mass at most 1 - p is cut."""
-        if sampling.temperature != 1:
-            logits = logits / sampling.temperature
-        logits = keep_top_k(logits, sampling.top_k)
+        logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
         if sampling.top_p < 1:
             ordered, order = logits.sort(-1)
-            gone = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-            gone[..., -1] = False
-            logits = logits.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
+            cut = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+            cut[..., -1] = False
+            logits = logits.masked_fill(cut.scatter(-1, order, cut), -torch.inf)
         return logits
 
     def choose(
-        self, flow: CodebookFlow, sampling: Sampling, chance: Tensor, position: int, generator: torch.Generator | None
+        self, flow: CodebookFlow, sampling: VARSampling, uniforms: Tensor, position: int, rng: torch.Generator | None
     ) -> Tensor:
-        """See :meth:`CodebookTeacher.choose`; with ``more_smooth`` embeddings (B, n_i, C)."""
         if not sampling.more_smooth:
-            return super().choose(flow, sampling, chance, position, generator)
-        gumbel = -torch.empty_like(flow.log_p).exponential_(generator=generator).log()
+            return super().choose(flow, sampling, uniforms, position, rng)
+        gumbel = -torch.empty_like(flow.log_p).exponential_(generator=rng).log()
         return smooth_weights(flow.log_p, gumbel, position / (self.layout.num_positions - 1)) @ self.codebook
 
 
 def smooth_weights(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
     """Weights of the codes in a soft token of ``more_smooth``.
 
-    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005) and Gumbel noise g.
-
-    Args:
-        logits: guided and truncated, (..., V).
-        gumbel: -log of exponential noise, (..., V).
-        ratio: r = k / (K - 1) of scale k.
-
-    Returns:
-        (..., V).
+    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005), r = k / (K - 1) at scale k, and Gumbel
+    noise g, which is -log of exponential noise; logits and noise are (..., V).
     """
     return ((logits * (1 + ratio) + gumbel) / max(0.27 * (1 - 0.95 * ratio), 0.005)).softmax(-1)
-
-
-def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a :class:`VARTeacher` from the two files of a release.
-
-    Args:
-        transformer: ``var_d*.pth``.
-        tokenizer: ``vae_ch160v4096z32.pth``.
-    """
-    state = {f"tokenizer.{key}": value for key, value in tokenizer.items() if not key.endswith("ema_vocab_hit_SV")}
-    phi = "tokenizer.quantize.quant_resi."
-    state |= {f"backbone.pyramid.{key.removeprefix(phi)}": state[key] for key in list(state) if key.startswith(phi)}
-    for key, value in transformer.items():
-        if key not in VARBackbone.IGNORED:
-            state[("classifier." if key.startswith("head") else "backbone.") + key] = value
-    return state

@@ -1,8 +1,8 @@
 """VAR's network for DD1, with the state-dict names of the public release ``microsoft/distilled_decoding``.
 
 Unlike the teacher it reads every token by itself, noise and data of all scales alike: there is no accumulated map, no
-interpolation and no phi on the way in. The class is a scale of its own before the others, so that tables of places and
-levels have one row more, and tokens of one scale do not see each other.
+interpolation and no phi on the way in. The class is a further scale of one token before the others, so that tables of
+places and levels have one row more, and tokens of one scale do not see each other.
 """
 
 import math
@@ -12,17 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.errors import InputTypeError
+from dd2_lightning.families.var.config import VARConfig
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, adaptive, exact_linear, init_linear
-from dd2_lightning.models.teacher import CodebookTeacher
-from dd2_lightning.models.var_sizes import VARConfig
 
 
 class DD1VAR(DD1Student):
     """VAR's transformer with the marks of data and noise added again in every block.
-
-    Args:
-        config: sizes of the teacher.
 
     Raises:
         InputTypeError: if the first scale has several tokens: the class takes the place of its slot.
@@ -67,7 +64,6 @@ class DD1VAR(DD1Student):
         return student
 
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`DD1Student.features`."""
         c = cond = self.class_emb(labels)
         h = torch.cat([c[:, None] + self.pos_start, self.word_embed(x)], 1)
         h = h + self.lvl_embed(self.position + 1) + self.pos_1LC + flags
@@ -78,5 +74,4 @@ class DD1VAR(DD1Student):
         return (h + self.layerwise_n_d_embed[-1](flags))[:, 1:], c
 
     def classify(self, h: Tensor, c: Tensor) -> Tensor:
-        """See :meth:`DD1Student.classify`."""
         return exact_linear(self.head, self.head_nm(h, c))

@@ -11,22 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.models.layers import LayerCache
 
 
 def rope_table(grid: int, head_dim: int, base: float = 10_000.0) -> Tensor:
-    """Cosines and sines of the class position and of a row-major grid of tokens.
+    """Cosines and sines of the class position and of a row-major grid of G x G tokens, (1 + G², d/2, 2) on the CPU.
 
     The class position has zeros for both, which is not the identity: its query and key vanish, so it is seen
     through its value alone, with an attention logit of 0.
-
-    Args:
-        grid: G, tokens a side.
-        head_dim: d, a multiple of 4.
-        base: of the frequencies.
-
-    Returns:
-        (1 + G², d/2, 2), always on the CPU.
     """
     cpu = torch.device("cpu")  # a model that is built on "meta" has its constants all the same
     frequency = base ** (-2 * torch.arange(head_dim // 4, device=cpu) / (head_dim // 2))
@@ -36,14 +29,9 @@ def rope_table(grid: int, head_dim: int, base: float = 10_000.0) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate adjacent channels, (a, b) -> (a cos - b sin, b cos + a sin), in float32.
+    """Rotate adjacent channels of x (B, L, heads, d) by a table (L, d/2, 2), in float32.
 
-    Args:
-        x: queries or keys, (B, L, heads, d).
-        table: cosines and sines of the L positions, (L, d/2, 2).
-
-    Returns:
-        (B, L, heads, d), in the type of ``x``.
+    (a, b) -> (a cos - b sin, b cos + a sin).
     """
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = table[:, None].unbind(-1)
@@ -59,19 +47,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.weight * (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)
 
 
 class GroupedAttention(nn.Module):
-    """Causal self-attention in which consecutive query heads share keys and values.
-
-    Args:
-        dim: width.
-        heads: query heads.
-        kv_heads: heads of keys and values; they divide ``heads``.
-    """
+    """Causal self-attention in which consecutive query heads share the ``kv_heads`` heads of keys and values."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int):
         super().__init__()
@@ -83,7 +64,7 @@ class GroupedAttention(nn.Module):
         """Attend from ``x`` (B, L, dim), rotated by ``rope`` (L, d/2, 2), to itself and to what ``cache`` holds."""
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 2)
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, rope), rotate(k, rope), v))
+        q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
         shared = self.kv_heads != self.heads
@@ -101,7 +82,6 @@ class SwiGLU(nn.Module):
         self.w2 = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
@@ -114,31 +94,17 @@ def swiglu_width(dim: int, multiplier: float | None = None, multiple_of: int = 2
 
 
 class LlamaBlock(nn.Module):
-    """Attention and SwiGLU, each after an RMSNorm and with a residual; no biases.
+    """Attention and SwiGLU, each after an RMSNorm and with a residual; no biases."""
 
-    Args:
-        dim: width.
-        heads: query heads.
-        kv_heads: heads of keys and values.
-        hidden: width of the SwiGLU.
-        eps: of the norms.
-    """
-
-    def __init__(self, dim: int, heads: int, kv_heads: int, hidden: int, eps: float = 1e-5):
+    def __init__(self, config: LlamaGenConfig):
         super().__init__()
-        self.attention = GroupedAttention(dim, heads, kv_heads)
-        self.feed_forward = SwiGLU(dim, hidden)
-        self.attention_norm = RMSNorm(dim, eps)
-        self.ffn_norm = RMSNorm(dim, eps)
+        dim, heads = config.width, config.heads
+        self.attention = GroupedAttention(dim, heads, config.kv_heads or heads)
+        self.feed_forward = SwiGLU(dim, swiglu_width(dim, config.ffn_dim_multiplier, config.multiple_of))
+        self.attention_norm = RMSNorm(dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """One block.
-
-        Args:
-            x: (B, L, dim).
-            rope: cosines and sines of these L positions, (L, d/2, 2).
-            mask: boolean visibility, (L, keys).
-            cache: keys and values of earlier tokens.
-        """
+        """Update ``x`` (B, L, dim), rotated by ``rope`` (L, d/2, 2), under a boolean ``mask`` (L, keys)."""
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -1,25 +1,17 @@
-"""A network for DD1 where a family has no released one: ours, for tables and for teachers of a user's own."""
+"""A network for DD1 where a family has no released one: for tables, and for a user's teachers."""
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.dd1 import DD1Student
-from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, exact_linear, with_octaves
+from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, exact_linear, fourier_features
 
 
 class DD1Causal(DD1Student):
-    """A small transformer with fresh weights over any layout.
+    """A small transformer with fresh weights over any layout; the class also modulates every block.
 
-    Args:
-        layout: the order of the tokens.
-        token_dim: C.
-        num_classes: classes.
-        codes: V.
-        width: of the features.
-        depth: blocks.
-        heads: attention heads.
-        octaves: sinusoids that tokens and noise are read through, see :func:`with_octaves`.
+    ``octaves`` counts the :func:`fourier_features` of tokens and noise.
     """
 
     def __init__(
@@ -43,13 +35,11 @@ class DD1Causal(DD1Student):
         self.head = nn.Linear(width, codes)
 
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`DD1Student.features`; the class also modulates every block."""
         c = self.classes(labels)
-        h = torch.cat([c[:, None], self.input(with_octaves(x, self.octaves))], 1) + self.place + flags
+        h = torch.cat([c[:, None], self.input(fourier_features(x, self.octaves))], 1) + self.place + flags
         for block in self.blocks:
             h = block(h, c, self.mask)
         return h[:, 1:], c
 
     def classify(self, h: Tensor, c: Tensor) -> Tensor:
-        """See :meth:`DD1Student.classify`."""
         return exact_linear(self.head, self.head_nm(h, c))

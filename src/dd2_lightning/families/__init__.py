@@ -1,0 +1,1 @@
+"""The families of teachers, one folder each, and the registry that lists them."""

@@ -1,0 +1,44 @@
+"""What a family says of its published files: how they translate to a teacher of ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Release:
+    """How a family reads its release.
+
+    Attributes:
+        architecture: ``(config, grid, latent_only)`` to the sizes of a teacher; ``config`` holds the constructor
+            arguments of the release.
+        state: ``(transformer, tokenizer)``, two state dicts of the release, to that of a teacher. It drops what the
+            release stores but does not learn.
+        adapted: the sizes that change before a published model can be distilled.
+    """
+
+    architecture: Callable[[dict[str, Any], int | None, bool], dict[str, Any]]
+    state: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+    adapted: dict[str, Any] = field(default_factory=dict)
+
+
+def translate(config: dict[str, Any], renamed: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of a release under our names.
+
+    Args:
+        config: the arguments.
+        renamed: their name to ours.
+        fixed: arguments that may be absent, and otherwise must have this value.
+
+    Raises:
+        ValueError: naming a key that is unknown, or a value that this implementation does not have.
+    """
+    unknown = sorted(config.keys() - renamed.keys() - fixed.keys())
+    if unknown:
+        raise ValueError(f"--arch: unknown key '{unknown[0]}'; there are: {', '.join((*renamed, *fixed))}")
+    for key, value in fixed.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"--arch: '{key}' must be {value!r}, got {config[key]!r}; nothing else is implemented")
+    return {renamed[key]: value for key, value in config.items() if key in renamed}

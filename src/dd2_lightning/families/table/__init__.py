@@ -1,0 +1,1 @@
+"""The table teacher: a joint distribution written out in full, the oracle of the tests."""

@@ -1,0 +1,217 @@
+"""Teachers with a codebook: their flow follows exactly from the logits of a classifier."""
+
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.errors import InputTypeError
+from dd2_lightning.flow import CodebookFlow
+from dd2_lightning.models.backbone import Backbone
+from dd2_lightning.models.codebook import nearest_code
+from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.teacher import Teacher, check_labels
+from dd2_lightning.models.tokenizer import Tokenizer
+from dd2_lightning.models.walk import Walk
+from dd2_lightning.sampling import Sampling, draw, keep_top_k, keep_top_p
+
+
+class CodebookTeacher(Teacher):
+    """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
+
+    A family overrides :meth:`guide`, :meth:`truncate` and :meth:`choose` where it differs.
+
+    Args:
+        backbone: features from tokens.
+        classifier: ``(features (B, n, d), labels) -> logits (B, n, V)``.
+        tokenizer: owner of the codebook.
+    """
+
+    def __init__(self, backbone: Backbone, classifier: nn.Module, tokenizer: Tokenizer):
+        super().__init__()
+        self.backbone, self.classifier, self.tokenizer = backbone, classifier, tokenizer
+        self.layout, self.num_classes, self.token_dim = backbone.layout, backbone.num_classes, backbone.token_dim
+
+    @property
+    def codebook(self) -> Tensor:
+        """Codebook vectors as they are used, (V, C)."""
+        return self.tokenizer.codebook
+
+    def are_indices(self, tokens: Tensor) -> bool:
+        """Whether tokens are integer indices (B, n), rather than floating embeddings (B, n, C).
+
+        Raises:
+            InputTypeError: a ``TypeError``, for anything else.
+        """
+        integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+        if tokens.ndim == 2 and integer:
+            return True
+        if tokens.ndim == 3 and tokens.is_floating_point() and tokens.shape[-1] == self.token_dim:
+            return False
+        raise InputTypeError(
+            f"tokens are integer indices (B, n) or floating embeddings (B, n, {self.token_dim}), "
+            f"got {tokens.dtype} {tuple(tokens.shape)}"
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.codebook[tokens.long()] if self.are_indices(tokens) else tokens  # a byte would be taken for a mask
+
+    def snap(self, tokens: Tensor) -> Tensor:
+        """Nearest code of every token: (B, n, C) -> indices (B, n)."""
+        return nearest_code(tokens, self.codebook)
+
+    def prepare(self, tokens: Tensor) -> Tensor:
+        """Convert indices (B, n) or embeddings (B, n, C) to what the backbone reads: by default embeddings.
+
+        Raises:
+            InputTypeError: for anything else, and for embeddings where a family reads indices only.
+        """
+        return self.embed(tokens)
+
+    def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
+        """Classifier-free guidance of logits (B, n', V): uncond + s (cond - uncond), with the null label's ``uncond``.
+
+        A family has its convention for the ``guidance_scale`` s, and may use the position of each token, (n',).
+        """
+        return uncond + sampling.guidance_scale * (cond - uncond)
+
+    def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
+        """Temperature (1e-5 at least), top-k and top-p on guided logits (B, n', V); what is cut becomes -inf."""
+        logits = keep_top_k(logits / max(sampling.temperature, 1e-5), sampling.top_k)
+        return keep_top_p(logits, sampling.top_p)
+
+    def choose(
+        self, flow: CodebookFlow, sampling: Sampling, uniforms: Tensor, position: int, rng: torch.Generator | None
+    ) -> Tensor:
+        """Draw the tokens of one position, from uniform random numbers (B, n_i) and, for settings that need more, rng.
+
+        Returns:
+            Indices (B, n_i), or embeddings (B, n_i, C) for settings that make soft tokens.
+        """
+        return draw(flow, uniforms)
+
+    def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
+        """Next-token logits (B, n, V) before truncation, in float32; without a ``guidance_scale`` the conditional ones.
+
+        Tokens are indices (B, n) or embeddings (B, n, C) of complete positions.
+
+        Raises:
+            ValueError: for a label that no class has.
+            InputTypeError: see :meth:`prepare`.
+        """
+        check_labels(labels, self.num_classes)
+        return self._logits(self.prepare(tokens), labels, self.resolve_sampling(Sampling(guidance_scale)))
+
+    def predict(self, prepared: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, n, V) of one pass over :meth:`prepare`-d tokens; labels (B,) may be the null label."""
+        return self.classifier(self.backbone(prepared, labels), labels).float()
+
+    def _logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling, cache: Cache | None = None) -> Tensor:
+        guided = sampling.guidance_scale is not None
+        if guided:
+            tokens, labels = torch.cat([tokens, tokens]), torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        read = self.backbone if cache is None else partial(self.backbone.next_position, cache=cache)
+        logits = self.classifier(read(tokens, labels), labels).float()
+        if not guided:
+            return logits
+        cond, uncond = logits.chunk(2)
+        span = self.layout.span(cache.positions - 1) if cache else slice(cond.shape[1])
+        positions = self.layout.position_of_token(tokens.device)[span]
+        return self.guide(cond, uncond, sampling, positions)
+
+    def _flow(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None = None
+    ) -> CodebookFlow:
+        sampling = self.resolve_sampling(sampling)
+        logits = self._logits(tokens, labels, sampling, cache)
+        return CodebookFlow(self.codebook, self.truncate(logits, sampling).log_softmax(-1))
+
+    def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> CodebookFlow:
+        return self._flow(self.prepare(tokens), labels, sampling)
+
+    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
+        check_labels(labels, self.num_classes)
+        if prefix is None:
+            prefix = labels.new_zeros(len(labels), 0)
+        advance = partial(self._flow, labels=labels, sampling=sampling, cache=Cache())
+        return Walk(self.layout, advance, self.prepare, self.prepare(prefix))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        prefix: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        until: int | None = None,
+    ) -> Tensor:
+        sampling = self.resolve_sampling(sampling)
+        walk = self.walk(labels, sampling, prefix)
+        if uniforms is None:
+            uniforms = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
+        drawn = [labels.new_zeros(len(labels), 0)]
+        if walk.position:
+            drawn.append(prefix if self.are_indices(prefix) else self.snap(prefix))
+        until = self.layout.num_positions if until is None else until
+        for flow in islice(walk, max(0, until - walk.position)):
+            drawn.append(self.choose(flow, sampling, uniforms[:, walk.span], walk.position, generator))
+            walk.append(drawn[-1])
+        if drawn[-1].is_floating_point():
+            drawn = [self.embed(tokens) for tokens in drawn]
+        return torch.cat(drawn, 1)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        steps: int,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
+    ) -> Tensor:
+        """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
+
+        Args:
+            tokens: one-step sequence, (B, n, C).
+            labels: (B,).
+            steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
+            sampling: as in :meth:`sample`, like the following.
+            generator: random source.
+            uniforms: instead of a generator, (B, n).
+
+        Returns:
+            Tokens, (B, n, C).
+
+        Raises:
+            ValueError: if ``steps`` is not in 1..N+1.
+        """
+        self.check_steps(steps)
+        if steps == 1:
+            return tokens
+        kept = tokens[:, : self.layout.offsets[self.layout.num_positions + 1 - steps]]
+        drawn = self.sample(labels, sampling, generator, kept, uniforms)
+        return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a number of steps that :meth:`refine` cannot take.
+
+        Raises:
+            ValueError: if it is not in 1..N+1.
+        """
+        N = self.layout.num_positions
+        if not 1 <= steps <= N + 1:
+            raise ValueError(f"steps must be in 1..{N + 1} for a teacher of {N} positions, got {steps}")
+
+
+def require_codebook(teacher: Teacher) -> CodebookTeacher:
+    """The teacher itself, for code that needs its codebook, logits or indices.
+
+    Raises:
+        InputTypeError: a ``TypeError``, for a teacher that has none.
+    """
+    if not isinstance(teacher, CodebookTeacher):
+        raise InputTypeError(f"this needs a teacher with a codebook; {type(teacher).__name__} has none")
+    return teacher
