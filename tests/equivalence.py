@@ -50,7 +50,9 @@ def weights_of(
     output.mkdir(exist_ok=True)
     config = config_of(root, stage, output, processes, strategy)
     config["trainer"]["max_steps"] = iterations
-    config["trainer"]["callbacks"] = [{"class_path": "equivalence.SaveWeights", "init_args": {"directory": str(output)}}]
+    config["trainer"]["callbacks"] = [
+        {"class_path": "equivalence.SaveWeights", "init_args": {"directory": str(output)}}
+    ]
     (output / "run.yaml").write_text(yaml.safe_dump(config))
     line = ("fit", "--config", str(output / "run.yaml"), "--ckpt_path", "auto")
     if processes == 1:

@@ -189,7 +189,11 @@ CASES = [
     ("cache --teacher teacher --num 10 --output file", 1, "file"),
     ("convert var --arch d16 --output c --tokenizer code.pth --transformer code.pth", 1, "code.pth"),
     ("convert var --arch d17 --output c --tokenizer code.pth --transformer code.pth", 2, "d17"),
-    ("convert var --arch d16 --output c --tokenizer hf://a/b/../../c.pth --transformer code.pth", 1, "hf://a/b/../../c"),
+    (
+        "convert var --arch d16 --output c --tokenizer hf://a/b/../../c.pth --transformer code.pth",
+        1,
+        "hf://a/b/../../c",
+    ),
 ]
 
 

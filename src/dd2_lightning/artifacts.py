@@ -26,32 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
-stage      files                                                                        read by
-========== ============================================================================ ==================
-teacher    ``teacher.safetensors``                                                      every later stage
-init       ``student.safetensors``                                                      csd
-csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, users
-dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
-========== ============================================================================ ==================
-
-``config.json`` holds plain settings and provenance and is written last, so a directory that has one is
-complete. A student's directory names its teacher by relative path and hash.
-"""
-
-import hashlib
-import json
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from dd2_lightning.errors import ArtifactError
-<<<<<<< HEAD
+from dd2_lightning.families.registry import family_of, teacher_from_config
 from dd2_lightning.files import (  # noqa: F401
     atomic_path,
     check_writable,
@@ -61,8 +36,6 @@ from dd2_lightning.files import (  # noqa: F401
 from dd2_lightning.files import atomic_path as whole_or_not_at_all  # noqa: F401
 from dd2_lightning.files import open_manifest as settle_manifest  # noqa: F401
 from dd2_lightning.files import remove_temporary as remove_parts  # noqa: F401
-=======
-from dd2_lightning.families.registry import family_of, teacher_from_config
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.dd1_generator import DD1Generator

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from subprocess import Popen
-from typing import Any
 
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch import Trainer
@@ -85,5 +84,3 @@ def failed_status(trainer: Trainer, seconds: float = 5.0) -> int:
                 return exit_status(process.returncode)
         time.sleep(0.05)
     return 0
-
-

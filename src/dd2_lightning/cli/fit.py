@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -45,7 +45,7 @@ from dd2_lightning.cli.arguments import (
 )
 from dd2_lightning.cli.run_directory import RunDirectory
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.lightning_internals import end_with_failed_process, end_launched_processes
+from dd2_lightning.lightning_internals import end_launched_processes, end_with_failed_process
 from dd2_lightning.models.execution import Execution
 from dd2_lightning.overlays import resolve
 from dd2_lightning.sampling import Sampling

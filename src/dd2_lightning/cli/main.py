@@ -43,7 +43,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "validate": Command("score gaps and likelihood of a run on held-out sequences", "cli.fit:validate", trains=True),
     "test": Command("the same on the test data of the data module", "cli.fit:test", trains=True),
     "predict": Command("one-step images of a run's checkpoint", "cli.fit:predict", trains=True),
-    "plan": Command("parameters, memory, operations and hours of a stage, before it runs", "cli.plan:plan", trains=True),
+    "plan": Command(
+        "parameters, memory, operations and hours of a stage, before it runs", "cli.plan:plan", trains=True
+    ),
     "cache": Command("sample teacher sequences in advance", "data.build:cache"),
     "sample": Command("draw images with a generator", "commands:sample"),
     "evaluate": Command("compare generators with their teacher and all baselines", "evaluation.evaluate:evaluate"),
