@@ -19,7 +19,7 @@ from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.var import VARSampling
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.tables import independent_total_variation, random_table
+from benchmarks.tables import independent_total_variation, random_table
 from teachers import (
     labels_for,
     llamagen_teacher,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd2_lightning.cli import main
-from dd2_lightning.tables import STUDENT, distil_table, independent_total_variation, random_table, two_sequences
+from benchmarks.tables import STUDENT, distil_table, independent_total_variation, random_table, two_sequences
 
 SMALL = {"width": 48, "depth": 1, "heads": 4}
 

@@ -19,7 +19,6 @@ TRAINING = {
 
 def tools() -> dict[str, Any]:
     """The commands that do not train, by name; a dictionary is a command with commands of its own."""
-    from dd2_lightning.ablations.command import ablations
     from dd2_lightning.benchmarks import bench_flow, bench_sample, bench_train
     from dd2_lightning.commands import sample
     from dd2_lightning.data.build import cache
@@ -28,7 +27,6 @@ def tools() -> dict[str, Any]:
     from dd2_lightning.evaluation.report import write_benchmark
     from dd2_lightning.hub.convert import convert_llamagen, convert_var
     from dd2_lightning.hub.dd1 import convert_dd1
-    from dd2_lightning.tables import tables
 
     return {
         "cache": cache,
@@ -42,8 +40,6 @@ def tools() -> dict[str, Any]:
         ),
         "bench": Group("Speed, measured.", {"sample": bench_sample, "train": bench_train, "flow": bench_flow}),
         "summary": write_benchmark,
-        "tables": tables,
-        "ablations": ablations,
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import mean, median, stdev
 from typing import Any, Literal, NamedTuple
 
-from dd2_lightning.ablations.variants import Finding
+from benchmarks.ablations.variants import Claim
 
 Curve = list[dict[str, Any]]
 Result = dict[str, Any]
@@ -19,18 +19,11 @@ DECISIVE = 3
 """Seeds of either side below which nothing is decided. Of three and three alike ones, one pair in ten is disjoint."""
 
 FLUCTUATION_POINTS = 3
-"""Points of a curve's last part below which it has no fluctuation."""
+"""Points of the end of a curve below which it has no fluctuation."""
 
 
 class Spread(NamedTuple):
-    """Of one figure over the seeds.
-
-    Attributes:
-        median: of them.
-        low: the smallest.
-        high: the largest.
-        count: how many there are.
-    """
+    """Median and range of a figure over ``count`` seeds."""
 
     median: float
     low: float
@@ -45,8 +38,8 @@ def spread(values: list[float | None]) -> Spread | None:
     return Spread(median(values), min(values), max(values), len(values))
 
 
-def at(curve: Curve, axis: str, where: float, metric: str = "distance", network: str = "ema") -> float | None:
-    """A curve's value at a point of its axis, between two points on the straight line of logarithms.
+def value_at(curve: Curve, axis: str, where: float, metric: str = "distance", network: str = "ema") -> float | None:
+    """A curve's value at a point of its axis, interpolated linearly in the logarithm.
 
     Args:
         curve: with increasing ``axis``.
@@ -67,14 +60,14 @@ def at(curve: Curve, axis: str, where: float, metric: str = "distance", network:
     before, after = values[right - 1], values[right]
     if before is None or after is None:
         return None
-    share = (where - places[right - 1]) / (places[right] - places[right - 1])
+    weight = (where - places[right - 1]) / (places[right] - places[right - 1])
     if min(before, after) <= 0:
-        return before + share * (after - before)
-    return math.exp((1 - share) * math.log(before) + share * math.log(after))
+        return before + weight * (after - before)
+    return math.exp((1 - weight) * math.log(before) + weight * math.log(after))
 
 
 def fluctuation(curve: Curve, network: str = "ema", last: float = 0.25) -> float | None:
-    """Standard deviation of the distance over the last part of a curve's iterations, relative to its mean."""
+    """Standard deviation of the distance over the last fraction of a curve's iterations, relative to its mean."""
     if not curve:
         return None
     spacing = curve[1]["iteration"] - curve[0]["iteration"] if len(curve) > 1 else curve[0]["iteration"]
@@ -85,35 +78,35 @@ def fluctuation(curve: Curve, network: str = "ema", last: float = 0.25) -> float
     return stdev(late) / mean(late)
 
 
-def part(curve: Curve, stage: str) -> Curve:
+def of_stage(result: Result, stage: str) -> Curve:
     """The points of one stage."""
-    return [point for point in curve if point["stage"] == stage]
+    return [point for point in result["curve"] if point["stage"] == stage]
 
 
-def share(result: Result, distance: float | None) -> float | None:
-    """What a distance leaves of the independent tokens' error: 0 is a sample of the teacher as large, 1 is independent.
+def error_left(result: Result, distance: float | None) -> float | None:
+    """Fraction of the independent tokens' error that is left: 0 is a teacher sample as large, 1 is independent.
 
-    What differs between the seeds' teachers, and the bias of a small sample, go out. None where it is not defined.
+    It removes what differs between the seeds' teachers, and the bias of a small sample. None where it is not defined.
     """
     floor, independent = result["floor"], result["independent"]
     return (distance - floor) / (independent - floor) if distance is not None and floor < independent else None
 
 
-def common(results: list[Result], axis: str) -> float:
-    """The last point of an axis that all curves reach."""
-    return min(result["curve"][-1][axis] for result in results)
+def common_end(results: list[Result]) -> dict[str, float]:
+    """The last iteration and the last second that all curves reach."""
+    return {axis: min(result["curve"][-1][axis] for result in results) for axis in ("iteration", "seconds")}
 
 
 FIGURES: dict[str, Callable[[Result, dict[str, float]], float | None]] = {
-    "distance": lambda result, end: share(result, at(result["curve"], "iteration", end["iteration"])),
-    "seconds": lambda result, end: share(result, at(result["curve"], "seconds", end["seconds"])),
+    "distance": lambda result, end: error_left(result, value_at(result["curve"], "iteration", end["iteration"])),
+    "seconds": lambda result, end: error_left(result, value_at(result["curve"], "seconds", end["seconds"])),
     "velocity_error": lambda result, end: result["velocity_error"],
     "fluctuation ema": lambda result, end: fluctuation(result["curve"], "ema"),
     "fluctuation raw": lambda result, end: fluctuation(result["curve"], "raw"),
-    "fluctuation before": lambda result, end: fluctuation(part(result["curve"], "csd"), "raw"),
-    "fluctuation after": lambda result, end: fluctuation(part(result["curve"], "align"), "raw", last=0.5),
+    "fluctuation before": lambda result, end: fluctuation(of_stage(result, "csd"), "raw"),
+    "fluctuation after": lambda result, end: fluctuation(of_stage(result, "align"), "raw", last=0.5),
 }
-"""From a result, and where the curves that are compared end, to a number; smaller is better.
+"""From a result, and the common end of the curves that are compared, to a number; smaller is better.
 
 In the first half of stage 3 the generator rests, so only the second half of it fluctuates.
 """
@@ -134,41 +127,28 @@ def verdict(better: Spread | None, worse: Spread | None, differs: bool = True) -
     return "appears" if differs and better.high < worse.low else "does not appear"
 
 
-class Judged(NamedTuple):
-    """A finding with its figures.
+class Judgement(NamedTuple):
+    """A claim's two figures, None if they were not run, and what follows from them."""
 
-    Attributes:
-        finding: the claim.
-        better: spread of what is claimed to be smaller; None if it was not run.
-        worse: spread of what is claimed to be larger.
-        verdict: what follows.
-    """
-
-    finding: Finding
     better: Spread | None
     worse: Spread | None
     verdict: Verdict
 
 
-def judged(finding: Finding, results: dict[str, list[Result]]) -> Judged:
-    """A finding against the results of one problem.
-
-    Args:
-        finding: the claim.
-        results: of every variant, one a seed.
-    """
-    sides = [results.get(variant, []) for variant, _ in (finding.better, finding.worse)]
+def assess(claim: Claim, results: dict[str, list[Result]]) -> Judgement:
+    """Compare a claim with the results of one problem: of every variant, one a seed."""
+    sides = [results.get(variant, []) for variant, _ in (claim.better, claim.worse)]
     if not all(sides):
-        return Judged(finding, None, None, "not run")
-    end = {axis: common([*sides[0], *sides[1]], axis) for axis in ("iteration", "seconds")}
+        return Judgement(None, None, "not run")
+    end = common_end([*sides[0], *sides[1]])
     better, worse = (
         spread([FIGURES[figure](result, end) for result in side])
-        for side, (_, figure) in zip(sides, (finding.better, finding.worse), strict=True)
+        for side, (_, figure) in zip(sides, (claim.better, claim.worse), strict=True)
     )
-    return Judged(finding, better, worse, verdict(better, worse, finding.differs))
+    return Judgement(better, worse, verdict(better, worse, claim.differs))
 
 
-def summarised(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
+def summarise(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
     """The figures of one question's table.
 
     Args:
@@ -177,12 +157,12 @@ def summarised(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
     Returns:
         Variant to its figures: ``iterations`` and :class:`Spread` of ``time`` (s), ``end``, ``at_iterations`` and
         ``at_seconds`` (EMA's distance), ``nll``, ``fluctuation_ema``, ``fluctuation_raw``, ``velocity_error``, and
-        what ``end`` leaves of the independent tokens' error as ``share``; None where there is none.
+        :func:`error_left` at the end as ``share``; None where there is none.
     """
     everything = [result for several in results.values() for result in several]
     if not everything:
         return {}
-    end = {axis: common(everything, axis) for axis in ("iteration", "seconds")}
+    end = common_end(everything)
     table = {}
     for variant, several in results.items():
         curves = [result["curve"] for result in several]
@@ -191,9 +171,9 @@ def summarised(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
             "iterations": last[0]["iteration"] if last else None,
             "time": spread([point["seconds"] for point in last]),
             "end": spread([point["ema"]["distance"] for point in last]),
-            "share": spread([share(r, p["ema"]["distance"]) for p, r in zip(last, several, strict=True)]),
-            "at_iterations": spread([at(curve, "iteration", end["iteration"]) for curve in curves]),
-            "at_seconds": spread([at(curve, "seconds", end["seconds"]) for curve in curves]),
+            "share": spread([error_left(r, p["ema"]["distance"]) for p, r in zip(last, several, strict=True)]),
+            "at_iterations": spread([value_at(curve, "iteration", end["iteration"]) for curve in curves]),
+            "at_seconds": spread([value_at(curve, "seconds", end["seconds"]) for curve in curves]),
             "nll": spread([point["ema"].get("nll") for point in last]),
             "fluctuation_ema": spread([fluctuation(curve, "ema") for curve in curves]),
             "fluctuation_raw": spread([fluctuation(curve, "raw") for curve in curves]),
