@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from dd2_lightning.artifacts import load_generator, load_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.data import Batch, PairData
@@ -23,7 +24,6 @@ from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.planning import make_plan
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import DD1Distill
-from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from faults import poisoned
 from helpers import circle
 from runs import fails, fit, make_teacher, stage_config

@@ -65,9 +65,7 @@ def run(problem: str, variant: str, seed: int, work: str = WORK) -> None:
     print(f"{chosen.label}: {figures}; {finished} of {len(runs)} are finished", flush=True)
 
 
-def report(
-    problems: list[str] = PROBLEMS, work: str = WORK, results: str = RESULTS, document: str = DOCUMENT
-) -> None:
+def report(problems: list[str] = PROBLEMS, work: str = WORK, results: str = RESULTS, document: str = DOCUMENT) -> None:
     """Write figures and document of the finished runs.
 
     Args:
