@@ -1,1 +1,1 @@
-"""This repository's own experiments: scripts and YAML beside the JSON that they write. Run from the repository root."""
+"""Experiments of this repository: scripts and YAML beside the JSON that they write; run from its root."""

@@ -45,10 +45,14 @@ def digits(tmp_path_factory):
     return root / "digits"
 
 
-def write_problem(root, name, budget, **changes):
-    """The shipped YAML file of a problem with another budget and other settings."""
+def write_problem(root, name, budget, warmup=True, **changes):
+    """The shipped YAML file of a problem with another budget and other settings; tables also without a warm-up."""
     settings = yaml.safe_load((ROOT / f"benchmarks/ablations/{name}.yaml").read_text())
     settings["configs"] = {stage: str(ROOT / path) for stage, path in settings["configs"].items()}
+    if not warmup and name == "tables":
+        for stage, path in settings["configs"].items():
+            settings["configs"][stage] = str(root / f"{stage}.yaml")
+            (root / f"{stage}.yaml").write_text(Path(path).read_text().replace("warmup: 40", "warmup: 0"))
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings | {"budget": settings["budget"] | budget} | changes))
     return str(path)
@@ -60,8 +64,9 @@ class Command:
     def __init__(self, root, *problems, teacher=None, budget=None, **settings):
         self.root, budget = root, TINY | (budget or {})
         names = problems or ("tables",)
+        digits = {"teacher": str(teacher)}
         files = [
-            write_problem(root, name, budget, **settings, **({"teacher": str(teacher)} if name == "digits" else {}))
+            write_problem(root, name, budget, warmup=False, **settings, **(digits if name == "digits" else {}))
             for name in names
         ]
         self.options = ["--problems", f"[{','.join(files)}]", "--work", str(root / "work")]
@@ -81,16 +86,8 @@ class Command:
                     assert end.code == 1
 
     def report(self):
-        main(
-            [
-                "report",
-                *self.options,
-                "--results",
-                str(self.root / "out.json"),
-                "--document",
-                str(self.root / "doc/a.md"),
-            ]
-        )
+        output = ["--results", str(self.root / "out.json"), "--document", str(self.root / "doc/a.md")]
+        main(["report", *self.options, *output])
         return json.loads((self.root / "out.json").read_text())
 
     def run(self):
