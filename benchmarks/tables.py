@@ -67,10 +67,7 @@ def independent_total_variation(teacher: TableTeacher) -> float:
 def draw_tokens(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher, samples: int = SAMPLES) -> Tensor:
     """One-step sequences, (samples, n, C), from noise that depends on their number only.
 
-    Args:
-        generate: ``(noise (b, n, C), labels (b,)) -> tokens (b, n, C)``.
-        teacher: gives n and C.
-        samples: number of sequences.
+    ``generate`` is ``(noise (b, n, C), labels (b,)) -> tokens (b, n, C)``.
     """
     labels = torch.zeros(samples, dtype=torch.long)
     noise = torch.randn(samples, teacher.layout.length, teacher.token_dim, generator=stream(0, "total variation"))
@@ -98,19 +95,11 @@ def stage_config(stage: str, iterations: int, **settings: Any) -> Config:
 def distil_table(
     teacher: TableTeacher, seed: int, iterations: int, init_iterations: int = 2000, every: int = 500, **head: int
 ) -> list[dict[str, float]]:
-    """Run stages 1 and 2 on a table.
-
-    Args:
-        teacher: the table.
-        seed: of networks and noise.
-        iterations: of stage 2.
-        init_iterations: of stage 1.
-        every: iterations between two points of the curve.
-        head: sizes of the velocity head, as stage 1 takes them.
+    """Run stages 1 and 2 on a table; ``head`` are sizes of the velocity head, as stage 1 takes them.
 
     Returns:
-        The curve of the EMA generator: iteration, seconds (stage 1 included), total variation, mass on impossible
-        sequences.
+        The curve of the EMA generator, a point ``every`` iterations of stage 2: iteration, seconds (stage 1 included),
+        total variation, mass on impossible sequences.
     """
     configs = {"init": stage_config("init", init_iterations, **head), "csd": stage_config("csd", iterations)}
     head_time = configs["csd"]["model"]["init_args"]["head_time"]
@@ -176,10 +165,6 @@ def tables(
         threads: of torch; these networks are too small to gain from more.
         tokens: n; a joint has 8 to the power of n entries.
         dd1_iterations: of the baseline DD1 on the same table; 0 leaves it out.
-
-    Raises:
-        ArtifactError: if the file cannot be written.
-        ValueError: for fewer than two tokens, or more than a joint has room for.
     """
     check_writable(Path(output).parent)
     if not 2 <= tokens <= MAX_TOKENS:

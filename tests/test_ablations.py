@@ -385,10 +385,10 @@ def test_bad_input(tmp_path, capsys, digits):
     ):
         with fails(capsys, 2, "tables.yaml", words):
             Command(tmp_path, **settings).report()
-    nowhere = {name: str(tmp_path / "init.yaml") for name in ("init", "csd", "align")}
+    nowhere = {name: str(tmp_path / "no_such_init.yaml") for name in ("init", "csd", "align")}
     for words, command in (
         ("nowhere is no finished teacher; make teacher", Command(tmp_path, "digits", teacher=tmp_path / "nowhere")),
-        ("init.yaml is no config of a stage", Command(tmp_path, configs=nowhere)),
+        ("no_such_init.yaml is no config of a stage", Command(tmp_path, configs=nowhere)),
     ):
         with fails(capsys, 1, words):
             command.report()

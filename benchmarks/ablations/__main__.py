@@ -11,7 +11,7 @@ from typing import Literal
 from benchmarks.ablations.figures import save_curves
 from benchmarks.ablations.problems import open_problem
 from benchmarks.ablations.report import Content, Outcome, as_json, asked, markdown, summary
-from benchmarks.ablations.runs import Plan, plan_runs
+from benchmarks.ablations.runs import plan_runs
 from benchmarks.command import run_command
 from dd2_lightning.artifacts import check_writable, write_atomically
 from dd2_lightning.errors import DD2Error
@@ -32,7 +32,7 @@ def missing(stage: Literal["init", "csd"], problems: list[str] = PROBLEMS, work:
     """
     check_writable(work)
     for problem in problems:
-        for run in open_plan(problem, work).of_stage(stage):
+        for run in plan_runs(open_problem(problem, Path(work))).of_stage(stage):
             if run.result() is None:
                 print(shlex.join([problem, run.variant, str(run.seed), "--work", work]))
 
@@ -45,12 +45,8 @@ def run(problem: str, variant: str, seed: int, work: str = WORK) -> None:
         variant: name of a variant, or ``init-`` and a loss for a stage 1.
         seed: one of the problem's.
         work: directory of the runs; each leaves a JSON file, or a log if it fails.
-
-    Raises:
-        ValueError: if the problem has no such run.
-        DD2Error: if it fails.
     """
-    plan = open_plan(problem, work)
+    plan = plan_runs(open_problem(problem, Path(work)))
     runs = [*plan.of_stage("init"), *plan.of_stage("csd")]
     chosen = next((run for run in runs if (run.variant, run.seed) == (variant, seed)), None)
     if chosen is None:
@@ -66,20 +62,17 @@ def run(problem: str, variant: str, seed: int, work: str = WORK) -> None:
 
 
 def report(problems: list[str] = PROBLEMS, work: str = WORK, results: str = RESULTS, document: str = DOCUMENT) -> None:
-    """Write figures and document of the finished runs.
+    """Write figures and document of the finished runs, and name those that failed.
 
     Args:
         problems: YAML files.
         work: directory of the runs.
         results: JSON file of all figures.
         document: Markdown file of tables and verdicts; its figures go into ``images`` beside it.
-
-    Raises:
-        DD2Error: if no run is finished, or, when everything is written, if runs failed.
     """
     outcomes, failed = [], {}
     for path in problems:
-        plan = open_plan(path, work)
+        plan = plan_runs(open_problem(path, Path(work)))
         outcomes.append(Outcome(plan.inits[0].problem, plan.results()))
         runs = [run for stage in ("init", "csd") for run in plan.of_stage(stage) if run.result() is None]
         failed |= {run.label: why for run in runs if (why := run.failure())}
@@ -105,11 +98,6 @@ def document(results: str = RESULTS, document: str = DOCUMENT) -> None:
     except (OSError, ValueError) as error:
         raise DD2Error(f"{results} cannot be read: {error}") from error
     write_document(content, Path(document))
-
-
-def open_plan(problem: str, work: str) -> Plan:
-    """The runs of a problem."""
-    return plan_runs(open_problem(problem, Path(work)))
 
 
 def write_document(content: Content, path: Path) -> None:

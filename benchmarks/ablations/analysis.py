@@ -39,18 +39,7 @@ def spread(values: list[float | None]) -> Spread | None:
 
 
 def value_at(curve: Curve, axis: str, where: float, metric: str = "distance", network: str = "ema") -> float | None:
-    """A curve's value at a point of its axis, interpolated linearly in the logarithm.
-
-    Args:
-        curve: with increasing ``axis``.
-        axis: ``iteration`` or ``seconds``.
-        where: on it.
-        metric: ``distance`` or ``nll``.
-        network: ``ema`` or ``raw``.
-
-    Returns:
-        The value; None outside of the curve, or where it is not known.
-    """
+    """A curve's value at an iteration or a second, interpolated linearly in the logarithm; None outside of it."""
     places, values = [point[axis] for point in curve], [point[network].get(metric) for point in curve]
     if not places or not places[0] <= where <= places[-1]:
         return None
@@ -115,10 +104,7 @@ In the first half of stage 3 the generator rests, so only the second half of it 
 def verdict(better: Spread | None, worse: Spread | None, differs: bool = True) -> Verdict:
     """Whether a claim is borne out: decided where the ranges over the seeds do not overlap.
 
-    Args:
-        better: of what is claimed to be smaller.
-        worse: of what is claimed to be larger.
-        differs: False for the claim that they are equal, which disjoint ranges refute and nothing proves.
+    Without ``differs`` the claim is that both are equal, which disjoint ranges refute and nothing proves.
     """
     if better is None or worse is None:
         return "not run"
@@ -149,15 +135,9 @@ def assess(claim: Claim, results: dict[str, list[Result]]) -> Judgement:
 
 
 def summarise(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:
-    """The figures of one question's table.
+    """The figures of one question's table, by variant.
 
-    Args:
-        results: of every variant, one a seed.
-
-    Returns:
-        Variant to its figures: ``iterations`` and :class:`Spread` of ``time`` (s), ``end``, ``at_iterations`` and
-        ``at_seconds`` (EMA's distance), ``nll``, ``fluctuation_ema``, ``fluctuation_raw``, ``velocity_error``, and
-        :func:`error_left` at the end as ``share``; None where there is none.
+    ``end``, ``at_iterations`` and ``at_seconds`` are the EMA's distance; ``share`` is :func:`error_left` at the end.
     """
     everything = [result for several in results.values() for result in several]
     if not everything:

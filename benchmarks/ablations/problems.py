@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import yaml
-from torch import Tensor
 
 from benchmarks.ablations.recipes import Recipe, complete
 from benchmarks.ablations.variants import Question, choose
@@ -55,28 +54,20 @@ class Settings:
             raise ValueError(f"budget.iterations must be a multiple of every, got {iterations} and {every}")
 
 
-class Measurer(Protocol):
-    """Measures generators against their teacher.
-
-    Attributes:
-        independent: distance of independent tokens.
-        floor: distance of as many samples of the teacher itself.
-    """
-
-    independent: float
-    floor: float
-
-    def __call__(self, student: Student, head_time: float) -> dict[str, float | None]:
-        """``distance``, and further figures."""
-
-
 class Problem(ABC):
     """A teacher that is distilled, and the baseline of its distillation.
 
     Args:
         settings: of its YAML file.
         work: directory of its runs.
+
+    Attributes:
+        independent: distance of independent tokens from the teacher, once that is opened.
+        floor: distance of as many samples of the teacher itself.
     """
+
+    independent: float
+    floor: float
 
     def __init__(self, settings: Settings, work: Path):
         self.settings, self.name, self.budget, self.work = settings, settings.problem, settings.budget, work
@@ -98,84 +89,57 @@ class Problem(ABC):
         """Directory of the teacher of this seed; everything that runs share is made here, once."""
 
     @abstractmethod
-    def measurer(self, teacher: Path, sampling: Sampling) -> Measurer:
-        """The measurer of generators that were distilled with this guidance and truncation."""
+    def open_teacher(self, directory: Path, sampling: Sampling) -> None:
+        """Prepare to measure generators that were distilled from it with this guidance and truncation."""
+
+    @abstractmethod
+    def measure(self, student: Student, head_time: float) -> dict[str, float | None]:
+        """Distance of one-step samples from the teacher, and further figures."""
 
 
 class Tables(Problem):
-    """Random joints of three tokens, one a seed."""
+    """Random joints of three tokens, one a seed; total variation of snapped one-step sequences."""
 
     def teacher(self, seed: int) -> Path:
-        """Write the table, unless it is there."""
         directory, table = self.work / f"teacher-seed{seed}", random_table(seed, STUDENT)
         if not (directory / "config.json").is_file() or not torch.equal(load_teacher(directory).joint, table.joint):
             write_teacher(directory, table)
         return directory
 
-    def measurer(self, teacher: Path, sampling: Sampling) -> "TableMeasurer":
-        """A table has no guidance."""
-        return TableMeasurer(teacher, self.budget["samples"])
+    def open_teacher(self, directory: Path, sampling: Sampling) -> None:
+        self.table, samples = load_teacher(directory), self.budget["samples"]
+        self.independent = independent_total_variation(self.table)
+        uniforms = torch.rand(samples, self.table.layout.length, generator=stream(0, "table floor"))
+        drawn = self.table.sample(torch.zeros(samples, dtype=torch.long), chance=uniforms)
+        self.floor, _ = self.table.total_variation(drawn)
 
-
-class TableMeasurer:
-    """Total variation of snapped one-step sequences from the joint."""
-
-    def __init__(self, teacher: Path, samples: int):
-        self.teacher, self.samples = load_teacher(teacher), samples
-        self.independent = independent_total_variation(self.teacher)
-        uniforms = torch.rand(samples, self.teacher.layout.length, generator=stream(0, "table floor"))
-        drawn = self.teacher.sample(torch.zeros(samples, dtype=torch.long), chance=uniforms)
-        self.floor = self.of_sequences(drawn)["distance"]
-
-    def of_sequences(self, indices: Tensor) -> dict[str, float]:
-        """Figures of sequences (samples, n)."""
-        distance, impossible = self.teacher.total_variation(indices)
-        return {"distance": distance, "impossible": impossible}
-
-    def __call__(self, student: Student, head_time: float) -> dict[str, float | None]:
-        """Draw one-step sequences and measure them."""
+    def measure(self, student: Student, head_time: float) -> dict[str, float | None]:
         generate = partial(student.generate, head_time=head_time)
-        return self.of_sequences(self.teacher.snap(draw_tokens(generate, self.teacher, self.samples)))
+        drawn = self.table.snap(draw_tokens(generate, self.table, self.budget["samples"]))
+        return dict(zip(("distance", "impossible"), self.table.total_variation(drawn), strict=True))
 
 
 class Digits(Problem):
-    """The digits' VAR, one teacher for all seeds."""
+    """The digits' VAR, one teacher for all seeds; Fréchet distance of one-step images, and their likelihood."""
 
     def teacher(self, seed: int) -> Path:
-        """Check that the teacher is there, and train the classifier that distances are measured with."""
         directory = Path(self.settings.teacher or "")
         if not (directory / "config.json").is_file():
             raise ArtifactError(f"teacher: {directory} is no finished teacher; make teacher trains one")
         Artifact.open(directory, ("teacher",), "teacher")
-        load_classifier(self.work)
+        load_classifier(self.work)  # trains it, once
         return directory
 
-    def measurer(self, teacher: Path, sampling: Sampling) -> "DigitMeasurer":
-        """With the guidance of the distillation."""
-        return DigitMeasurer(teacher, self.work, sampling, self.budget["samples"])
+    def open_teacher(self, directory: Path, sampling: Sampling) -> None:
+        self.var, samples = load_teacher(directory), self.budget["samples"]
+        sizes = {"reference_samples": 4 * samples, "manifold_samples": 0, "paths": 0}
+        self.evaluator = Judge(self.var, load_classifier(self.work), sampling, progress=False, **sizes)
+        self.independent = self.evaluator.score(IndependentContender(self.var), samples).frechet
+        self.floor = self.evaluator.score(TeacherContender(self.var, self.evaluator.sampling), samples).frechet
 
-
-class DigitMeasurer:
-    """Fréchet distance of one-step images from a teacher sample, and their likelihood."""
-
-    def __init__(self, teacher: Path, work: Path, sampling: Sampling, samples: int):
-        self.teacher, self.samples = load_teacher(teacher), samples
-        self.evaluator = Judge(
-            self.teacher,
-            load_classifier(work),
-            sampling,
-            reference_samples=4 * samples,
-            manifold_samples=0,
-            progress=False,
-            paths=0,
-        )
-        self.independent = self.evaluator.score(IndependentContender(self.teacher), samples).frechet
-        self.floor = self.evaluator.score(TeacherContender(self.teacher, self.evaluator.sampling), samples).frechet
-
-    def __call__(self, student: Student, head_time: float) -> dict[str, float | None]:
-        """Draw one-step images and measure them."""
-        generator = OneStepGenerator(student, self.teacher.tokenizer, head_time)
-        score = self.evaluator.score(OneStepContender(self.teacher, generator), self.samples)
+    def measure(self, student: Student, head_time: float) -> dict[str, float | None]:
+        generator = OneStepGenerator(student, self.var.tokenizer, head_time)
+        score = self.evaluator.score(OneStepContender(self.var, generator), self.budget["samples"])
         return {"distance": score.frechet, "nll": score.nll}
 
 

@@ -145,12 +145,7 @@ def verdict_cell(entry: dict[str, Any] | None) -> str:
 
 
 def markdown(content: Content, figures: dict[str, str]) -> str:
-    """The contents of ``ablations.md``.
-
-    Args:
-        content: that of ``ablations.json``.
-        figures: name of a question to the path of its figure, relative to the document.
-    """
+    """The contents of ``ablations.md``; ``figures`` has the relative path of each question's figure."""
     lines = ["# Ablations", "", "Written by `python -m benchmarks.ablations report` (`make ablations`).", ""]
     for name, problem in content["problems"].items():
         budget = problem["budget"]

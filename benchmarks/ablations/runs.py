@@ -56,12 +56,12 @@ class Run:
     @property
     def path(self) -> Path:
         """The file that a finished run leaves."""
-        return self.directory.with_name(f"{self.directory.name}.json")
+        return Path(f"{self.directory}.json")
 
     @property
     def log(self) -> Path:
         """The traceback that a failed run leaves."""
-        return self.path.with_suffix(".log")
+        return Path(f"{self.directory}.log")
 
     def result(self) -> dict[str, Any] | None:
         """The contents of its file; None before the run is finished.
@@ -132,14 +132,15 @@ def distil(run: Run) -> dict[str, Any]:
     if run.init.result() is None:
         raise DD2Error(f"its stage 1 is not finished: {run.init.label}")
     settings, curve, start = run.settings, [], run.init.directory
-    sampling = Sampling(**arguments(settings, "csd")["teacher_sampling"])
-    measurer = run.problem.measurer(run.teacher, sampling)
+    problem = run.problem
+    problem.open_teacher(run.teacher, Sampling(**arguments(settings, "csd")["teacher_sampling"]))
     head_time = arguments(settings, "csd")["head_time"]  # stage 3 has that of stage 2
 
     def measure(stage: Any) -> dict[str, Any]:
-        return {"ema": measurer(stage.ema, head_time), "raw": measurer(stage.generator, head_time)}
+        networks = {"ema": stage.ema, "raw": stage.generator}
+        return {name: problem.measure(network, head_time) for name, network in networks.items()}
 
-    with tempfile.TemporaryDirectory(dir=run.problem.work, prefix=".run-") as directory:
+    with tempfile.TemporaryDirectory(dir=problem.work, prefix=".run-") as directory:
         for name in (stage for stage in ("csd", "align") if stage in settings):
             places = {"teacher": str(run.teacher), "init_from": str(start)}
             stage, data = build(settings[name], places, {"seed": run.seed})
@@ -150,7 +151,7 @@ def distil(run: Run) -> dict[str, Any]:
                 point["iteration"] += before["iteration"]
                 point["seconds"] = round(point["seconds"] + before["seconds"], 3)
                 curve.append({"stage": name, **point})
-    return {"independent": measurer.independent, "floor": measurer.floor, "curve": curve}
+    return {"independent": problem.independent, "floor": problem.floor, "curve": curve}
 
 
 class Plan(NamedTuple):
