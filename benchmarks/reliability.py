@@ -293,4 +293,4 @@ def reliability(
 
 
 if __name__ == "__main__":
-    run_command(reliability)
+    run_command("benchmarks.reliability", reliability)

@@ -196,7 +196,7 @@ def tables(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``python -m benchmarks.tables``."""
-    run_command(tables, arguments)
+    run_command("benchmarks.tables", tables, arguments)
 
 
 if __name__ == "__main__":

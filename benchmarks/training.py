@@ -58,7 +58,7 @@ def build(config: Config, model: dict[str, Any], data: dict[str, Any]) -> tuple[
     """Build stage and data module of a config, with the settings given here instead of its own."""
     parser = config_parser()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was deprecated in v4")
+        warnings.filterwarnings("ignore", r"\s*.*was deprecated in v4")
         built = parser.instantiate_classes(parser.parse_object(overridden(config, model, data)))
     return built.model, built.data
 

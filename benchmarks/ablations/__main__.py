@@ -112,7 +112,8 @@ def write_document(content: Content, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command."""
-    run_command({"missing": missing, "run": run, "report": report, "document": document}, arguments)
+    commands = {"missing": missing, "run": run, "report": report, "document": document}
+    run_command("benchmarks.ablations", commands, arguments)
 
 
 if __name__ == "__main__":

@@ -118,8 +118,8 @@ class Run:
 def train_init(run: Run) -> dict[str, Any]:
     """Train the AR-diffusion model; its velocity error on teacher sequences."""
     config = run.settings["init"]
-    own = {"seed": run.seed, "cache_dir": str(run.directory / "cache")}
-    stage, data = build(config, {"teacher": str(run.teacher)}, own)
+    cache = str(run.directory / "cache")
+    stage, data = build(config, {"teacher": str(run.teacher)}, {"seed": run.seed, "cache_dir": cache})
     started = time.process_time()
     fit(stage, data, config["iterations"], run.directory)
     seconds = time.process_time() - started
