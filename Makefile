@@ -9,7 +9,7 @@
 #   make tables                   the exact tables: total variation against iterations -> benchmarks/tables.json
 #   make growing                  DD2 and DD1 on tables of 2 to 6 tokens -> benchmarks/growing/
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
-#                                 benchmarks/ablations.json; interrupted, it continues (hours: see dd2 ablations --help)
+#                                 benchmarks/ablations.json; interrupted, it continues; hours
 #   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
 #   make test | lint | docs      (docs: the API in docs/api)
 
@@ -141,7 +141,7 @@ scarce: $(addprefix scarce,$(BENCH_SEEDS))
 	$(call summary,runs/$(FAMILY)/scarce,benchmarks/scarce_$(FAMILY).json)
 
 tables: | install
-	$(DD2) tables --output benchmarks/tables.json
+	$(BIN)/python -m benchmarks.tables
 
 growing: $(patsubst %,runs/growing/%.json,2 3 4 5 6)
 	mkdir -p benchmarks/growing
@@ -149,19 +149,25 @@ growing: $(patsubst %,runs/growing/%.json,2 3 4 5 6)
 
 # DD2 and DD1 on tables of n tokens, for about as many seconds
 runs/growing/%.json: | install
-	OMP_NUM_THREADS=1 $(DD2) tables --output $@ --tokens $* --every 500 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.tables --output $@ --tokens $* --every 500 \
 		--init_iterations 1000 --iterations 1500 --dd1_iterations 3000
 
 PROCESSES ?= 2
+ABLATIONS  = OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations
+
+# a run that fails does not keep the others from being done; the report names it
+missing_runs = $(ABLATIONS) missing $(1) | xargs -r -L 1 -P $(PROCESSES) env $(ABLATIONS) run
 
 # its digits are those of the VAR, whatever FAMILY says
 ablations: | install
 	$(MAKE) teacher FAMILY=var
-	OMP_NUM_THREADS=1 $(DD2) ablations --processes $(PROCESSES) --teacher runs/var/teacher
+	-$(call missing_runs,init)
+	-$(call missing_runs,csd)
+	$(ABLATIONS) report
 
 # tiny runs; what is done lies in runs/reliability and is not done again
 reliability: | install
-	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability
 
 test: | install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -169,7 +175,7 @@ test: | install
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
 		$(addprefix dd2_lightning.,flow losses sampling layout noise models families data stages callbacks evaluation \
-		ablations artifacts hub overlays costs planning benchmarks)
+		artifacts hub overlays costs planning benchmarks)
 
 lint: | install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.tables import independent_total_variation, random_table
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.evaluation.baselines import IndependentContender, RealData, SkipContender
 from dd2_lightning.evaluation.contenders import (
@@ -19,7 +20,6 @@ from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.tables import independent_total_variation, random_table
 from teachers import (
     labels_for,
     llamagen_teacher,

@@ -122,6 +122,14 @@ def test_tables_of_every_length_are_made():
         assert f"--output runs/growing/{n}.json --tokens {n} " in text
 
 
+def test_ablations_run_stage_1_first_and_several_at_a_time():
+    command = ["make", "--dry-run", "ablations", "PROCESSES=3"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in text.splitlines() if "benchmarks.ablations" in line]
+    assert ["missing init |" in lines[0], "missing csd |" in lines[1], lines[2].endswith(" report")] == [True] * 3
+    assert all("-P 3 " in line for line in lines[:2])
+
+
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark"]
 TARGETS += ["tables", "growing", "scarce", "ablations", "reliability"]
 

@@ -13,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dd2_lightning as dd2
+from benchmarks.ablations.__main__ import main as ablations
 from dd2_lightning.cli import main
 from dd2_lightning.noise import SampleNoise
 from reference import release_files
@@ -240,9 +241,10 @@ def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
         small = [f"{family}/{release_files(tmp_path, family)['sizes.json']}" for family in ("var", "llamagen")]
         main([*replaced(words[1:], {"--models": f"[{','.join(small)}]"}), "--rounds", "1"])
         assert len(json.loads(Path(words[words.index("--output") + 1]).read_text())["models"]) == 2
-    elif words[:2] == ["dd2", "ablations"]:
+    elif words[:3] == ["python", "-m", "benchmarks.ablations"]:
+        monkeypatch.chdir(ROOT)
         with pytest.raises(SystemExit) as end:
-            main([*words[1:], "--configs", str(ROOT / "configs")])
+            ablations([*words[3:], "--problems", "[benchmarks/ablations/tables.yaml]", "--work", str(tmp_path)])
         assert end.value.code == 1 and "no run with these settings is finished" in capsys.readouterr().err
     else:
         assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"

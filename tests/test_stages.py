@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from dd2_lightning.training import TrainingCLI
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_generator, load_init, load_teacher
+from dd2_lightning.cli.fit import FitCLI
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 from faults import poisoned
@@ -40,14 +40,14 @@ class Recorder(Callback):
 def recorder(monkeypatch):
     """A recorder that is part of every run."""
     callback = Recorder()
-    original = TrainingCLI.instantiate_trainer
+    original = FitCLI.instantiate_trainer
 
     def with_recorder(self, **kwargs):
         trainer = original(self, **kwargs)
         trainer.callbacks.append(callback)
         return trainer
 
-    monkeypatch.setattr(TrainingCLI, "instantiate_trainer", with_recorder)
+    monkeypatch.setattr(FitCLI, "instantiate_trainer", with_recorder)
     return callback
 
 

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from dd2_lightning.cli import main
-from dd2_lightning.tables import STUDENT, distil_table, independent_total_variation, random_table, two_sequences
+from benchmarks.tables import STUDENT, distil_table, independent_total_variation, main, random_table, two_sequences
 
 SMALL = {"width": 48, "depth": 1, "heads": 4}
 
@@ -38,7 +37,7 @@ def test_two_sequences_are_distilled_in_a_thousand_iterations():
 def test_the_command_writes_curve_and_median(tmp_path, capsys):
     output = tmp_path / "tables.json"
     counts = ["--iterations", "4", "--every", "2", "--init_iterations", "2"]
-    main(["tables", "--output", str(output), "--seeds", "[3,4]", *counts])
+    main(["--output", str(output), "--seeds", "[3,4]", *counts])
     written = json.loads(output.read_text())
     assert [run["seed"] for run in written["runs"]] == [3, 4]
     assert [point["iteration"] for point in written["runs"][0]["curve"]] == [2, 4]
@@ -48,7 +47,7 @@ def test_the_command_writes_curve_and_median(tmp_path, capsys):
 def test_dd1_is_measured_on_the_same_table(tmp_path):
     output = tmp_path / "tables.json"
     counts = ["--iterations", "2", "--every", "2", "--init_iterations", "2", "--tokens", "2", "--dd1_iterations", "4"]
-    main(["tables", "--output", str(output), "--seeds", "[0]", *counts])
+    main(["--output", str(output), "--seeds", "[0]", *counts])
     written = json.loads(output.read_text())
     (run,) = written["runs"]
     assert [point["iteration"] for point in run["dd1_curve"]] == [2, 4] and written["tokens"] == 2
@@ -65,6 +64,6 @@ def test_seconds_of_stage_1_are_in_the_curve():
 def test_a_table_needs_two_tokens_and_room(tmp_path, capsys):
     for tokens in (1, 8):
         with pytest.raises(SystemExit) as stop:
-            main(["tables", "--output", str(tmp_path / "out.json"), "--tokens", str(tokens)])
+            main(["--output", str(tmp_path / "out.json"), "--tokens", str(tokens)])
         assert stop.value.code == 2 and "--tokens must be 2 to 7" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

@@ -1,7 +1,6 @@
-"""What watches a run: the directory it leaves, losses per position, sample grids, logs, checkpoints, curves."""
+"""What watches a run: the directory it leaves, losses per position, sample grids, logs, checkpoints."""
 
 from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationCheckpoint
-from dd2_lightning.callbacks.curve import LearningCurve
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
 from dd2_lightning.callbacks.interrupt import Interrupted, StopOnSignal
@@ -16,7 +15,6 @@ __all__ = [
     "Interrupted",
     "IterationCheckpoint",
     "IterationProgressBar",
-    "LearningCurve",
     "PerPositionMonitor",
     "SampleGrid",
     "StopOnSignal",

@@ -62,8 +62,6 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "train": Command("time the updates of the stages", "benchmarks:bench_train"),
         "flow": Command("time the teacher's flow against its formula", "benchmarks:bench_flow"),
     },
-    "tables": Command("the exact tables", "tables:tables"),
-    "ablations": Command("the paper's choices, one at a time", "ablations.command:ablations"),
 }
 """All commands, in the order of the help; a dictionary is a group."""
 

@@ -1,32 +1,31 @@
-"""Curves as a picture: distance against iterations and against seconds, a row a problem."""
+"""Learning curves as a figure: distance against iterations and against seconds, a row a problem."""
 
 import math
 from pathlib import Path
 from typing import Any
 
-from dd2_lightning.ablations.analysis import Result, spread
-from dd2_lightning.ablations.report import Outcome
-from dd2_lightning.ablations.variants import Question
+from benchmarks.ablations.analysis import Result, spread
+from benchmarks.ablations.report import Content, runs_of
+from benchmarks.ablations.variants import Question
 from dd2_lightning.evaluation.pictures import blank_figure, write_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart with every common colour vision; yellow is too light for lines."""
 
 LINES = ("-", "--", "-.", ":")
+LABELS = {"iteration": "iterations", "seconds": "seconds of training"}
 
 
-def band(results: list[Result], axis: str) -> dict[str, list[float]]:
+def band(runs: list[Result], axis: str) -> dict[str, list[float]]:
     """Median, smallest and largest distance of the EMA over the seeds, at the points that all seeds have.
 
     Returns:
-        ``where`` (of the seeds' median, too: their seconds differ), ``median``, ``low``, ``high``.
+        ``where`` (the median of the seeds' places), ``median``, ``low``, ``high``.
     """
-    curves = [result["curve"] for result in results]
     found: dict[str, list[float]] = {"where": [], "median": [], "low": [], "high": []}
-    for points in zip(*curves, strict=False):
-        place = spread([point[axis] for point in points])
-        distance = spread([point["ema"]["distance"] for point in points])
-        for key, value in zip(found, (place.median, *distance[:3]), strict=True):
+    places, distances = (zip(*(run["curve"][key] for run in runs), strict=False) for key in (axis, "ema distance"))
+    for place, distance in zip(places, distances, strict=True):
+        for key, value in zip(found, (spread(place).median, *spread(distance)[:3]), strict=True):
             found[key].append(value)
     return found
 
@@ -44,49 +43,40 @@ def spaced(heights: list[float], gap: float) -> list[float]:
     return result
 
 
-def save_curves(question: Question, outcomes: list[Outcome], path: Path) -> bool:
-    """Draw one question.
-
-    Args:
-        question: whose variants.
-        outcomes: of every problem; those without results of it are left out.
-        path: PNG file.
-
-    Returns:
-        Whether there was anything to draw.
-
-    Raises:
-        DD2Error: if matplotlib is not installed.
-        ArtifactError: if the file cannot be written.
-    """
-    rows = [outcome for outcome in outcomes if question in outcome.questions and outcome.of(question)]
+def save_curves(question: Question, content: Content, path: Path) -> bool:
+    """Draw the curves of one question into a PNG file; False if there is nothing to draw."""
+    rows = {
+        name: {variant: runs_of(content, name, variant) for variant in problem["questions"][question.name]}
+        for name, problem in content["problems"].items()
+        if problem["questions"].get(question.name)
+    }
     if not rows:
         return False
     figure = blank_figure(11, 0.5 + 3.4 * len(rows))
     figure.set_layout_engine("constrained")
-    axes = figure.subplots(len(rows), 2, squeeze=False)
     figure.suptitle(question.title, fontsize=13)
-    names = list(dict.fromkeys(name for outcome in rows for name in outcome.of(question)))
-    for outcome, pair in zip(rows, axes, strict=True):
-        for ax, axis in zip(pair, ("iteration", "seconds"), strict=True):
-            draw(ax, outcome.of(question), axis, names)
-            ax.set_xlabel({"iteration": "iterations", "seconds": "seconds of training"}[axis], fontsize=9)
-        pair[0].set_ylabel(f"{outcome.problem.title.lower()}: {outcome.problem.distance}", fontsize=9)
+    variants = list(dict.fromkeys(variant for row in rows.values() for variant in row))
+    for (name, row), pair in zip(rows.items(), figure.subplots(len(rows), 2, squeeze=False), strict=True):
+        for ax, axis in zip(pair, LABELS, strict=True):
+            draw(ax, row, axis, variants)
+            ax.set_xlabel(LABELS[axis], fontsize=9)
+        problem = content["problems"][name]
+        pair[0].set_ylabel(f"{problem['title'].lower()}: {problem['distance']}", fontsize=9)
     write_figure(figure, path)
     return True
 
 
-def draw(ax: Any, chosen: dict[str, list[Result]], axis: str, names: list[str]) -> None:
+def draw(ax: Any, row: dict[str, list[Result]], axis: str, variants: list[str]) -> None:
     """One panel: a line and its band for each variant, named at its end."""
     ends = {}
-    for name, results in chosen.items():
-        number = names.index(name)
+    for name, runs in row.items():
+        number = variants.index(name)
         colour, style = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-        curve = band(results, axis)
+        curve = band(runs, axis)
         ax.plot(curve["where"], curve["median"], style, color=colour, linewidth=1.6)
         ax.fill_between(curve["where"], curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0)
         ends[name] = curve["where"][-1], curve["median"][-1], colour
-    floor = spread([result["floor"] for results in chosen.values() for result in results]).median
+    floor = spread([run["floor"] for runs in row.values() for run in runs]).median
     ax.axhline(floor, color="0.5", linewidth=0.8, linestyle=(0, (1, 3)))
     ax.set_yscale("log")
     ax.annotate("teacher", (0, floor), xytext=(2, 2), textcoords="offset points", fontsize=7, color="0.4")

@@ -1,63 +1,33 @@
-"""Settings of a run as plain data: those of ``dd2 fit``'s configs, complete, with one thing changed."""
+"""Settings of a run as plain data: those of ``dd2 fit``'s configs, with all defaults and one thing changed."""
 
 import copy
 import hashlib
 import json
-import warnings
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from dd2_lightning.ablations.variants import Variant
-from dd2_lightning.data import PrefixData
+from benchmarks.ablations.variants import Variant
+from benchmarks.training import Config, config_parser, overridden
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.stages import Stage
 
-Recipe = dict[str, dict[str, Any]]
-"""``init``, ``csd``, ``align``: each ``{"model", "data", "iterations"}``, the first two as in a config."""
-
-
-def parser() -> ArgumentParser:
-    """What reads models and data, as ``dd2 fit`` does."""
-    own = ArgumentParser(exit_on_error=False)
-    own.add_subclass_arguments(Stage, "model")
-    own.add_subclass_arguments(PrefixData, "data")
-    return own
+Recipe = dict[str, Config]
+"""``init``, ``csd`` and ``align``, each a config with its number of ``iterations``."""
 
 
 def complete(recipe: Recipe) -> Recipe:
-    """Every stage with the defaults of all settings that it does not name.
+    """Every stage with the defaults of the settings that it does not name.
 
     Raises:
         DD2Error: naming stage and setting, if a stage does not take one.
     """
-    reader, result = parser(), {}
+    parser, result = config_parser(), {}
     for stage, config in recipe.items():
-        placeholders = {"teacher": ""} if stage == "init" else {"teacher": "", "init_from": ""}
-        model = {**config["model"], "init_args": {**config["model"]["init_args"], **placeholders}}
+        directories = {"teacher": ""} if stage == "init" else {"teacher": "", "init_from": ""}
         try:
-            parsed = reader.parse_object({"model": model, "data": config["data"]}).as_dict()
+            parsed = parser.parse_object(overridden(config, directories, {})).as_dict()
         except Exception as error:  # jsonargparse has several kinds
             raise DD2Error(f"the recipe of stage '{stage}' cannot be read: {' '.join(str(error).split())}") from error
         result[stage] = {**parsed, "iterations": config["iterations"]}
     return json.loads(json.dumps(result))
-
-
-def build(config: dict[str, Any], data: dict[str, Any], **arguments: str) -> tuple[Stage, PrefixData]:
-    """Stage and data of a complete config.
-
-    Args:
-        config: of one stage.
-        data: settings of the data that belong to this run.
-        arguments: settings of the model that do.
-    """
-    model = {**config["model"], "init_args": {**config["model"]["init_args"], **arguments}}
-    content = {**config["data"], "init_args": {**config["data"]["init_args"], **data}}
-    reader = parser()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was deprecated in v4")  # as Lightning calls it
-        made = reader.instantiate_classes(reader.parse_object({"model": model, "data": content}))
-    return made.model, made.data
 
 
 def arguments(recipe: Recipe, stage: str) -> dict[str, Any]:
@@ -94,19 +64,19 @@ def varied(recipe: Recipe, variant: Variant, every: int) -> Recipe:
         optimizer = arguments(recipe, "csd")[f"{network}_optimizer"]
         optimizer["warmup"] = round(optimizer["warmup"] * changed / K)
     if variant.same_time:
-        csd["iterations"] = whole(csd["iterations"] * (K + 1) / (changed + 1), every)
-    align["iterations"] = whole(csd["iterations"] * variant.align, every) if variant.align else 0
-    csd["iterations"] -= align["iterations"]
-    if not align["iterations"]:
+        csd["iterations"] = multiple_of(every, csd["iterations"] * (K + 1) / (changed + 1))
+    if not variant.align:
         del recipe["align"]
         return recipe
-    # half of it with the guidance network alone
+    align["iterations"] = multiple_of(every, csd["iterations"] * variant.align)
+    csd["iterations"] -= align["iterations"]
+    # the guidance network alone is trained in the first half
     settings = arguments(recipe, "align")
     settings["align_guidance_updates"] = settings["guidance_updates"] * (align["iterations"] // 2)
     return recipe
 
 
-def whole(iterations: float, every: int) -> int:
+def multiple_of(every: int, iterations: float) -> int:
     """The nearest positive multiple."""
     return max(1, round(iterations / every)) * every
 
