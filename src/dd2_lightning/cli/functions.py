@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
@@ -13,7 +13,7 @@ from dd2_lightning.cli.arguments import UsageError, config_files, configs_first,
 class FunctionParser(ArgumentParser):
     """Parser of one command, whose errors are one line."""
 
-    arguments: list[str] = []
+    arguments: ClassVar[list[str]] = []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a :class:`UsageError`."""
