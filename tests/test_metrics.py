@@ -8,14 +8,9 @@ import scipy.linalg
 import torch
 
 from dd2_lightning.evaluation.compare import finite
-from dd2_lightning.evaluation.metrics import (
-    FeatureGaussian,
-    FrechetDistance,
-    Gaussian,
-    WithinClassVariance,
-    frechet_distance,
-    sequence_nll,
-)
+from dd2_lightning.metrics.diversity import WithinClassVariance
+from dd2_lightning.metrics.frechet import FeatureGaussian, FrechetDistance, Gaussian, frechet_distance
+from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.models.llamagen import LlamaGenSampling
 from dd2_lightning.models.table import TableTeacher
 from dd2_lightning.sampling import Sampling

@@ -13,14 +13,15 @@ from torch import nn
 from dd2_lightning.cli import main
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.evaluation import features
-from dd2_lightning.evaluation.classifier import DigitClassifier
-from dd2_lightning.evaluation.features import feature_network, identity
-from dd2_lightning.evaluation.metrics import FeatureGaussian
-from dd2_lightning.evaluation.picture_files import PictureFile, to_bytes, write_pictures_file
-from dd2_lightning.evaluation.protocols import PROTOCOLS, protocol_named
-from dd2_lightning.evaluation.quality import Quality
-from dd2_lightning.evaluation.references import check_sizes, open_reference, write_statistics
+from dd2_lightning.images.files import to_bytes
+from dd2_lightning.images.npz import ImageFile, write_images
+from dd2_lightning.metrics import features
+from dd2_lightning.metrics.digits import DigitClassifier
+from dd2_lightning.metrics.features import feature_network, identity
+from dd2_lightning.metrics.frechet import FeatureGaussian
+from dd2_lightning.metrics.protocols import PROTOCOLS, protocol_named
+from dd2_lightning.metrics.quality import Quality
+from dd2_lightning.metrics.references import check_sizes, open_reference, write_statistics
 from runs import fails
 
 # --- protocols -------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def fitted(values):
 def pictures(path, count=60, size=8, channels=1, seed=0, **others):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8, generator=generator).numpy()
-    write_pictures_file(path, pixels.shape, [pixels], **others)
+    write_images(path, pixels.shape, [pixels], **others)
     return torch.from_numpy(pixels).movedim(3, 1)
 
 
@@ -235,10 +236,10 @@ def test_files_that_are_no_pictures(tmp_path):
     ]:
         np.savez(path, arr_0=array)
         with pytest.raises(ArtifactError, match=rf"x\.npz.*{words}"):
-            PictureFile(path)
+            ImageFile(path)
     np.savez(path, pictures=np.zeros(3))
     with pytest.raises(ArtifactError, match=r"no array arr_0; it holds pictures\.npy"):
-        PictureFile(path)
+        ImageFile(path)
     with pytest.raises(ArtifactError, match="neither pictures"):
         open_reference(path, Mean())
     np.savez(path, mu=np.array([{}], object), sigma=np.eye(2))
@@ -248,15 +249,15 @@ def test_files_that_are_no_pictures(tmp_path):
     for content in (b"", path.read_bytes()[:2000], b"PK\3\4" + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match="no npz file, or damaged"):
-            PictureFile(path)
+            ImageFile(path)
     with pytest.raises(ArtifactError, match="does not exist"):
-        PictureFile(tmp_path / "nowhere.npz")
+        ImageFile(tmp_path / "nowhere.npz")
 
 
 def test_sizes_must_agree(tmp_path):
     for name, size, channels in (("a", 8, 1), ("b", 6, 1), ("c", 8, 3)):
         pictures(tmp_path / f"{name}.npz", size=size, channels=channels)
-    samples = PictureFile(tmp_path / "a.npz")
+    samples = ImageFile(tmp_path / "a.npz")
     check_sizes(samples, open_reference(tmp_path / "a.npz", Mean()))
     for name, size in (("b", "6x6x1"), ("c", "8x8x3")):
         with pytest.raises(ArtifactError, match=rf"a\.npz holds pictures of 8x8x1, .*{name}\.npz of {size}"):
@@ -273,7 +274,7 @@ def digits(tmp_path):
     for name, part in (("a", images[::2]), ("b", images[1::2])):
         pixels = to_bytes(part).permute(0, 2, 3, 1).numpy()
         settings = {"settings": np.array(json.dumps({"protocol": "dd1"}))} if name == "a" else {}
-        write_pictures_file(tmp_path / f"{name}.npz", pixels.shape, [pixels], **settings)
+        write_images(tmp_path / f"{name}.npz", pixels.shape, [pixels], **settings)
     return tmp_path
 
 
@@ -283,8 +284,7 @@ def test_a_file_measured_against_pictures_and_against_their_statistics(digits, c
     results = json.loads((digits / "out.json").read_text())
     network = feature_network("digits", digits)
     halves = [
-        torch.cat([features.features_of(network, p) for p in PictureFile(digits / f"{n}.npz").batches(99)])
-        for n in "ab"
+        torch.cat([features.features_of(network, p) for p in ImageFile(digits / f"{n}.npz").batches(99)]) for n in "ab"
     ]
     expected = Quality.of(halves[1])
     expected.update(halves[0], network.logits(halves[0]))

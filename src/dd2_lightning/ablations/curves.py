@@ -7,7 +7,7 @@ from typing import Any
 from dd2_lightning.ablations.analysis import Result, spread
 from dd2_lightning.ablations.report import Outcome
 from dd2_lightning.ablations.variants import Question
-from dd2_lightning.evaluation.pictures import blank_figure, write_figure
+from dd2_lightning.evaluation.figures import blank_figure, write_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart with every common colour vision; yellow is too light for lines."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from dd2_lightning.ablations.recipes import Recipe
 from dd2_lightning.artifacts import Artifact, load_teacher, sha256, write_teacher
 from dd2_lightning.errors import ArtifactError, DD2Error, check_at_least_one
-from dd2_lightning.evaluation.baselines import IndependentContender
-from dd2_lightning.evaluation.classifier import load_classifier
-from dd2_lightning.evaluation.compare import Judge
-from dd2_lightning.evaluation.contenders import OneStepContender, TeacherContender
+from dd2_lightning.evaluation.baselines import IndependentSampler
+from dd2_lightning.evaluation.compare import Evaluator
+from dd2_lightning.evaluation.samplers import OneStepSampler, TeacherSampler
+from dd2_lightning.metrics.digits import load_classifier
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.noise import stream
@@ -238,16 +238,17 @@ class DigitMeasurer(Measurer):
     def __init__(self, teacher: Path, work: Path, sampling: Sampling, samples: int):
         self.teacher, self.samples = load_teacher(teacher), samples
         network = load_classifier(work)
-        self.judge = Judge(
+        self.evaluator = Evaluator(
             self.teacher, network, sampling, reference_samples=4 * samples, manifold_samples=0, progress=False, paths=0
         )
-        self.independent = self.judge.score(IndependentContender(self.teacher), samples).frechet
-        self.floor = self.judge.score(TeacherContender(self.teacher, self.judge.sampling), samples).frechet
+        self.independent = self.evaluator.score(IndependentSampler().bind(self.teacher), samples).frechet
+        floor = TeacherSampler().bind(self.teacher, self.evaluator.sampling)
+        self.floor = self.evaluator.score(floor, samples).frechet
 
     def __call__(self, student: Student, head_time: float) -> dict[str, float | None]:
         """See :meth:`Measurer.__call__`."""
         generator = OneStepGenerator(student, self.teacher.tokenizer, head_time)
-        score = self.judge.score(OneStepContender(self.teacher, generator), self.samples)
+        score = self.evaluator.score(OneStepSampler(model=generator).bind(self.teacher), self.samples)
         return {"distance": score.frechet, "nll": score.nll}
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class Marginals:
-    """Marginals of the tokens, as they are in a sample of sequences.
+    """Marginals of the tokens in a sample of sequences.
 
     A token is drawn by taking that of a random sequence of its class, another sequence for every token: no table of
     classes x tokens x codes is needed.

@@ -1,10 +1,9 @@
-r"""How good pictures are, from features alone: FID, KID, inception score, precision and recall.
+r"""Image quality from features: FID, KID, inception score, precision and recall.
 
-The features of a batch are computed once, by whatever :class:`~dd2_lightning.evaluation.classifier.FeatureNetwork`,
+The features of a batch are computed once, by a :class:`~dd2_lightning.metrics.features.FeatureNetwork`,
 and handed to all metrics. What torchmetrics offers is used where it fits:
 
-* FID is :class:`~dd2_lightning.evaluation.metrics.FrechetDistance`: torchmetrics' reads no reference statistics, takes
-  the eigenvalues of a product that is not symmetric, and rounds the result to the features' precision.
+* FID is :class:`~dd2_lightning.metrics.frechet.FrechetDistance`, which says why it is not torchmetrics'.
 * KID is its ``poly_mmd`` on subsets of our own: its metric keeps every feature twice and draws from the global random
   state.
 * The inception score is its metric.
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from dd2_lightning.evaluation.manifold import PrecisionRecall
-from dd2_lightning.evaluation.metrics import FeatureGaussian, FrechetDistance, Gaussian
+from dd2_lightning.metrics.frechet import FeatureGaussian, FrechetDistance, Gaussian
+from dd2_lightning.metrics.manifold import PrecisionRecall
 from dd2_lightning.noise import stream
 
 
 @dataclass
 class QualityScores:
-    """What pictures are like; None where a number is not defined.
+    """Scores of a set of images; None where a number is not defined.
 
     Attributes:
         frechet: Fréchet distance of the features to the reference's; FID if they are Inception's.
@@ -47,7 +46,7 @@ class Quality(nn.Module):
 
     Args:
         gaussian: fit of the reference's features.
-        features: features of reference pictures, (N, d); without them there is only FID and the inception score.
+        features: features of reference images, (N, d); without them there is only FID and the inception score.
         manifold_samples: samples that KID, precision and recall take, the first ones, of each side. Recall rises
             with the number of samples and precision falls with it.
         k: neighbours of precision and recall.

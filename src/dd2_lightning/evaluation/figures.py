@@ -1,22 +1,96 @@
-"""Quality against steps: what a pass through a network buys, one point a contender."""
+"""Figures with axes: samples side by side, and quality against steps. They need matplotlib."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dd2_lightning.evaluation.pictures import blank_figure, write_figure
+from torch import Tensor
+
+from dd2_lightning.artifacts import write_atomically
+from dd2_lightning.errors import DD2Error
+from dd2_lightning.images.grids import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def blank_figure(width: float, height: float) -> "Figure":
+    """A figure of this size in inches.
+
+    Raises:
+        DD2Error: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DD2Error("figures need matplotlib: pip install 'dd2-lightning[demo]'") from error
+    return FigureCanvasAgg(Figure((width, height), dpi=150)).figure
+
+
+def write_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure as a PNG file.
+
+    Raises:
+        ArtifactError: if it cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(Path(path), buffer.getvalue())
+
+
+def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[str], title: str = "") -> None:
+    """Draw the samples of several samplers side by side, one row a class.
+
+    Args:
+        panels: title to images (rows * columns, 1 or 3, H, W) in [0, 1], class by class; the same number in each.
+        path: PNG file.
+        labels: names of the rows.
+        title: above everything.
+
+    Raises:
+        ValueError: if the images do not fill the rows.
+        DD2Error: if matplotlib is not installed.
+        ArtifactError: if the file cannot be written.
+    """
+    counts = {name: len(images) for name, images in panels.items()}
+    if len(set(counts.values())) != 1 or next(iter(counts.values())) % len(labels):
+        raise ValueError(f"{len(labels)} rows cannot be filled from {counts} images")
+    columns = next(iter(counts.values())) // len(labels)
+    cell, gap, left, top = 0.42, 0.3, 0.4, 0.75 if title else 0.4  # inches
+    width, height = left + len(panels) * (columns * cell + gap), top + len(labels) * cell + 0.1
+    figure = blank_figure(width, height)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure.subplots_adjust(left / width, 0.1 / height, 1 - gap / 2 / width, 1 - top / height, gap / (columns * cell))
+    for i, (ax, (name, images)) in enumerate(zip(axes, panels.items(), strict=True)):
+        step = images.shape[-2] + 1
+        sheet = mosaic(images.detach().cpu().float().clamp(0, 1), columns).permute(1, 2, 0).numpy()
+        ax.imshow(
+            sheet if sheet.shape[-1] == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+        )
+        ax.set_title(name, fontsize=12, pad=8)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        if i == 0:
+            ax.set_yticks([(row + 0.5) * step - 1 for row in range(len(labels))], labels, fontsize=11)
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=13, y=1 - 0.12 / height, va="top")
+    write_figure(figure, path)
+
 
 FLOOR = 1e-6
-"""A smaller Fréchet distance is drawn here: the axis is logarithmic."""
+"""The smallest Fréchet distance that is drawn: the axis is logarithmic."""
 
 
 class Curve(NamedTuple):
-    """Contenders that belong together.
+    """Kinds of samplers that are drawn alike.
 
     Attributes:
-        kinds: of the contenders.
+        kinds: of the samplers.
         colour: of Okabe and Ito's palette, which colour-blind people tell apart.
         marker: tells them apart without colour.
         line: whether its unsnapped points are connected.
@@ -36,13 +110,13 @@ CURVES = (
 )
 
 
-def save_curves(contenders: dict[str, dict[str, Any]], path: str | Path) -> None:
+def save_curves(rows: dict[str, dict[str, Any]], path: str | Path) -> None:
     """Draw Fréchet distance against steps, both on logarithmic axes.
 
     Filled points are as decoded, hollow ones, which have no label, the same snapped to the nearest codes.
 
     Args:
-        contenders: rows of a report by name; those without steps or distance are left out.
+        rows: of a report, by name; those without steps or distance are left out.
         path: PNG file.
 
     Raises:
@@ -52,7 +126,7 @@ def save_curves(contenders: dict[str, dict[str, Any]], path: str | Path) -> None
     figure = blank_figure(7.5, 4.8)
     ax = figure.subplots()
     ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="Fréchet distance to the teacher's samples")
-    rows = {name: row for name, row in contenders.items() if None not in (row["steps"], row["frechet"])}
+    rows = {name: row for name, row in rows.items() if None not in (row["steps"], row["frechet"])}
     labels, hollow = [], False
     for curve in CURVES:
         points = []

@@ -64,11 +64,9 @@ class FirstFeatures(Metric):
         return self.parts[0] if isinstance(self.parts, list) else self.parts
 
     def compute(self) -> Tensor:
-        """See :meth:`kept`."""
         return self.kept()
 
     def reset(self) -> None:
-        """Forget them."""
         super().reset()
         self.count = 0
 
@@ -104,7 +102,7 @@ class PrecisionRecall(FirstFeatures):
         self._radii: Tensor | None = None
 
     def compute(self) -> Fractions:
-        """Both so far.
+        """Precision and recall of the samples so far.
 
         Raises:
             ValueError: if a generated sample has no k-th neighbour.

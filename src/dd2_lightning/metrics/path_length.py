@@ -1,4 +1,4 @@
-r"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948): how much pictures change along a path of noise.
+r"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948): how much images change along a path of noise.
 
 .. math:: E\,[\,D(G(z(t)), G(z(t+\epsilon)))\,/\,\epsilon^2\,]
 
@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dd2_lightning.evaluation.classifier import FeatureNetwork
+from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.noise import SampleNoise
 
 
@@ -36,7 +36,7 @@ class PathLength(NamedTuple):
 
 
 def feature_distance(network: FeatureNetwork) -> Callable[[Tensor, Tensor], Tensor]:
-    """Squared distance of the features of two batches of pictures, (B,)."""
+    """Squared distance of the features of two batches of images, (B,)."""
 
     def distance(first: Tensor, second: Tensor) -> Tensor:
         return (network.features(first).double() - network.features(second).double()).square().sum(1)
@@ -89,14 +89,14 @@ def path_length(
     batch_size: int = 100,
     device: torch.device | str = "cpu",
 ) -> PathLength:
-    """Measure a generator.
+    """Measure the path length of a generator.
 
     Args:
-        draw: pictures (B, channels, H, W) of classes (B,) and noise (B, *shape).
-        shape: of the noise of one picture, (n, C).
+        draw: images (B, channels, H, W) of classes (B,) and noise (B, *shape).
+        shape: of the noise of one image, (n, C).
         num_classes: path i has class i mod this.
-        distance: squared distances (B,) of two batches of pictures.
-        samples: number of paths; one pair of pictures each, at a random place.
+        distance: squared distances (B,) of two batches of images.
+        samples: number of paths; one pair of images each, at a random place.
         epsilon: how far apart the pair is.
         interpolation: along the arc or the straight line.
         discard: share left out on each side before the mean is taken, as in the paper.

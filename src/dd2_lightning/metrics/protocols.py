@@ -1,4 +1,4 @@
-"""Whose figures may share a column: which classes are drawn, and how many samples the metrics take.
+"""Evaluation protocols: which classes are drawn, and how many samples the metrics take.
 
 Results name their protocol, since figures of two differ by more than the generators do: VAR-d16 is quoted with a FID
 of 3.55 in its repository and of 4.19 in DD1's table.
@@ -21,14 +21,16 @@ class Protocol:
         name: as results give it.
         draw_labels: (num, classes, seed) -> (num,).
         manifold_samples: generated samples that precision and recall take.
+        samples: in all; figures of fewer are not comparable. None where a protocol does not say it.
     """
 
     name: str
     draw_labels: Callable[[int, int, int], Tensor]
     manifold_samples: int
+    samples: int | None = None
 
     def labels(self, num: int, classes: int, seed: int = 0) -> Tensor:
-        """Classes of samples 0 to ``num``, (num,).
+        """Classes of samples 0 to ``num - 1``, (num,).
 
         Raises:
             ValueError: for a number of samples that the protocol does not have.
@@ -41,7 +43,7 @@ class Protocol:
 def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
     """Every class equally often; sample i has class i mod classes.
 
-    So every part of a set holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
+    So every subset in a row holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
     the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
     for that reason.) Likewise, the first 10,000 stand for all in precision and recall.
 
@@ -62,7 +64,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         # OpenAI's evaluator, 50 samples a class, as VAR and LlamaGen report: all samples are in the manifold
-        Protocol("openai", balanced, manifold_samples=50_000),
+        Protocol("openai", balanced, manifold_samples=50_000, samples=50_000),
         # the scripts of DD1
         Protocol("dd1", uniform, manifold_samples=10_000),
     )
@@ -71,7 +73,7 @@ PROTOCOLS = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """See :data:`PROTOCOLS`.
+    """The protocol of this name.
 
     Raises:
         ValueError: if there is no such protocol.

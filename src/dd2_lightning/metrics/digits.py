@@ -1,13 +1,11 @@
-"""A small classifier of the digits: the network whose features the digits are measured in.
+"""A small classifier of the digits: the feature network of the digits.
 
 It is trained on the real digits by the command that needs it, in seconds, always with the same seed, so that
-reports of different runs share one feature space. Inception takes its place for larger pictures; whatever
-follows :class:`FeatureNetwork` can.
+reports of different runs share one feature space.
 """
 
 import json
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +18,7 @@ from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.noise import stream
 
 VERSION = 1
-"""Raise it when architecture or training changes: kept classifiers of another version are trained again."""
-
-
-class FeatureNetwork(Protocol):
-    """From pictures to the features that Fréchet distance and diversity are measured in.
-
-    Attributes:
-        width: d.
-        held_out_accuracy: accuracy on real pictures it was not trained on; None if it does not classify.
-    """
-
-    width: int
-    held_out_accuracy: float | None
-
-    def features(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, H, W) in [0, 1] -> features (B, d)."""
-
-    def logits(self, features: Tensor) -> Tensor | None:
-        """Class logits (B, classes) from features; None if it does not classify.
-
-        They are the teacher's classes only where there is a :attr:`held_out_accuracy`.
-        """
+"""Of architecture and training; stored classifiers of another version are trained again."""
 
 
 class DigitClassifier(nn.Module):
@@ -69,13 +46,13 @@ class DigitClassifier(nn.Module):
         return self.held_out.item()
 
     def features(self, images: Tensor) -> Tensor:
-        """Grey 8x8 pictures in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1).
+        """Grey 8x8 images in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1).
 
         Raises:
-            ValueError: for pictures of another size.
+            ValueError: for images of another size.
         """
         if images.shape[1:] != (1, 8, 8):
-            raise ValueError(f"the digit classifier reads pictures (B, 1, 8, 8), got {tuple(images.shape)}")
+            raise ValueError(f"the digit classifier reads images (B, 1, 8, 8), got {tuple(images.shape)}")
         return self.body(2 * images - 1).tanh()
 
     def logits(self, features: Tensor) -> Tensor:
@@ -83,7 +60,7 @@ class DigitClassifier(nn.Module):
         return self.classify(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits of pictures, (B, 10)."""
+        """Class logits of images, (B, 10)."""
         return self.logits(self.features(images))
 
 
@@ -96,7 +73,7 @@ def train_classifier(seed: int = 0, epochs: int = 20, batch_size: int = 64, held
     Args:
         seed: of initial weights, split and order.
         epochs: passes over the training digits.
-        batch_size: pictures a step.
+        batch_size: images a step.
         held_out: digits kept to measure its accuracy.
 
     Returns:
