@@ -427,3 +427,51 @@ def test_curves_have_a_label_beside_every_point_and_none_on_another(tmp_path, mo
 def test_curves_of_a_single_sampler(tmp_path):
     save_curves({"teacher": drawn_row("teacher", 3, 0.1)}, tmp_path / "steps.png")
     assert imread(tmp_path / "steps.png").shape[1] > 1000
+
+
+# --- what the command says before and while it measures --------------------------------------------------------------
+
+
+def test_missing_matplotlib_is_said_before_anything_is_sampled(teacher, classifier, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    sampler = TeacherSampler().bind(teacher)
+    monkeypatch.setattr(type(sampler), "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(DD2Error, match=r"matplotlib: pip install 'dd2-lightning\[demo\]'"):
+        evaluate_samplers([sampler], classifier, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_too_few_samples_are_in_the_report_and_below_the_table(teacher, generator, classifier, tmp_path, capsys):
+    samplers = [TeacherSampler().bind(teacher), OneStepSampler(model=generator).bind(teacher)]
+    report = evaluate_samplers(samplers, classifier, tmp_path, samples=30, reference_samples=200, messages=["before"])
+    output = capsys.readouterr()
+    assert [message[:27] for message in report["warnings"]] == ["before", "30 samples for 32 features:"]
+    table = (tmp_path / "table.md").read_text()
+    for message in report["warnings"]:
+        assert f"Warning: {message}" in table and message[:20] in output.out
+    assert "evaluate: one-step 30/30 images" in output.err and "evaluate: reference 200/200 images" in output.err
+    enough = evaluate_samplers(samplers, classifier, tmp_path, samples=100, reference_samples=200)
+    assert enough["warnings"] == []
+
+
+def test_results_are_written_last(teacher, classifier, tmp_path, monkeypatch):
+    """A report whose figures cannot be drawn has no ``results.json``, which make waits for."""
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dd2_lightning.evaluation.evaluate.save_curves", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate_samplers([TeacherSampler().bind(teacher)], classifier, tmp_path, samples=40, reference_samples=50)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_bf16_moves_samples_not_metrics(teacher, generator, classifier, tmp_path):
+    samplers = [TeacherSampler().bind(teacher), OneStepSampler(model=generator).bind(teacher)]
+    sizes = {"samples": 400, "reference_samples": 1000}
+    exact, rounded = (
+        evaluate_samplers(samplers, classifier, tmp_path / name, precision=name, **sizes)["contenders"]["one-step"]
+        for name in ("32", "bf16")
+    )
+    assert exact["frechet"] != rounded["frechet"] == pytest.approx(exact["frechet"], rel=0.2)
+    assert exact["path_length"] == rounded["path_length"]

@@ -11,6 +11,7 @@ from dd2_lightning.artifacts import Artifact, teacher_reference, write_artifact,
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.config import KINDS, Models, open_samplers, read_samplers, standard_samplers
+from dd2_lightning.evaluation.evaluate import evaluate
 from dd2_lightning.evaluation.samplers import OneStepSampler
 from dd2_lightning.sampling import Sampling
 from runs import fails
@@ -206,3 +207,10 @@ def test_the_command_says_it_in_a_line(runs, tmp_path, capsys):
         with fails(capsys, status, *words):
             main(["evaluate", "--config", str(config), *arguments])
     assert not (tmp_path / "report" / "results.json").exists()
+
+
+def test_the_former_name_of_the_key_still_works(runs, tmp_path):
+    entries = [TEACHER, {"kind": "skip", "skipped": 4}]
+    for key in ("samplers", "contenders"):
+        with pytest.raises(ValueError, match=r"samplers\[1\] \(skip\): skipped must be in 0..3"):
+            evaluate(str(tmp_path), teacher=str(runs / "teacher"), device="cpu", **{key: entries})
