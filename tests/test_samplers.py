@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
-from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals, RealImages, SkipSampler
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
     DD1Sampler,
@@ -49,7 +48,7 @@ def marginals_of(teacher, samples: int = 100) -> Marginals:
 
 
 def learned(sampler, marginals=None):
-    sampler.learn(marginals or marginals_of(sampler.teacher))
+    sampler.marginals = marginals or marginals_of(sampler.teacher)
     return sampler
 
 

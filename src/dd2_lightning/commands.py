@@ -102,11 +102,7 @@ def sample(
 def choose_labels(
     num_classes: int, labels: str | None = None, num: int | None = None, protocol: str | None = None, seed: int = 0
 ) -> Tensor:
-    """Classes of all images, (num,), as the options of ``dd2 sample`` say.
-
-    Raises:
-        ValueError: for labels that are none, or no classes, or numbers that a protocol does not have.
-    """
+    """Classes of all images, (num,), as the options of ``dd2 sample`` say; a ValueError if they cannot be."""
     if protocol is not None:
         return protocol_named(protocol).labels(num, num_classes, seed)
     classes = torch.arange(num_classes) if labels is None else parse_labels(labels)
@@ -116,11 +112,7 @@ def choose_labels(
 
 
 def parse_labels(text: str) -> Tensor:
-    """Parse ``0,1,2``.
-
-    Raises:
-        ValueError: for another text.
-    """
+    """Parse ``0,1,2``."""
     try:
         return torch.tensor([int(part) for part in text.split(",")])
     except (ValueError, RuntimeError):
@@ -137,12 +129,7 @@ def drawn_batches(
 
 
 def draw_grid(draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size: int, path: Path) -> None:
-    """Draw all images and write them as one, ten or fewer a row.
-
-    Raises:
-        ValueError: after the first batch, if the file cannot hold so many.
-        ArtifactError: if it cannot be written.
-    """
+    """Draw all images and write them as one, ten or fewer a row; one too large is refused after its first batch."""
     columns, batches = min(len(classes), 10), []
     for start, images in drawn_batches(draw, classes, batch_size, path):
         if start == 0:
@@ -152,17 +139,7 @@ def draw_grid(draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size
 
 
 def write_images(images: Tensor, classes: Tensor, directory: Path, start: int) -> None:
-    """Write images (B, channels, H, W) as PNG files that are named by their number and class.
-
-    Args:
-        images: of [0, 1] or bytes.
-        classes: of all images that the directory will hold, (N,).
-        directory: made if missing.
-        start: number of the first image.
-
-    Raises:
-        ArtifactError: if a file cannot be written.
-    """
+    """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
     width = len(str(len(classes) - 1))
     for i, image in enumerate(images, start):
         write_atomically(directory / f"{i:0{width}d}_class{int(classes[i])}.png", encode_image(image))

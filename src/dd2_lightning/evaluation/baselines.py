@@ -11,6 +11,29 @@ from dd2_lightning.evaluation.samplers import Sampler, Samples, teacher_networks
 from dd2_lightning.noise import SampleNoise
 
 
+class Marginals:
+    """Marginals of the tokens in a sample of sequences (N, n) with labels (N,).
+
+    A token is drawn by taking that of a random sequence of its class, another sequence for every token: no table of
+    classes x tokens x codes is needed.
+
+    Raises:
+        ValueError: if a class has no sequence.
+    """
+
+    def __init__(self, indices: Tensor, labels: Tensor, num_classes: int):
+        self.count = torch.bincount(labels, minlength=num_classes)
+        if not self.count.all():
+            raise ValueError(f"the teacher sample has no sequence of class {int(self.count.argmin())}")
+        self.first = self.count.cumsum(0) - self.count
+        self.indices = indices[labels.argsort(stable=True)]
+
+    def draw(self, labels: Tensor, chance: Tensor) -> Tensor:
+        """Independent tokens of classes ``labels`` (B,) from uniform numbers (B, n): indices (B, n)."""
+        row = self.first[labels, None] + (chance.double() * self.count[labels, None]).long()
+        return self.indices[row, torch.arange(chance.shape[1], device=labels.device)]
+
+
 class IndependentSampler(Sampler):
     """One step without a model: every token from its marginal at that position and class."""
 

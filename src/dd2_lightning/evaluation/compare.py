@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dd2_lightning.devices import autocast
-from dd2_lightning.evaluation.marginals import Marginals
+from dd2_lightning.evaluation.baselines import Marginals
 from dd2_lightning.evaluation.samplers import ReferenceSampler, Sampler, Samples
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.metrics.diversity import WithinClassVariance, agree
@@ -71,13 +71,7 @@ def first_of(scores: dict[str, Score], kind: str) -> Score | None:
 
 @dataclass
 class Reference:
-    """What is kept of the teacher sample that everything is compared with.
-
-    Attributes:
-        quality: measures features against its own.
-        variance: within its classes; None with too few samples.
-        marginals: of its tokens.
-    """
+    """What is kept of the teacher sample that everything is compared with: metrics, variance if known, marginals."""
 
     quality: Quality
     variance: float | None
@@ -150,20 +144,15 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, sampler: Sampler, samples: int, known: Score | None = None) -> Score:
-        """Measure one sampler, without its speed.
+        """Measure samples of one sampler, without its speed; real images are as many as there are.
 
-        Args:
-            sampler: bound to the teacher.
-            samples: how many; real images are as many as there are.
-            known: the row of a sampler with the same sequences, whose likelihood is not computed again.
-
-        Returns:
-            Its row; diversity still has to pass :func:`check_diversity`.
+        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
+        Diversity still has to pass :func:`check_diversity`.
         """
         device = self.teacher.codebook.device
         quality = self.reference.quality
         quality.reset()
-        sampler.learn(self.reference.marginals)
+        sampler.marginals = self.reference.marginals
         samples = samples if sampler.synthetic else len(sampler.images)
         variance, nll = self._variance(), MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
         accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(device)
@@ -224,11 +213,9 @@ def check_diversity(scores: dict[str, Score]) -> None:
 def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
     """How much of the independent tokens' error is left in DD2's one step: 0 is the teacher, 1 is independent.
 
-    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to
-    the reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)).
-
-    Returns:
-        Both ratios; None where a number is missing or independent tokens are no worse than the teacher.
+    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to the
+    reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)). None where a number is missing or
+    independent tokens are no worse than the teacher.
     """
     rows = [first_of(scores, kind) for kind in ("one_step", "teacher", "independent")]
     result = {}
@@ -244,19 +231,9 @@ def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
 def time_samplers(
     samplers: list[Sampler], seed: int = 0, batch_size: int = 100, rounds: int = 7, precision: str | int = "32"
 ) -> dict[str, float]:
-    """Seconds an image, decoding included, random numbers not.
+    """Seconds an image by name: the median over ``rounds``, decoding included, random numbers not.
 
     The samplers take turns, so that whatever else the machine does falls on all of them; the first round warms up.
-
-    Args:
-        samplers: bound to one teacher.
-        seed: of the noise.
-        batch_size: images at a time.
-        rounds: how many are timed; the median counts.
-        precision: of the networks.
-
-    Returns:
-        Name to seconds.
     """
     teacher = samplers[0].teacher
     device = teacher.codebook.device
@@ -274,17 +251,7 @@ def time_samplers(
 def compare(
     evaluator: Evaluator, samplers: list[Sampler], samples: int, timing_batch: int = 100, rounds: int = 7
 ) -> dict[str, Score]:
-    """Measure all samplers and time them.
-
-    Args:
-        evaluator: what they are measured with.
-        samplers: one of them the teacher; names differ.
-        samples: of each.
-        timing_batch: batch size of the timing.
-        rounds: of the timing.
-
-    Returns:
-        Name to row, in the order given.
+    """Measure and time samplers, one of them the teacher: name to row, in the order given.
 
     Raises:
         ValueError: if names repeat or the teacher is missing.

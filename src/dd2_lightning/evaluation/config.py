@@ -94,11 +94,7 @@ class Models:
         self._opened: dict[Path, nn.Module] = {}
 
     def open(self, model: str, stages: tuple[str, ...]) -> nn.Module:
-        """The network of a directory that comes from one of these stages.
-
-        Raises:
-            ArtifactError: if the directory is not in order, or its student is another teacher's.
-        """
+        """Open the network of a directory that comes from one of these stages and was distilled from this teacher."""
         path = self.runs / model
         artifact = Artifact.open(path, stages, "model")
         if path not in self._opened:
@@ -130,13 +126,7 @@ def distilled_with(student: Artifact) -> dict[str, Any]:
 
 
 def read_samplers(entries: list[dict[str, Any]]) -> dict[str, Sampler]:
-    """Read the samplers of a config, before anything is opened.
-
-    Args:
-        entries: for each a dictionary: ``kind`` and the fields of its dataclass.
-
-    Returns:
-        Place in the config, for messages, to the sampler.
+    """Read the samplers of a config before anything is opened: place in the config, for messages, to sampler.
 
     Raises:
         ValueError: for an unknown kind or key, a missing key or a value of another type, naming entry and key; and
@@ -171,14 +161,7 @@ def read_sampler(where: str, kind: type[Sampler], entry: dict[str, Any]) -> Samp
 
 
 def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]:
-    """Open the networks of all samplers.
-
-    Args:
-        samplers: see :func:`read_samplers`.
-        models: teacher and directories.
-
-    Returns:
-        The samplers, in order, without optional ones whose stage has not finished; these are printed.
+    """Open the networks of all samplers; optional ones whose stage has not finished are left out with a message.
 
     Raises:
         ArtifactError: for a directory that is not in order, naming the entry.
@@ -214,14 +197,7 @@ def is_missing(sampler: Sampler, models: Models) -> bool:
 
 
 def standard_samplers(models: list[str]) -> list[dict[str, Any]]:
-    """What a config would list for these models: each as its stage is sampled, between the baselines.
-
-    Args:
-        models: directories of finished stages.
-
-    Raises:
-        ArtifactError: if one is no such directory.
-    """
+    """What a config would list for these directories: each as its stage is sampled, between the baselines."""
     entries = [{"kind": "teacher"}]
     for model in models:
         stage = Artifact.open(model, STAGES, "--models").config["stage"]

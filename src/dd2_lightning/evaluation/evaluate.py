@@ -1,5 +1,6 @@
 """``dd2 evaluate``: samplers against their teacher, in one command."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from dd2_lightning.metrics.features import FeatureNetwork, feature_network
 from dd2_lightning.metrics.warning import collect_warnings
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.noise import SampleNoise
-from dd2_lightning.sampling import Sampling
 
 SHOWN = ("real", "teacher", "one_step", "dd1", "independent")
 """Kinds of samplers in ``samples.png``."""
@@ -89,27 +89,12 @@ def evaluate(
             opened.sample_as_distilled(models)
         ready = open_samplers(listed, opened)
     network = feature_network(features, path.parent, inception, chosen)
-    return evaluate_samplers(
-        ready,
-        network,
-        path,
-        opened.sampling,
-        samples,
-        reference_samples,
-        seed,
-        batch_size,
-        precision=precision,
-        messages=messages,
-    )
+    settings = {"seed": seed, "reference_samples": reference_samples, "batch_size": batch_size, "precision": precision}
+    return evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
 
 
 def check_output(output: str | Path) -> Path:
-    """Find out now whether a report can be drawn and written; its JSON file.
-
-    Raises:
-        ArtifactError: if it cannot be written.
-        DD2Error: if matplotlib is not installed.
-    """
+    """The JSON file of a report; refuse now, not hours later, what cannot be drawn or written."""
     path = results_path(output)
     check_not_directory(path)
     blank_figure(1, 1)
@@ -122,48 +107,31 @@ def evaluate_samplers(
     samplers: list[Sampler],
     network: FeatureNetwork,
     output: str | Path,
-    sampling: Sampling | None = None,
     samples: int = 20_000,
-    reference_samples: int = 30_000,
-    seed: int = 0,
-    batch_size: int = 500,
-    minimum: int = 500,
-    precision: str | int = "32",
-    messages: list[str] | None = None,
+    messages: Sequence[str] = (),
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Do what :func:`evaluate` does, with open models.
+    """Measure samplers that are bound to one teacher, which is one of them, and write the report.
 
     Args:
-        samplers: all bound to one teacher, which is one of them.
+        samplers: who is compared.
         network: features.
         output: directory of the report, or its ``….json`` file.
-        sampling: guidance and truncation of the teacher.
         samples: of each sampler.
-        reference_samples: size of the reference.
-        seed: of all samples.
-        batch_size: samples at a time.
-        minimum: samples a class below which diversity is not given.
-        precision: of the networks that sample.
         messages: warnings that the report begins with.
+        settings: of the :class:`Evaluator`.
 
     Returns:
         The contents of ``results.json``.
-
-    Raises:
-        ArtifactError: if the report cannot be written.
-        DD2Error: if the teacher has no images or matplotlib is not installed.
     """
     path, teacher = check_output(output), samplers[0].teacher
     if not teacher.tokenizer.has_pictures:
         raise DD2Error("this teacher has no images to evaluate; its tests compare it with its exact distribution")
     with collect_warnings() as found:
-        evaluator = Evaluator(
-            teacher, network, sampling, seed, reference_samples, batch_size, minimum, precision=precision
-        )
+        evaluator = Evaluator(teacher, network, **settings)
         scores = compare(evaluator, samplers, samples)
-    messages = [*(messages or []), *found]
-    report = make_report(scores, seed, samples, teacher.codebook.device, messages=messages)
-    save_samples(samplers, path.with_name("samples.png"), seed, first=samples)
+    report = make_report(scores, evaluator.seed, samples, teacher.codebook.device, messages=[*messages, *found])
+    save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
     save_curves(report["contenders"], path.with_name("steps.png"))
     write_report(report, path)
     print_table(report)
@@ -173,12 +141,7 @@ def evaluate_samplers(
 def save_samples(samplers: list[Sampler], path: Path, seed: int, first: int, columns: int = 8) -> None:
     """Draw the first sampler of each kind in :data:`SHOWN` side by side, ``columns`` samples of every class.
 
-    Args:
-        samplers: those that were measured.
-        path: PNG file.
-        seed: of the noise.
-        first: global index of the first sample; beyond those that were measured.
-        columns: samples of each class.
+    ``first`` is the global index of the first sample, beyond those that were measured.
     """
     teacher = samplers[0].teacher
     device = teacher.codebook.device

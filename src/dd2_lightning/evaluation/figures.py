@@ -30,11 +30,7 @@ def blank_figure(width: float, height: float) -> "Figure":
 
 
 def write_figure(figure: "Figure", path: str | Path) -> None:
-    """Write a figure as a PNG file.
-
-    Raises:
-        ArtifactError: if it cannot be written.
-    """
+    """Write a figure as a PNG file, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(Path(path), buffer.getvalue())
@@ -47,12 +43,6 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
         panels: title to images (rows * columns, 1 or 3, H, W) in [0, 1], class by class; the same number in each.
         path: PNG file.
         labels: names of the rows.
-        title: above everything.
-
-    Raises:
-        ValueError: if the images do not fill the rows.
-        DD2Error: if matplotlib is not installed.
-        ArtifactError: if the file cannot be written.
     """
     counts = {name: len(images) for name, images in panels.items()}
     if len(set(counts.values())) != 1 or next(iter(counts.values())) % len(labels):
@@ -87,14 +77,7 @@ FLOOR = 1e-6
 
 
 class Curve(NamedTuple):
-    """Kinds of samplers that are drawn alike.
-
-    Attributes:
-        kinds: of the samplers.
-        colour: of Okabe and Ito's palette, which colour-blind people tell apart.
-        marker: tells them apart without colour.
-        line: whether its unsnapped points are connected.
-    """
+    """Kinds of samplers that are drawn alike; colours are Okabe and Ito's, and only unsnapped points are connected."""
 
     kinds: tuple[str, ...]
     colour: str
@@ -111,17 +94,9 @@ CURVES = (
 
 
 def save_curves(rows: dict[str, dict[str, Any]], path: str | Path) -> None:
-    """Draw Fréchet distance against steps, both on logarithmic axes.
+    """Draw Fréchet distance against steps, both on logarithmic axes, for the rows of a report.
 
     Filled points are as decoded, hollow ones, which have no label, the same snapped to the nearest codes.
-
-    Args:
-        rows: of a report, by name; those without steps or distance are left out.
-        path: PNG file.
-
-    Raises:
-        DD2Error: if matplotlib is not installed.
-        ArtifactError: if the file cannot be written.
     """
     figure = blank_figure(7.5, 4.8)
     ax = figure.subplots()
@@ -157,12 +132,7 @@ def save_curves(rows: dict[str, dict[str, Any]], path: str | Path) -> None:
 
 
 def place_labels(ax: "Axes", labels: list[tuple[float, float, str, str]]) -> None:
-    """Write beside every point what it is, as near as points and other labels leave room for it.
-
-    Args:
-        ax: drawn but for the labels.
-        labels: x, y, text and colour of each.
-    """
+    """Write its name beside every point (x, y, name, colour), as near as points and other labels leave room for it."""
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 

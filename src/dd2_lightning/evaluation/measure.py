@@ -14,11 +14,11 @@ from dd2_lightning.errors import ArtifactError, check_samples
 from dd2_lightning.evaluation.report import results_path, to_json
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.images.npz import ImageFile, read_arrays
-from dd2_lightning.metrics.features import FeatureNetwork, feature_network, features_of, identity
+from dd2_lightning.metrics.features import feature_network, features_of, identity
 from dd2_lightning.metrics.frechet import FeatureGaussian
 from dd2_lightning.metrics.protocols import protocol_named
-from dd2_lightning.metrics.quality import Quality, QualityScores
-from dd2_lightning.metrics.references import Reference, check_sizes, open_reference, write_statistics
+from dd2_lightning.metrics.quality import Quality
+from dd2_lightning.metrics.references import check_sizes, open_reference, write_statistics
 from dd2_lightning.metrics.warning import SampleWarning, collect_warnings
 from dd2_lightning.progress import tracked
 
@@ -51,13 +51,7 @@ def quality(
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
 
     Returns:
-        The results: ``{"protocol", "features", "reference", "samples", "manifold_samples", "frechet", "kid",
-        "inception_score", "precision", "recall", "warnings"}``.
-
-    Raises:
-        ArtifactError: if a file cannot be read or written, or does not fit the others.
-        DD2Error: if an extra is missing.
-        ValueError: for options that cannot be.
+        The results, as they are written: settings, scores and ``"warnings"``.
     """
     check_samples(batch_size=batch_size, manifold_samples=manifold_samples)
     chosen, path = resolve_device(device), results_path(output)
@@ -78,7 +72,12 @@ def quality(
                 SampleWarning,
                 stacklevel=1,
             )
-        scores = score(images, against, network, manifold_samples, batch_size, chosen)
+        measured = against.measured(network, manifold_samples, batch_size, chosen)
+        metrics = Quality(*measured, manifold_samples).to(chosen)
+        for pixels in tracked(images.batches(batch_size), "quality: samples", len(images), size=batch_size):
+            found = features_of(network, pixels, chosen)
+            metrics.update(found, network.logits(found))
+        scores = metrics.compute()
     results = {
         "protocol": protocol,
         "features": identity(network),
@@ -94,22 +93,6 @@ def quality(
     for message in messages:
         print(f"{'warning':>16}  {message}")
     return results
-
-
-def score(
-    images: ImageFile,
-    reference: Reference,
-    network: FeatureNetwork,
-    manifold_samples: int = 10_000,
-    batch_size: int = 100,
-    device: torch.device | str = "cpu",
-) -> QualityScores:
-    """Measure a file of images; see :class:`Quality`."""
-    metrics = Quality(*reference.measured(network, manifold_samples, batch_size, device), manifold_samples).to(device)
-    for pixels in tracked(images.batches(batch_size), "quality: samples", len(images), size=batch_size):
-        features = features_of(network, pixels, device)
-        metrics.update(features, network.logits(features))
-    return metrics.compute()
 
 
 @torch.no_grad()
@@ -130,11 +113,6 @@ def statistics(
         inception: weights file of Inception.
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
-
-    Raises:
-        ArtifactError: if a file cannot be read or written.
-        DD2Error: if an extra is missing.
-        ValueError: for options that cannot be.
     """
     check_samples(batch_size=batch_size)
     chosen = resolve_device(device)
@@ -155,12 +133,7 @@ def statistics(
 
 
 def resolve_protocol(images: ImageFile, protocol: str | None) -> str | None:
-    """The protocol that samples were drawn by: the given one, or what their file says; None if neither does.
-
-    Raises:
-        ArtifactError: if the file's settings are damaged.
-        ValueError: if both are there and differ, or there is no such protocol.
-    """
+    """The given protocol, or the one in the samples' file; a ValueError if they differ, None if there is neither."""
     settings = read_arrays(images.path).get("settings")
     try:
         stored = None if settings is None else json.loads(str(settings)).get("protocol")

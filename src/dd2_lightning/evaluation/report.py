@@ -99,13 +99,8 @@ def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]
     """How much of DD1's error DD2's one step does away with: 1 is the teacher, 0 is DD1, below 0 is worse than it.
 
     ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), with F0 the distance of a second teacher sample to the
-    reference; ``nll`` is the same of likelihoods. DD1 is the best of those in one step, for each metric.
-
-    Args:
-        contenders: rows of a report by name.
-
-    Returns:
-        Both; None where a number is missing or DD1 is no worse than the teacher.
+    reference; ``nll`` is the same of likelihoods. DD1 is the best of those in one step, for each metric. None where a
+    number is missing or DD1 is no worse than the teacher.
     """
     drawn = [
         row for row in contenders.values() if not row["snapped"] and (row["steps"] == 1 or row["kind"] == "teacher")
@@ -121,15 +116,7 @@ def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]
 
 
 def table(scores: dict[str, dict[str, Any]], width: float = math.inf) -> list[list[str]]:
-    """The table as text.
-
-    Args:
-        scores: rows of a report by name.
-        width: of a line, with a space between columns; columns are left out until that suffices.
-
-    Returns:
-        The head, and a row for every sampler; the first cell is its name.
-    """
+    """The table as text, head first; columns are left out until a line, with a space between them, fits the width."""
     teacher = next(row for row in scores.values() if row["kind"] == "teacher")
     names = ["sampler", *scores]
     columns = {}
@@ -156,11 +143,7 @@ def show_ratio(value: float | None, ends: list[float] | None = None) -> str:
 
 
 def caption(report: dict[str, Any]) -> list[str]:
-    """Lines below the table, warnings last.
-
-    Args:
-        report: of one seed, or ``{"median", "range", "runs"}`` of several.
-    """
+    """Lines below the table of a report, or of :func:`aggregate`'s medians; warnings are the last."""
     runs = report.get("runs", [report])
     middle, ends, first = report.get("median", report), report.get("range", {}), runs[0]
 
@@ -225,35 +208,24 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Readable JSON without NaN or infinity.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Readable JSON; NaN and infinity are refused with a ValueError."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def results_path(output: str | Path) -> Path:
-    """Where the JSON goes: ``output`` itself if it is named ``….json``, else ``results.json`` in that directory.
-
-    Everything else goes beside it.
-    """
+    """Where the JSON goes: ``output`` if it ends in ``.json``, else ``results.json`` in that directory."""
     output = Path(output)
     return output if output.suffix == ".json" else output / "results.json"
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Write ``table.md`` beside ``path``, then the JSON file ``path``, each atomically.
-
-    Raises:
-        ArtifactError: if one cannot be written.
-    """
+    """Write ``table.md`` beside ``path``, then the JSON file ``path``, each atomically."""
     write_atomically(path.with_name("table.md"), markdown(report).encode())
     write_atomically(path, to_json(report))
 
 
 def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
-    """A function of every number of equally built dictionaries; None if any of them is None, text as it is."""
+    """A function of every number of equally built dictionaries; None if any is None, text as it is."""
     if isinstance(values[0], dict):
         return {key: over_runs(function, [value[key] for value in values]) for key in values[0]}
     if None in values:
@@ -262,11 +234,7 @@ def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
 
 
 def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several seeds in one.
-
-    Returns:
-        ``{"runs": [reports], "median": {"contenders", "ratios", "closed"}, "range": the same, [lowest, highest]
-        each}``.
+    """Combine several seeds: ``{"runs", "median": {"contenders", "ratios", "closed"}, "range": the same}``.
 
     Raises:
         ValueError: if there is no report, or they have different samplers.
@@ -289,7 +257,7 @@ def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A ``results.json``.
+    """Read a ``results.json``.
 
     Raises:
         ArtifactError: if it is not a report, or one of another version.
@@ -310,12 +278,6 @@ def write_benchmark(results: list[str | Path], output: str | Path) -> dict[str, 
     Args:
         results: the files.
         output: the JSON file to write; the table gets its name with ``.md``.
-
-    Returns:
-        What was written; see :func:`aggregate`.
-
-    Raises:
-        ArtifactError: if a file cannot be read or written.
     """
     summary = aggregate([read_report(path) for path in results])
     write_atomically(Path(output).with_suffix(".md"), markdown(summary).encode())

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.devices import autocast
-from dd2_lightning.evaluation.marginals import Marginals
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import integrate_walk
@@ -55,6 +54,7 @@ class Sampler(ABC):
         networks: the networks it samples with, tokenizer excluded.
         smooth: ``(labels (B,), noise (B, n, C)) -> tokens``, where tokens change smoothly with noise and with nothing
             else, so that their images have a path length; None elsewhere.
+        marginals: of a teacher sample, which independent tokens are drawn from; set by whoever draws them.
     """
 
     name: str | None = None
@@ -107,10 +107,6 @@ class Sampler(ABC):
         """Tokens as they are decoded: those of :meth:`generate`, snapped if ``snapped``."""
         tokens = self.generate(labels, noise)
         return self.teacher.snap(tokens) if self.snapped else tokens
-
-    def learn(self, marginals: Marginals) -> None:
-        """Keep the marginals of a teacher sample, which independent tokens are drawn from."""
-        self.marginals = marginals
 
     def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
         """A batch of samples with their images."""

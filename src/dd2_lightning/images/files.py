@@ -49,21 +49,13 @@ def output_kind(path: str | Path) -> Literal["npz", "grid", "directory"]:
 
 
 def check_not_directory(path: Path) -> None:
-    """Refuse a directory in the place of a file that is to be written.
-
-    Raises:
-        ArtifactError: naming it.
-    """
+    """Refuse a directory in the place of a file that is to be written."""
     if path.is_dir():
         raise ArtifactError(f"--output {path} is a directory, not a file")
 
 
 def encode_image(image: Tensor, format: str = "PNG") -> bytes:
-    """Encode one image (1 or 3, H, W) of [0, 1] or bytes; JPEG at quality 95, the others without loss.
-
-    Raises:
-        ValueError: for another number of channels, or more pixels than the format holds.
-    """
+    """Encode one image (1 or 3, H, W) of [0, 1] or bytes; JPEG at quality 95, the others without loss."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"an image file holds grey (1, H, W) or RGB (3, H, W), got {tuple(image.shape)}")
     check_pixels(*image.shape[1:], format)
@@ -74,11 +66,7 @@ def encode_image(image: Tensor, format: str = "PNG") -> bytes:
 
 
 def check_pixels(height: int, width: int, format: str) -> None:
-    """Refuse an image that a format does not hold, or that is too large for memory.
-
-    Raises:
-        ValueError: with size and limit.
-    """
+    """Refuse an image that a format does not hold, or that is too large for memory."""
     if max(height, width) > LONGEST[format] or height * width > MOST_PIXELS:
         raise ValueError(
             f"an image of {width:,} x {height:,} pixels is too large: {format} holds {LONGEST[format]:,} a side, "
@@ -103,17 +91,13 @@ def check_grid(count: int, height: int, width: int, columns: int, path: str | Pa
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int, scale: int | None = None) -> None:
-    """Write images as one file, in the format of its ending.
+    """Write images (B, 1 or 3, H, W), of [0, 1] or bytes, as one file, in the format of its ending.
 
     Args:
-        images: (B, 1 or 3, H, W), of [0, 1] or bytes.
+        images: the images.
         path: the file.
         columns: images a row.
         scale: pixels a pixel becomes, see :func:`grid_scale`.
-
-    Raises:
-        ValueError: for other shapes, or a grid that is too large.
-        ArtifactError: if the file cannot be written.
     """
     scale = scale or grid_scale(images.shape[-1], len(images))
     large = to_bytes(images).repeat_interleave(scale, -1).repeat_interleave(scale, -2)

@@ -4,19 +4,13 @@ from torch import Tensor
 
 
 def mosaic(images: Tensor, columns: int, gap: int = 1, background: float = 1.0) -> Tensor:
-    """Arrange images in rows.
+    """Arrange images (B, channels, H, W) in rows: one image, (channels, height, width).
 
     Args:
-        images: (B, channels, H, W).
+        images: the images.
         columns: images a row; the last row is filled up with background.
         gap: pixels between images.
         background: value between them.
-
-    Returns:
-        One image, (channels, height, width).
-
-    Raises:
-        ValueError: for other shapes, no image, or fewer than one column.
     """
     if images.ndim != 4 or not len(images):
         raise ValueError(f"a grid needs images (B, channels, H, W), got {tuple(images.shape)}")

@@ -48,9 +48,6 @@ def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarra
         shape: of all images together, (N, H, W, channels).
         batches: the images, in order, uint8 (B, H, W, channels).
         others: arrays to put beside them.
-
-    Raises:
-        ArtifactError: if it cannot be written.
     """
     with whole_or_not_at_all(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy", EPOCH), "w", force_zip64=True) as file:
@@ -64,13 +61,7 @@ def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarra
 
 
 class ImageFile:
-    """An opened file of images.
-
-    Args:
-        path: the file.
-
-    Attributes:
-        shape: (N, H, W, channels).
+    """An opened file of images, of ``shape`` (N, H, W, channels).
 
     Raises:
         ArtifactError: if it is missing or damaged, or ``arr_0`` does not hold images.
@@ -91,11 +82,7 @@ class ImageFile:
         return self.shape[0]
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """The images, uint8 (B, channels, H, W), ``size`` at a time; all or the first ``limit``.
-
-        Raises:
-            ArtifactError: if the file is damaged.
-        """
+        """The images, uint8 (B, channels, H, W), ``size`` at a time; all or the first ``limit``."""
         count, shape = min(len(self), limit or len(self)), self.shape[1:]
         with open_npz(self.path) as archive, open_array(archive, "arr_0", self.path) as (file, *_):
             for start in range(0, count, size):
@@ -108,11 +95,7 @@ class ImageFile:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An npz file as a zip archive.
-
-    Raises:
-        ArtifactError: if it is missing or damaged, also where that shows while it is read.
-    """
+    """An npz file as a zip archive; damage, also where it shows while it is read, is an ArtifactError."""
     if not path.is_file():
         raise ArtifactError(f"{path} is a directory, not an npz file" if path.is_dir() else f"{path} does not exist")
     try:
@@ -127,12 +110,7 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def open_array(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[tuple[IO[bytes], tuple, np.dtype, bool]]:
-    """The data, shape, dtype and Fortran order of an array, its header checked against the size of its entry.
-
-    Raises:
-        ArtifactError: if there is none of this name.
-        ValueError: if it holds Python objects, or header and size disagree.
-    """
+    """The data, shape, dtype and Fortran order of an array, its header checked against the size of its entry."""
     if f"{name}.npy" not in archive.namelist():
         raise ArtifactError(f"{path} has no array {name}; it holds {', '.join(archive.namelist())[:200]}")
     with archive.open(f"{name}.npy") as file:
@@ -146,11 +124,7 @@ def open_array(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[tupl
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file but the images.
-
-    Raises:
-        ArtifactError: if it is missing, damaged, or holds Python objects.
-    """
+    """All arrays of an npz file but the images."""
     arrays = {}
     with open_npz(Path(path)) as archive:
         for name in (entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")):

@@ -68,9 +68,6 @@ class SampleSet:
 
         Args:
             draw: (index of the first image, labels (B,)) -> images (B, channels, H, W) in [0, 1].
-
-        Raises:
-            ArtifactError: if something cannot be written, or a batch is damaged.
         """
         missing = [start for start in self.starts if not self.path(start).is_file()]
         count = min(len(self.labels), len(missing) * self.batch_size)
@@ -85,11 +82,7 @@ class SampleSet:
         shutil.rmtree(self.directory)
 
     def read(self, start: int) -> np.ndarray:
-        """A batch, uint8 (B, H, W, channels).
-
-        Raises:
-            ArtifactError: if it is damaged.
-        """
+        """A batch, uint8 (B, H, W, channels)."""
         path = self.path(start)
         advice = "delete it and run the command again"
         try:

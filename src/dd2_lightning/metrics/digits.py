@@ -46,11 +46,7 @@ class DigitClassifier(nn.Module):
         return self.held_out.item()
 
     def features(self, images: Tensor) -> Tensor:
-        """Grey 8x8 images in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1).
-
-        Raises:
-            ValueError: for images of another size.
-        """
+        """Grey 8x8 images in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1)."""
         if images.shape[1:] != (1, 8, 8):
             raise ValueError(f"the digit classifier reads images (B, 1, 8, 8), got {tuple(images.shape)}")
         return self.body(2 * images - 1).tanh()
@@ -65,22 +61,10 @@ class DigitClassifier(nn.Module):
 
 
 def train_classifier(seed: int = 0, epochs: int = 20, batch_size: int = 64, held_out: int = 297) -> DigitClassifier:
-    """Train on the real digits, deterministically.
+    """Train on the real digits, deterministically; ``held_out`` of them measure its accuracy.
 
     Large values before the tanh are penalised: without that half of the features end up at ±1, where a Gaussian
     describes them badly and the differences within a class are lost.
-
-    Args:
-        seed: of initial weights, split and order.
-        epochs: passes over the training digits.
-        batch_size: images a step.
-        held_out: digits kept to measure its accuracy.
-
-    Returns:
-        The classifier, frozen, in evaluation mode.
-
-    Raises:
-        DD2Error: if scikit-learn is not installed.
     """
     images, labels = load_digits_images()
     order = torch.randperm(len(images), generator=stream(seed, "classifier", "split"))
@@ -107,12 +91,7 @@ def train_classifier(seed: int = 0, epochs: int = 20, batch_size: int = 64, held
 
 
 def load_classifier(directory: str | Path, seed: int = 0) -> DigitClassifier:
-    """The classifier kept in ``DIRECTORY/classifier.safetensors``, trained and kept if it is not there or damaged.
-
-    Raises:
-        ArtifactError: if it cannot be written.
-        DD2Error: if scikit-learn is not installed.
-    """
+    """The classifier stored in ``DIRECTORY/classifier.safetensors``, trained if it is not there or damaged."""
     path = Path(directory) / "classifier.safetensors"
     identity = {"version": str(VERSION), "seed": str(seed)}
     model = _read(path, identity)

@@ -8,12 +8,7 @@ from torchmetrics import Metric
 class WithinClassVariance(Metric):
     """Trace of the within-class feature covariance, averaged over classes.
 
-    Diversity is this, divided by the teacher's.
-
-    Args:
-        num_classes: number of classes.
-        width: d.
-        minimum: fewer samples of a class than this are refused.
+    Diversity is this, divided by the teacher's. With fewer than ``minimum`` samples of a class it is refused.
     """
 
     full_state_update = False
@@ -27,11 +22,7 @@ class WithinClassVariance(Metric):
         self.add_state("squares", torch.zeros(num_classes, dtype=torch.float64), "sum")
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add features (B, d) of classes ``labels`` (B,).
-
-        Raises:
-            ValueError: for other shapes.
-        """
+        """Add features (B, d) of classes ``labels`` (B,)."""
         if features.ndim != 2 or features.shape[1] != self.width or labels.shape != features.shape[:1]:
             raise ValueError(
                 f"features must be (B, {self.width}) and labels (B,), "
@@ -48,11 +39,7 @@ class WithinClassVariance(Metric):
         return self.count.min().item() >= self.minimum
 
     def compute(self) -> float:
-        """The variance of the samples so far.
-
-        Raises:
-            ValueError: if a class has fewer samples than the minimum.
-        """
+        """The variance of the samples so far."""
         if not self.enough:
             scarce = int(self.count.argmin())
             raise ValueError(

@@ -40,10 +40,6 @@ class InceptionFeatures(nn.Module):
 
     Args:
         weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
-
-    Raises:
-        DD2Error: if torch-fidelity is not installed.
-        ArtifactError: if the file is missing, damaged, holds more than tensors, or is of another network.
     """
 
     width = 2048
@@ -64,11 +60,7 @@ class InceptionFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> Tensor:
-        """RGB images in [0, 1], (B, 3, H, W) -> (B, 2048).
-
-        Raises:
-            ValueError: for images of another shape.
-        """
+        """RGB images in [0, 1], (B, 3, H, W) -> (B, 2048)."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Inception reads RGB images (B, 3, H, W), got {tuple(images.shape)}")
         return self.network(to_bytes(images))[0]
@@ -89,13 +81,9 @@ def feature_network(
     Args:
         name: ``digits``, ``inception``, or where to import a class like :class:`FeatureNetwork` from, called without
             arguments: ``my_module.MyFeatures``.
-        directory: where the digit classifier is kept.
+        directory: where the digit classifier is stored.
         inception: weights of Inception.
         device: where it computes.
-
-    Raises:
-        ValueError: for another name, or Inception without weights.
-        DD2Error: see :class:`InceptionFeatures` and :func:`load_classifier`.
     """
     if name == "digits":
         network = load_classifier(directory)
@@ -109,11 +97,7 @@ def feature_network(
 
 
 def import_network(name: str) -> FeatureNetwork:
-    """A user's feature network, by where its class is imported from.
-
-    Raises:
-        ValueError: if there is none, or it lacks an attribute.
-    """
+    """A user's feature network, by where its class is imported from; a ValueError says what it lacks."""
     if "." not in name:
         raise ValueError(f"unknown feature network '{name}'; there are: digits, inception, or your own: module.Class")
     try:

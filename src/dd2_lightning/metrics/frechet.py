@@ -39,11 +39,7 @@ def root_of(matrix: Tensor) -> Tensor:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Squared Fréchet distance of two Gaussians.
-
-    Raises:
-        ValueError: if the features have different widths.
-    """
+    """Squared Fréchet distance of two Gaussians of the same width."""
     if first.mean.shape != second.mean.shape:
         raise ValueError(f"features of width {len(first.mean)} and {len(second.mean)} cannot be compared")
     root = root_of(first.covariance)
@@ -53,11 +49,7 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
 
 class FeatureGaussian(Metric):
-    """Fits a :class:`Gaussian` to features.
-
-    Args:
-        width: d.
-    """
+    """Fits a :class:`Gaussian` to features of width d."""
 
     full_state_update = False
 
@@ -69,11 +61,7 @@ class FeatureGaussian(Metric):
         self.add_state("products", torch.zeros(width, width, dtype=torch.float64), "sum")
 
     def update(self, features: Tensor) -> None:
-        """Add features (B, d).
-
-        Raises:
-            ValueError: for another shape.
-        """
+        """Add features (B, d)."""
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ValueError(f"features must be (B, {self.width}), got {tuple(features.shape)}")
         features = features.double()
@@ -81,12 +69,8 @@ class FeatureGaussian(Metric):
         self.total += features.sum(0)
         self.products += features.T @ features
 
-    def gaussian(self) -> Gaussian:
-        """The fit to the features so far; warns if there are too few for a covariance of full rank.
-
-        Raises:
-            ValueError: with fewer than two samples.
-        """
+    def compute(self) -> Gaussian:
+        """The fit to the features so far; warns if there are too few for a covariance of full rank."""
         count = int(self.count)
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {count}")
@@ -100,16 +84,9 @@ class FeatureGaussian(Metric):
         mean = self.total / count
         return Gaussian(mean, (self.products - count * mean.outer(mean)) / (count - 1), count)
 
-    def compute(self) -> Gaussian:
-        return self.gaussian()
-
 
 class FrechetDistance(FeatureGaussian):
-    """Fréchet distance of features to a reference.
-
-    Args:
-        reference: what they are compared with.
-    """
+    """Fréchet distance of features to a reference."""
 
     higher_is_better = False
 
@@ -119,4 +96,4 @@ class FrechetDistance(FeatureGaussian):
 
     def compute(self) -> float:
         reference = Gaussian(*(part.to(self.total) for part in self.reference[:2]), self.reference.count)
-        return frechet_distance(reference, self.gaussian())
+        return frechet_distance(reference, super().compute())

@@ -13,20 +13,14 @@ from dd2_lightning.sampling import Sampling
 def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
     """Negative log likelihood of sequences under the guided, untruncated teacher at temperature 1.
 
-    The teacher reads the codebook vectors of ``indices``, never an unsnapped token.
-
     Args:
-        teacher: the model.
+        teacher: the model; it reads the codebook vectors of ``indices``, never an unsnapped token.
         indices: snapped sequences, (B, n).
         labels: (B,).
         sampling: guidance of the teacher, in the convention of its family; truncation and temperature are not used.
 
     Returns:
         Nats a sequence, (B,); infinite for an impossible one.
-
-    Raises:
-        TypeError: if ``indices`` are not integers of two axes.
-        ValueError: for a label that no class has.
     """
     if indices.ndim != 2 or indices.is_floating_point():
         raise TypeError(f"indices must be integers (B, n), got {indices.dtype} {tuple(indices.shape)}; snap the tokens")

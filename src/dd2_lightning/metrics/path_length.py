@@ -22,13 +22,7 @@ from dd2_lightning.noise import SampleNoise
 
 
 class PathLength(NamedTuple):
-    """What :func:`path_length` measured.
-
-    Attributes:
-        mean: of the lengths that were kept.
-        deviation: their standard deviation.
-        lengths: of all paths, (samples,) in float64.
-    """
+    """Mean and standard deviation of the lengths that were kept, and all lengths, (samples,) in float64."""
 
     mean: float
     deviation: float
@@ -63,11 +57,7 @@ def slerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
 
 
 def trimmed(values: Tensor, share: float) -> Tensor:
-    """Values without those below the ``share`` quantile and above its counterpart, both included.
-
-    Raises:
-        ValueError: for a share outside [0, 0.5).
-    """
+    """Values without those below the ``share`` quantile and above its counterpart, both included."""
     if not 0 <= share < 0.5:
         raise ValueError(f"a share to leave out on each side is in [0, 0.5), got {share}")
     low = torch.quantile(values, share, interpolation="lower")
@@ -103,12 +93,6 @@ def path_length(
         seed: of noise and places.
         batch_size: pairs at a time.
         device: where the generator computes.
-
-    Returns:
-        Mean, deviation, and all lengths.
-
-    Raises:
-        ValueError: for numbers that cannot be.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")

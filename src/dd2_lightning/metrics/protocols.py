@@ -30,11 +30,7 @@ class Protocol:
     samples: int | None = None
 
     def labels(self, num: int, classes: int, seed: int = 0) -> Tensor:
-        """Classes of samples 0 to ``num - 1``, (num,).
-
-        Raises:
-            ValueError: for a number of samples that the protocol does not have.
-        """
+        """Classes of samples 0 to ``num - 1``, (num,); a ValueError for a number that the protocol does not have."""
         if num < 1 or classes < 1:
             raise ValueError(f"at least 1 sample and 1 class are needed, got {num} and {classes}")
         return self.draw_labels(num, classes, seed)
@@ -46,9 +42,6 @@ def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
     So every subset in a row holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
     the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
     for that reason.) Likewise, the first 10,000 stand for all in precision and recall.
-
-    Raises:
-        ValueError: if the classes cannot have the same number of samples.
     """
     if num % classes:
         raise ValueError(f"{num} samples are not the same number of each of {classes} classes; take a multiple")
@@ -73,11 +66,7 @@ PROTOCOLS = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of this name.
-
-    Raises:
-        ValueError: if there is no such protocol.
-    """
+    """The protocol of this name."""
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol '{name}'; there are: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -81,15 +81,7 @@ class Quality(nn.Module):
         return cls(gaussian.compute(), features, **kwargs)
 
     def update(self, features: Tensor, logits: Tensor | None = None) -> None:
-        """Add samples.
-
-        Args:
-            features: (B, d).
-            logits: of a classifier, (B, classes), for the inception score; always or never.
-
-        Raises:
-            ValueError: for other shapes.
-        """
+        """Add features (B, d) and, for the inception score, logits (B, classes) of a classifier, always or never."""
         self.frechet.update(features)
         if self.manifold is not None:
             self.manifold.update(features)
@@ -97,11 +89,7 @@ class Quality(nn.Module):
             self.inception.update(logits)
 
     def compute(self) -> QualityScores:
-        """All scores so far.
-
-        Raises:
-            ValueError: with too few samples.
-        """
+        """All scores of the samples so far."""
         scores = QualityScores(self.frechet.compute())
         if self.manifold is not None:
             kept = self.manifold.kept()
@@ -121,23 +109,10 @@ class Quality(nn.Module):
 
 
 def kernel_distance(first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
-    r"""Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401), in float64.
+    r"""Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401) of (N, d) and (M, d), in float64.
 
     The unbiased squared maximum mean discrepancy with the kernel :math:`(a\cdot b/d+1)^3`, averaged over random
     subsets of both sides; one subset, if it is everything.
-
-    Args:
-        first: (N, d).
-        second: (M, d).
-        subsets: how many are averaged.
-        subset_size: samples of each; all of the smaller side, if it has fewer.
-        seed: of the subsets.
-
-    Returns:
-        The distance.
-
-    Raises:
-        ValueError: with fewer than two samples.
     """
     size = min(subset_size, len(first), len(second))
     if size < 2:

@@ -32,13 +32,7 @@ FORMAT = "1"
 
 @dataclass
 class Reference:
-    """An opened reference file, with statistics, images, or both.
-
-    Attributes:
-        path: the file.
-        gaussian: statistics it holds.
-        images: images it holds.
-    """
+    """An opened reference file, with statistics, images, or both."""
 
     path: Path
     gaussian: Gaussian | None
@@ -63,11 +57,7 @@ class Reference:
 
 
 def write_statistics(path: str | Path, gaussian: Gaussian, network: FeatureNetwork) -> None:
-    """Write statistics to a safetensors file.
-
-    Raises:
-        ArtifactError: if it cannot be written.
-    """
+    """Write statistics to a safetensors file, atomically."""
     tensors = {"mean": gaussian.mean.cpu().contiguous(), "covariance": gaussian.covariance.cpu().contiguous()}
     description = {"format": FORMAT, "count": str(gaussian.count), "network": identity(network)}
     write_atomically(Path(path), save(tensors, {"statistics": json.dumps(description)}))
@@ -140,11 +130,7 @@ def _check_statistics(gaussian: Gaussian, path: Path) -> Gaussian:
 
 
 def check_sizes(samples: ImageFile, reference: Reference) -> None:
-    """Refuse to compare images of different sizes.
-
-    Raises:
-        ArtifactError: naming both.
-    """
+    """Refuse to compare images of different sizes."""
     other = reference.images
     if other is not None and samples.shape[1:] != other.shape[1:]:
         sizes = ["x".join(map(str, file.shape[1:])) for file in (samples, other)]
