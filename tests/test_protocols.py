@@ -279,7 +279,7 @@ def digits(tmp_path):
 
 
 def test_a_file_measured_against_pictures_and_against_their_statistics(digits, capsys):
-    common = ["--samples", str(digits / "a.npz"), "--output", str(digits / "out.json")]
+    common = ["--samples", str(digits / "a.npz"), "--output", str(digits / "out.json"), "--device", "cpu"]
     main(["quality", *common, "--reference", str(digits / "b.npz")])
     results = json.loads((digits / "out.json").read_text())
     network = feature_network("digits", digits)
@@ -293,7 +293,17 @@ def test_a_file_measured_against_pictures_and_against_their_statistics(digits, c
     assert results["precision"] > 0.8 and results["frechet"] < 0.1
     assert results["protocol"] == "dd1" and results["samples"] == 899 and results["features"] == identity(network)
     assert "dd1" in capsys.readouterr().out
-    main(["statistics", "--pictures", str(digits / "b.npz"), "--output", str(digits / "s.safetensors")])
+    main(
+        [
+            "statistics",
+            "--device",
+            "cpu",
+            "--pictures",
+            str(digits / "b.npz"),
+            "--output",
+            str(digits / "s.safetensors"),
+        ]
+    )
     main(["quality", *common, "--reference", str(digits / "s.safetensors")])
     alone = json.loads((digits / "out.json").read_text())
     assert alone["frechet"] == pytest.approx(results["frechet"], rel=1e-6)
@@ -305,7 +315,7 @@ def test_few_samples_are_warned_of(digits, capsys):
     pictures(digits / "few.npz", count=20)
     main(
         [
-            *("quality", "--samples", str(digits / "few.npz"), "--reference", str(digits / "b.npz")),
+            *("quality", "--device", "cpu", "--samples", str(digits / "few.npz"), "--reference", str(digits / "b.npz")),
             *("--output", str(digits / "few.json"), "--protocol", "openai"),
         ]
     )
@@ -334,7 +344,15 @@ def test_what_cannot_be_measured(digits, capsys):
         with fails(capsys, status, *words):
             main(
                 [
-                    *("quality", "--samples", str(digits / "a.npz"), "--reference", str(digits / "b.npz")),
+                    *(
+                        "quality",
+                        "--device",
+                        "cpu",
+                        "--samples",
+                        str(digits / "a.npz"),
+                        "--reference",
+                        str(digits / "b.npz"),
+                    ),
                     *("--output", str(digits / "out.json"), *args),
                 ]
             )

@@ -214,3 +214,5 @@ def test_the_former_name_of_the_key_still_works(runs, tmp_path):
     for key in ("samplers", "contenders"):
         with pytest.raises(ValueError, match=r"samplers\[1\] \(skip\): skipped must be in 0..3"):
             evaluate(str(tmp_path), teacher=str(runs / "teacher"), device="cpu", **{key: entries})
+    with pytest.raises(ValueError, match="give samplers only"):
+        evaluate(str(tmp_path), entries, entries, teacher=str(runs / "teacher"))

@@ -42,7 +42,7 @@ def model(tmp_path, monkeypatch):
 
 
 def draw(model, output, *args, batch=30):
-    options = ("--model", str(model), "--output", str(output), "--batch_size", str(batch))
+    options = ("--model", str(model), "--output", str(output), "--batch_size", str(batch), "--device", "cpu")
     main(["sample", *options, "--num", "100", *args])
 
 

@@ -73,6 +73,8 @@ def evaluate(
         ValueError: for numbers out of range, and for samplers that cannot be; the message names entry and key.
     """
     check_samples(seed, samples=samples, reference_samples=reference_samples, batch_size=batch_size)
+    if samplers and contenders:
+        raise ValueError("give samplers only: contenders is their former name")
     entries = samplers or contenders
     if models:
         entries, runs = standard_samplers(models), "."

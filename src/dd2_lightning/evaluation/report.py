@@ -183,12 +183,8 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
 def markdown(report: dict[str, Any]) -> str:
     """The table as Markdown, of one seed or of the medians of several."""
     head, *rows = table(report.get("median", report)["contenders"])
-    return (
-        "\n".join(markdown_table(head, rows))
-        + "\n\n"
-        + "\n".join(f"{line}  " for line in caption(report)).rstrip()
-        + "\n"
-    )
+    lines = [*markdown_table(head, rows), "", *(f"{line}  " for line in caption(report))]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
