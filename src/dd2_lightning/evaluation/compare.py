@@ -187,6 +187,7 @@ class Evaluator:
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.teacher.codebook.device,
+            progress=self.progress,
         ).mean
 
 

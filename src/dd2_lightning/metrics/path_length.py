@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.noise import SampleNoise
+from dd2_lightning.progress import tracked
 
 
 class PathLength(NamedTuple):
@@ -78,6 +79,7 @@ def path_length(
     seed: int = 0,
     batch_size: int = 100,
     device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> PathLength:
     """Measure the path length of a generator.
 
@@ -93,14 +95,15 @@ def path_length(
         seed: of noise and places.
         batch_size: pairs at a time.
         device: where the generator computes.
+        progress: report progress on stderr.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
     if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
     between = {"slerp": slerp, "lerp": lerp}[interpolation]
-    lengths = []
-    for start in range(0, samples, batch_size):
+    lengths, starts = [], range(0, samples, batch_size)
+    for start in tracked(starts, "path length", samples, unit="paths", size=batch_size) if progress else starts:
         count = min(batch_size, samples - start)
         noise = SampleNoise(seed, start, count, device)
         first, second = noise.randn("path", 2, math.prod(shape)).double().unbind(1)
