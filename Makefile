@@ -110,7 +110,7 @@ $(RUNS)/dd1-%/config.json: $(TEACHER)/config.json | install
 # DD1 runs that are there are in the table
 $(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json) | install
 	$(DD2) evaluate --config configs/evaluate_$(FAMILY).yaml $(LINE_UP) \
-		--teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --output $@
+		--teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --device cpu --output $@
 
 benched = RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
 	$(foreach stage,init csd align dd1,STEPS_$(stage)=$(BENCH_$(stage)_$(FAMILY)))

@@ -42,12 +42,12 @@ def place(root, tmp_path, monkeypatch):
     (tmp_path / "newer/config.json").write_text(json.dumps({**settings, "format": 99}))
     (tmp_path / "code.pt").write_bytes(pickle.dumps(Path("a")))
     torch.save({"a": Path("code")}, tmp_path / "code.pth")
-    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("arr_0.npy", "w") as entry:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (200_000, 32, 32, 3)}
-            np.lib.format.write_array_header_1_0(entry, header)
-            for _ in range(200):
-                entry.write(bytes(1_000_000))
+    bomb = zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
+    with bomb, bomb.open("arr_0.npy", "w") as entry:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (200_000, 32, 32, 3)}
+        np.lib.format.write_array_header_1_0(entry, header)
+        for _ in range(200):
+            entry.write(bytes(1_000_000))
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     np.savez(tmp_path / "objects.npz", arr_0=np.array([{"a": 1}], dtype=object))
     np.savez(tmp_path / "floats.npz", arr_0=np.zeros((4, 8, 8, 1)))

@@ -11,22 +11,22 @@ from rich.console import Console
 
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.evaluation.baselines import IndependentContender, RealData, SkipContender
-from dd2_lightning.evaluation.classifier import load_classifier, train_classifier
-from dd2_lightning.evaluation.compare import Judge, Score, check_diversity, compare, finite, ratios, time_contenders
-from dd2_lightning.evaluation.contenders import (
-    ARDiffusionContender,
-    OneStepContender,
-    RefinedContender,
-    SnappedContender,
-    TeacherContender,
-)
-from dd2_lightning.evaluation.curves import save_curves
-from dd2_lightning.evaluation.evaluate import evaluate_contenders
-from dd2_lightning.evaluation.path_length import feature_distance, path_length
-from dd2_lightning.evaluation.pictures import mosaic, save_comparison, save_grid
+from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
+from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, ratios, time_samplers
+from dd2_lightning.evaluation.evaluate import evaluate_samplers
+from dd2_lightning.evaluation.figures import save_comparison, save_curves
 from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, write_benchmark
+from dd2_lightning.evaluation.samplers import (
+    ARDiffusionSampler,
+    OneStepSampler,
+    RefinedSampler,
+    TeacherSampler,
+)
 from dd2_lightning.families.table.model import TableTeacher
+from dd2_lightning.images.files import save_grid
+from dd2_lightning.images.grids import mosaic
+from dd2_lightning.metrics.digits import load_classifier, train_classifier
+from dd2_lightning.metrics.path_length import feature_distance, path_length
 from dd2_lightning.models.generator import OneStepGenerator
 from helpers import circle
 from toys import TOKENS, toy_student, toy_teacher
@@ -59,8 +59,8 @@ def classifier(kept):
 
 
 def test_two_teacher_samples_agree_in_diversity(teacher, classifier):
-    judge = Judge(teacher, classifier, reference_samples=10_000)
-    score = judge.score(TeacherContender(teacher), 5000)
+    evaluator = Evaluator(teacher, classifier, reference_samples=10_000)
+    score = evaluator.score(TeacherSampler().bind(teacher), 5000)
     assert score.diversity == pytest.approx(1, abs=0.05)
     assert score.frechet < 0.02
 
@@ -79,12 +79,14 @@ def test_path_length_is_for_what_is_smooth_in_its_noise(teacher, generator, clas
     def pictures(labels, noise):
         return teacher.decode(generator.sample(labels, noise))
 
-    judge = Judge(teacher, classifier, reference_samples=50, manifold_samples=0, batch_size=20, paths=50, seed=3)
-    one_step = OneStepContender(teacher, generator)
+    evaluator = Evaluator(
+        teacher, classifier, reference_samples=50, manifold_samples=0, batch_size=20, paths=50, seed=3
+    )
+    one_step = OneStepSampler(model=generator).bind(teacher)
     expected = path_length(pictures, (TOKENS, 2), 10, feature_distance(classifier), 50, seed=3, batch_size=20).mean
-    assert judge.score(one_step, 40).path_length == expected > 0
-    assert judge.score(SnappedContender(one_step), 40).path_length is None
-    assert judge.score(TeacherContender(teacher), 40).path_length is None
+    assert evaluator.score(one_step, 40).path_length == expected > 0
+    assert evaluator.score(OneStepSampler(model=generator, snapped=True).bind(teacher), 40).path_length is None
+    assert evaluator.score(TeacherSampler().bind(teacher), 40).path_length is None
 
 
 # --- classifier --------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def test_kept_classifier_is_read_and_a_damaged_one_replaced(kept, monkeypatch):
         trained.append(seed)
         return model
 
-    monkeypatch.setattr("dd2_lightning.evaluation.classifier.train_classifier", train)
+    monkeypatch.setattr("dd2_lightning.metrics.digits.train_classifier", train)
     load_classifier(kept)
     assert trained == []
     path.write_bytes(whole[:1000])
@@ -175,17 +177,16 @@ def test_the_gap_to_the_teacher_that_is_closed():
 
 
 def every_kind(teacher, generator):
-    one_step = OneStepContender(teacher, generator)
-    images, labels = load_digits_images()
+    one_step = OneStepSampler(model=generator).bind(teacher)
     return [
-        TeacherContender(teacher),
+        TeacherSampler().bind(teacher),
         one_step,
-        SnappedContender(one_step),
-        RefinedContender(teacher, generator, 2),
-        ARDiffusionContender(teacher, generator.student),
-        IndependentContender(teacher),
-        SkipContender(teacher, 1),
-        RealData(teacher, images, labels),
+        OneStepSampler(model=generator, snapped=True).bind(teacher),
+        RefinedSampler(model=generator, steps=2).bind(teacher),
+        ARDiffusionSampler(model=generator.student).bind(teacher),
+        IndependentSampler().bind(teacher),
+        SkipSampler(skipped=1).bind(teacher),
+        RealImages().bind(teacher),
     ]
 
 
@@ -193,12 +194,12 @@ PINNED = {"frechet", "nll", "accuracy", "diversity", "steps", "seconds_per_image
 
 
 def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
-    contenders = every_kind(teacher, generator)
-    report = evaluate_contenders(contenders, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
+    samplers = every_kind(teacher, generator)
+    report = evaluate_samplers(samplers, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
-    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit"}
+    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings"}
     rows = report["contenders"]
-    assert list(rows) == [contender.name for contender in contenders]
+    assert list(rows) == [sampler.name for sampler in samplers]
     for name, row in rows.items():
         assert set(row) >= PINNED
         missing = {key for key, value in row.items() if value is None}
@@ -238,9 +239,13 @@ class Quarters:
 
 
 def test_features_that_do_not_classify(teacher, generator, tmp_path):
-    contenders = [TeacherContender(teacher), OneStepContender(teacher, generator), IndependentContender(teacher)]
+    samplers = [
+        TeacherSampler().bind(teacher),
+        OneStepSampler(model=generator).bind(teacher),
+        IndependentSampler().bind(teacher),
+    ]
     sizes = {"samples": 600, "reference_samples": 1000, "minimum": 50}
-    rows = evaluate_contenders(contenders, Quarters(), tmp_path, **sizes)["contenders"]
+    rows = evaluate_samplers(samplers, Quarters(), tmp_path, **sizes)["contenders"]
     for row in rows.values():
         assert row["accuracy"] is row["inception_score"] is None
         assert row["frechet"] is not None and row["nll"] is not None and row["diversity"] is not None
@@ -274,7 +279,7 @@ def test_the_table_fits_a_terminal_of_100_columns():
         assert title in lines[0] and f" {title} " in markdown(report).splitlines()[0]
     assert lines[4].split()[:3] == ["DD1", "2-step", "snapped"] and lines[4].split()[-1] == "329.5M"
     narrow = printed(report, 80)[0].split()
-    assert narrow == ["contender", "steps", "Fréchet", "prec.", "recall", "NLL", "acc.", "div.", "speed-up"]
+    assert narrow == ["sampler", "steps", "Fréchet", "prec.", "recall", "NLL", "acc.", "div.", "speed-up"]
 
 
 def test_a_column_without_a_number_is_left_out():
@@ -292,23 +297,23 @@ def test_a_report_holds_no_infinity(teacher):
     assert markdown(report).splitlines()[2] == "| teacher | 3 | 0.1000 | – |"
 
 
-def test_contenders_need_names_of_their_own(teacher, classifier):
-    judge = Judge(teacher, classifier, reference_samples=200)
+def test_samplers_need_names_of_their_own(teacher, classifier):
+    evaluator = Evaluator(teacher, classifier, reference_samples=200)
     with pytest.raises(ValueError, match="different names"):
-        compare(judge, [TeacherContender(teacher), TeacherContender(teacher)], 10)
+        compare(evaluator, [TeacherSampler().bind(teacher), TeacherSampler().bind(teacher)], 10)
 
 
-def test_contenders_take_turns_on_the_clock(teacher):
+def test_samplers_take_turns_on_the_clock(teacher):
     order = []
 
-    class Watched(TeacherContender):
+    class Watched(TeacherSampler):
         def sample(self, labels, noise):
             order.append(self.name)
             return super().sample(labels, noise)
 
-    contenders = [Watched(teacher), Watched(teacher)]
-    contenders[1].name = "other"
-    seconds = time_contenders(contenders, batch_size=10, rounds=2)
+    samplers = [Watched().bind(teacher), Watched().bind(teacher)]
+    samplers[1].name = "other"
+    seconds = time_samplers(samplers, batch_size=10, rounds=2)
     assert order == ["teacher", "other"] * 3
     assert all(0 < value < 1 for value in seconds.values())
 
@@ -336,7 +341,7 @@ def test_medians_and_ranges_of_several_seeds(tmp_path, capsys):
     assert "Fréchet 0.200 (0.100 to 0.300), NLL –" in table and "seed 0, 1, 2" in table
     assert "0.2000" in capsys.readouterr().out
     del reports[0]["contenders"]["one-step"]
-    with pytest.raises(ValueError, match="different contenders"):
+    with pytest.raises(ValueError, match="different samplers"):
         aggregate(reports)
 
 
@@ -354,13 +359,13 @@ def test_a_file_that_is_no_report_is_named(tmp_path):
 def test_an_output_that_cannot_be_written_is_found_first(teacher, classifier, tmp_path):
     (tmp_path / "report").write_text("a file in the place of the directory")
     with pytest.raises(ArtifactError, match=r"cannot write .*report"):
-        evaluate_contenders([TeacherContender(teacher)], classifier, tmp_path / "report")
+        evaluate_samplers([TeacherSampler().bind(teacher)], classifier, tmp_path / "report")
 
 
 def test_a_teacher_without_pictures_is_refused(classifier, tmp_path):
     bare = TableTeacher(torch.ones(1, 2, 2), circle(2))
-    with pytest.raises(DD2Error, match="no pictures"):
-        evaluate_contenders([TeacherContender(bare)], classifier, tmp_path)
+    with pytest.raises(DD2Error, match="no images"):
+        evaluate_samplers([TeacherSampler().bind(bare)], classifier, tmp_path)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -380,7 +385,7 @@ def test_grid_holds_every_pixel(tmp_path):
 
 
 def test_grid_refuses_what_it_cannot_draw(tmp_path):
-    for wrong, message in ((torch.zeros(0, 1, 8, 8), "needs pictures"), (torch.zeros(2, 2, 8, 8), "grey")):
+    for wrong, message in ((torch.zeros(0, 1, 8, 8), "needs images"), (torch.zeros(2, 2, 8, 8), "grey")):
         with pytest.raises(ValueError, match=message):
             save_grid(wrong, tmp_path / "grid.png", columns=2, scale=1)
     with pytest.raises(ValueError, match="at least 1 column"):
@@ -397,7 +402,7 @@ def drawn_row(kind, steps, frechet, snapped=False):
 
 
 def test_curves_have_a_label_beside_every_point_and_none_on_another(tmp_path, monkeypatch):
-    """Ten contenders in three columns, some at the very same place."""
+    """Ten samplers in three columns, some at the very same place."""
     rows = {f"DD1 {k}-step": drawn_row("dd1", k, 1e-3 / k) for k in (1, 2, 3)}
     rows |= {f"refined {k}-step": drawn_row("refined", k, 1e-3 / k) for k in (1, 2, 3)}
     rows |= {"teacher": drawn_row("teacher", 3, 0.0), "skip-1": drawn_row("skip", 2, 0.1)}
@@ -407,7 +412,7 @@ def test_curves_have_a_label_beside_every_point_and_none_on_another(tmp_path, mo
     }
     rows["real"] = drawn_row("real", None, 0.1)
     figures = []
-    monkeypatch.setattr("dd2_lightning.evaluation.curves.write_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("dd2_lightning.evaluation.figures.write_figure", lambda figure, path: figures.append(figure))
     save_curves(rows, tmp_path / "steps.png")
     (ax,), renderer = figures[0].axes, figures[0].canvas.get_renderer()
     assert {text.get_text() for text in ax.texts} == set(rows) - {"real", "one-step snapped"}
@@ -419,6 +424,54 @@ def test_curves_have_a_label_beside_every_point_and_none_on_another(tmp_path, mo
     assert sum(line.get_markerfacecolor() == "white" for line in points) == 1
 
 
-def test_curves_of_a_single_contender(tmp_path):
+def test_curves_of_a_single_sampler(tmp_path):
     save_curves({"teacher": drawn_row("teacher", 3, 0.1)}, tmp_path / "steps.png")
     assert imread(tmp_path / "steps.png").shape[1] > 1000
+
+
+# --- what the command says before and while it measures --------------------------------------------------------------
+
+
+def test_missing_matplotlib_is_said_before_anything_is_sampled(teacher, classifier, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    sampler = TeacherSampler().bind(teacher)
+    monkeypatch.setattr(type(sampler), "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(DD2Error, match=r"matplotlib: pip install 'dd2-lightning\[demo\]'"):
+        evaluate_samplers([sampler], classifier, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_too_few_samples_are_in_the_report_and_below_the_table(teacher, generator, classifier, tmp_path, capsys):
+    samplers = [TeacherSampler().bind(teacher), OneStepSampler(model=generator).bind(teacher)]
+    report = evaluate_samplers(samplers, classifier, tmp_path, samples=30, reference_samples=200, messages=["before"])
+    output = capsys.readouterr()
+    assert [message[:27] for message in report["warnings"]] == ["before", "30 samples for 32 features:"]
+    table = (tmp_path / "table.md").read_text()
+    for message in report["warnings"]:
+        assert f"Warning: {message}" in table and message[:20] in output.out
+    assert "evaluate: one-step 30/30 images" in output.err and "evaluate: reference 200/200 images" in output.err
+    enough = evaluate_samplers(samplers, classifier, tmp_path, samples=100, reference_samples=200)
+    assert enough["warnings"] == []
+
+
+def test_results_are_written_last(teacher, classifier, tmp_path, monkeypatch):
+    """A report whose figures cannot be drawn has no ``results.json``, which make waits for."""
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dd2_lightning.evaluation.evaluate.save_curves", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate_samplers([TeacherSampler().bind(teacher)], classifier, tmp_path, samples=40, reference_samples=50)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_bf16_moves_samples_not_metrics(teacher, generator, classifier, tmp_path):
+    samplers = [TeacherSampler().bind(teacher), OneStepSampler(model=generator).bind(teacher)]
+    sizes = {"samples": 400, "reference_samples": 1000}
+    exact, rounded = (
+        evaluate_samplers(samplers, classifier, tmp_path / name, precision=name, **sizes)["contenders"]["one-step"]
+        for name in ("32", "bf16")
+    )
+    assert exact["frechet"] != rounded["frechet"] == pytest.approx(exact["frechet"], rel=0.2)
+    assert exact["path_length"] == rounded["path_length"]

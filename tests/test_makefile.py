@@ -101,7 +101,7 @@ def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):
 def test_few_sequences_are_few_for_both_methods(tmp_path):
     finish(tmp_path, "teacher", "adapt")
     text = plan(tmp_path, "scarce0", "llamagen")
-    entries = yaml.safe_load((ROOT / "configs" / "scarce.yaml").read_text())["contenders"]
+    entries = yaml.safe_load((ROOT / "configs" / "scarce.yaml").read_text())["samplers"]
     models = [entry["model"] for entry in entries if entry["kind"] == "dd1"]
     runs = {line for line in text.replace("\\\n", " ").splitlines() if "dd2 fit" in line}
     assert len(runs) == 3 + len(models)

@@ -8,16 +8,11 @@ import scipy.linalg
 import torch
 
 from dd2_lightning.evaluation.compare import finite
-from dd2_lightning.evaluation.metrics import (
-    FeatureGaussian,
-    FrechetDistance,
-    Gaussian,
-    WithinClassVariance,
-    frechet_distance,
-    sequence_nll,
-)
 from dd2_lightning.families.llamagen.model import LlamaGenSampling
 from dd2_lightning.families.table.model import TableTeacher
+from dd2_lightning.metrics.diversity import WithinClassVariance
+from dd2_lightning.metrics.frechet import FeatureGaussian, FrechetDistance, Gaussian, frechet_distance
+from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.sampling import Sampling
 from helpers import circle
 from teachers import labels_for, llamagen_teacher, random_indices

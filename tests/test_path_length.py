@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dd2_lightning.evaluation.classifier import DigitClassifier
-from dd2_lightning.evaluation.path_length import feature_distance, lerp, path_length, slerp, trimmed
+from dd2_lightning.metrics.digits import DigitClassifier
+from dd2_lightning.metrics.path_length import feature_distance, lerp, path_length, slerp, trimmed
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.noise import SampleNoise
 from toys import CLASSES, toy_student, toy_teacher

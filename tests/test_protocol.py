@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dd2_lightning.errors import InputTypeError
-from dd2_lightning.evaluation.metrics import sequence_nll
 from dd2_lightning.families.table.model import CausalBackbone, TableTeacher
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate
 from dd2_lightning.layout import Layout
+from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student

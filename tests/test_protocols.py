@@ -13,14 +13,15 @@ from torch import nn
 from dd2_lightning.cli import main
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.evaluation import features
-from dd2_lightning.evaluation.classifier import DigitClassifier
-from dd2_lightning.evaluation.features import feature_network, identity
-from dd2_lightning.evaluation.metrics import FeatureGaussian
-from dd2_lightning.evaluation.picture_files import PictureFile, to_bytes, write_pictures_file
-from dd2_lightning.evaluation.protocols import PROTOCOLS, protocol_named
-from dd2_lightning.evaluation.quality import Quality
-from dd2_lightning.evaluation.references import check_sizes, open_reference, write_statistics
+from dd2_lightning.images.files import to_bytes
+from dd2_lightning.images.npz import ImageFile, write_images
+from dd2_lightning.metrics import features
+from dd2_lightning.metrics.digits import DigitClassifier
+from dd2_lightning.metrics.features import feature_network, identity
+from dd2_lightning.metrics.frechet import FeatureGaussian
+from dd2_lightning.metrics.protocols import PROTOCOLS, protocol_named
+from dd2_lightning.metrics.quality import Quality
+from dd2_lightning.metrics.references import check_sizes, open_reference, write_statistics
 from runs import fails
 
 # --- protocols -------------------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def test_inception_sees_bytes_and_gives_unbiased_logits(fidelity):
     torch.testing.assert_close(network.logits(found), expected[1])
     assert found.shape == (5, network.width) and network.held_out_accuracy is None
     assert not found.requires_grad and not network.training
-    with pytest.raises(ValueError, match=r"RGB pictures \(B, 3, H, W\), got \(5, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"RGB images \(B, 3, H, W\), got \(5, 1, 8, 8\)"):
         network.features(torch.zeros(5, 1, 8, 8))
 
 
@@ -172,7 +173,7 @@ def fitted(values):
 def pictures(path, count=60, size=8, channels=1, seed=0, **others):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8, generator=generator).numpy()
-    write_pictures_file(path, pixels.shape, [pixels], **others)
+    write_images(path, pixels.shape, [pixels], **others)
     return torch.from_numpy(pixels).movedim(3, 1)
 
 
@@ -181,7 +182,7 @@ def test_statistics_come_back_for_their_own_network_only(tmp_path):
     gaussian = fitted(torch.randn(100, 32))
     write_statistics(path, gaussian, network)
     found = open_reference(path, network)
-    assert found.pictures is None and found.gaussian.count == 100
+    assert found.images is None and found.gaussian.count == 100
     assert torch.equal(found.gaussian.mean, gaussian.mean)
     assert torch.equal(found.gaussian.covariance, gaussian.covariance)
     for other in (DigitClassifier(), Mean()):
@@ -227,7 +228,7 @@ def test_statistics_of_an_unknown_network(tmp_path):
 def test_files_that_are_no_pictures(tmp_path):
     path = tmp_path / "x.npz"
     for array, words in [
-        (np.zeros((2, 4, 4, 3), np.float32), r"arr_0 is float32 \(2, 4, 4, 3\), pictures are uint8"),
+        (np.zeros((2, 4, 4, 3), np.float32), r"arr_0 is float32 \(2, 4, 4, 3\), images are uint8"),
         (np.zeros((2, 3, 4, 4), np.uint8), r"uint8 \(2, 3, 4, 4\)"),
         (np.zeros((4, 4, 3), np.uint8), r"uint8 \(4, 4, 3\)"),
         (np.zeros((0, 4, 4, 3), np.uint8), r"uint8 \(0, 4, 4, 3\)"),
@@ -235,11 +236,11 @@ def test_files_that_are_no_pictures(tmp_path):
     ]:
         np.savez(path, arr_0=array)
         with pytest.raises(ArtifactError, match=rf"x\.npz.*{words}"):
-            PictureFile(path)
+            ImageFile(path)
     np.savez(path, pictures=np.zeros(3))
     with pytest.raises(ArtifactError, match=r"no array arr_0; it holds pictures\.npy"):
-        PictureFile(path)
-    with pytest.raises(ArtifactError, match="neither pictures"):
+        ImageFile(path)
+    with pytest.raises(ArtifactError, match="neither images"):
         open_reference(path, Mean())
     np.savez(path, mu=np.array([{}], object), sigma=np.eye(2))
     with pytest.raises(ArtifactError, match="damaged"):
@@ -248,18 +249,18 @@ def test_files_that_are_no_pictures(tmp_path):
     for content in (b"", path.read_bytes()[:2000], b"PK\3\4" + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match="no npz file, or damaged"):
-            PictureFile(path)
+            ImageFile(path)
     with pytest.raises(ArtifactError, match="does not exist"):
-        PictureFile(tmp_path / "nowhere.npz")
+        ImageFile(tmp_path / "nowhere.npz")
 
 
 def test_sizes_must_agree(tmp_path):
     for name, size, channels in (("a", 8, 1), ("b", 6, 1), ("c", 8, 3)):
         pictures(tmp_path / f"{name}.npz", size=size, channels=channels)
-    samples = PictureFile(tmp_path / "a.npz")
+    samples = ImageFile(tmp_path / "a.npz")
     check_sizes(samples, open_reference(tmp_path / "a.npz", Mean()))
     for name, size in (("b", "6x6x1"), ("c", "8x8x3")):
-        with pytest.raises(ArtifactError, match=rf"a\.npz holds pictures of 8x8x1, .*{name}\.npz of {size}"):
+        with pytest.raises(ArtifactError, match=rf"a\.npz holds images of 8x8x1, .*{name}\.npz of {size}"):
             check_sizes(samples, open_reference(tmp_path / f"{name}.npz", Mean()))
 
 
@@ -273,18 +274,17 @@ def digits(tmp_path):
     for name, part in (("a", images[::2]), ("b", images[1::2])):
         pixels = to_bytes(part).permute(0, 2, 3, 1).numpy()
         settings = {"settings": np.array(json.dumps({"protocol": "dd1"}))} if name == "a" else {}
-        write_pictures_file(tmp_path / f"{name}.npz", pixels.shape, [pixels], **settings)
+        write_images(tmp_path / f"{name}.npz", pixels.shape, [pixels], **settings)
     return tmp_path
 
 
 def test_a_file_measured_against_pictures_and_against_their_statistics(digits, capsys):
-    common = ["--samples", str(digits / "a.npz"), "--output", str(digits / "out.json")]
+    common = ["--samples", str(digits / "a.npz"), "--output", str(digits / "out.json"), "--device", "cpu"]
     main(["quality", *common, "--reference", str(digits / "b.npz")])
     results = json.loads((digits / "out.json").read_text())
     network = feature_network("digits", digits)
     halves = [
-        torch.cat([features.features_of(network, p) for p in PictureFile(digits / f"{n}.npz").batches(99)])
-        for n in "ab"
+        torch.cat([features.features_of(network, p) for p in ImageFile(digits / f"{n}.npz").batches(99)]) for n in "ab"
     ]
     expected = Quality.of(halves[1])
     expected.update(halves[0], network.logits(halves[0]))
@@ -293,7 +293,17 @@ def test_a_file_measured_against_pictures_and_against_their_statistics(digits, c
     assert results["precision"] > 0.8 and results["frechet"] < 0.1
     assert results["protocol"] == "dd1" and results["samples"] == 899 and results["features"] == identity(network)
     assert "dd1" in capsys.readouterr().out
-    main(["statistics", "--pictures", str(digits / "b.npz"), "--output", str(digits / "s.safetensors")])
+    main(
+        [
+            "statistics",
+            "--device",
+            "cpu",
+            "--pictures",
+            str(digits / "b.npz"),
+            "--output",
+            str(digits / "s.safetensors"),
+        ]
+    )
     main(["quality", *common, "--reference", str(digits / "s.safetensors")])
     alone = json.loads((digits / "out.json").read_text())
     assert alone["frechet"] == pytest.approx(results["frechet"], rel=1e-6)
@@ -301,17 +311,22 @@ def test_a_file_measured_against_pictures_and_against_their_statistics(digits, c
     assert alone["kid"] is alone["precision"] is alone["recall"] is None
 
 
-def test_few_samples_are_warned_of(digits):
+def test_few_samples_are_warned_of(digits, capsys):
     pictures(digits / "few.npz", count=20)
-    with pytest.warns(UserWarning, match="20 samples for 32 features.*far too large"):
-        main(
-            [
-                *("quality", "--samples", str(digits / "few.npz"), "--reference", str(digits / "b.npz")),
-                *("--output", str(digits / "few.json"), "--protocol", "openai"),
-            ]
-        )
+    main(
+        [
+            *("quality", "--device", "cpu", "--samples", str(digits / "few.npz"), "--reference", str(digits / "b.npz")),
+            *("--output", str(digits / "few.json"), "--protocol", "openai"),
+        ]
+    )
     results = json.loads((digits / "few.json").read_text())
-    assert results["protocol"] == "openai" and results["manifold_samples"] == 50_000
+    assert results["protocol"] == "openai" and results["manifold_samples"] == 20  # as many as there are
+    printed = capsys.readouterr().out
+    for message in (
+        "20 samples for 32 features: the covariance is singular",
+        "20 samples, protocol openai takes 50,000",
+    ):
+        assert message in printed and any(text.startswith(message) for text in results["warnings"])
 
 
 def test_what_cannot_be_measured(digits, capsys):
@@ -329,7 +344,15 @@ def test_what_cannot_be_measured(digits, capsys):
         with fails(capsys, status, *words):
             main(
                 [
-                    *("quality", "--samples", str(digits / "a.npz"), "--reference", str(digits / "b.npz")),
+                    *(
+                        "quality",
+                        "--device",
+                        "cpu",
+                        "--samples",
+                        str(digits / "a.npz"),
+                        "--reference",
+                        str(digits / "b.npz"),
+                    ),
                     *("--output", str(digits / "out.json"), *args),
                 ]
             )

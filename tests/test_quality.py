@@ -11,10 +11,10 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from dd2_lightning.evaluation import manifold
-from dd2_lightning.evaluation.manifold import FirstFeatures, PrecisionRecall
-from dd2_lightning.evaluation.metrics import FeatureGaussian
-from dd2_lightning.evaluation.quality import Quality, QualityScores, kernel_distance
+from dd2_lightning.metrics import manifold
+from dd2_lightning.metrics.frechet import FeatureGaussian
+from dd2_lightning.metrics.manifold import FirstFeatures, PrecisionRecall
+from dd2_lightning.metrics.quality import Quality, QualityScores, kernel_distance
 from memory import needs_proc, output_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(save all extracted|degrees of freedom|called before the ``update``)")
@@ -207,9 +207,9 @@ MEASURE = """
 import json, sys, time
 import torch
 torch.set_num_threads(1)
-from dd2_lightning.evaluation.metrics import FeatureGaussian
-from dd2_lightning.evaluation.manifold import FirstFeatures
-from dd2_lightning.evaluation.quality import Quality
+from dd2_lightning.metrics.frechet import FeatureGaussian
+from dd2_lightning.metrics.manifold import FirstFeatures
+from dd2_lightning.metrics.quality import Quality
 from memory import peak
 samples, width, classes, kept, batch = map(int, sys.argv[1:])
 start = time.perf_counter()

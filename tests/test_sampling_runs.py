@@ -15,9 +15,10 @@ from dd2_lightning import commands
 from dd2_lightning.artifacts import settle_manifest, state_hash, write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.evaluation.contenders import OneStepContender
-from dd2_lightning.evaluation.picture_files import PictureFile, to_bytes, write_pictures_file
-from dd2_lightning.evaluation.sample_sets import SampleSet
+from dd2_lightning.evaluation.samplers import OneStepSampler
+from dd2_lightning.images.files import to_bytes
+from dd2_lightning.images.npz import ImageFile, write_images
+from dd2_lightning.images.sample_sets import SampleSet
 from dd2_lightning.models.generator import OneStepGenerator
 from processes import forked
 from runs import fails
@@ -41,7 +42,7 @@ def model(tmp_path, monkeypatch):
 
 
 def draw(model, output, *args, batch=30):
-    options = ("--model", str(model), "--output", str(output), "--batch_size", str(batch))
+    options = ("--model", str(model), "--output", str(output), "--batch_size", str(batch), "--device", "cpu")
     main(["sample", *options, "--num", "100", *args])
 
 
@@ -101,7 +102,7 @@ def test_the_file_holds_what_the_evaluation_measures(model, tmp_path):
     draw(model, tmp_path / "set.npz", "--protocol", "openai", batch=100)
     teacher = toy_teacher()
     generator = OneStepGenerator(toy_student(teacher), teacher.tokenizer, 0.4).eval()
-    batch = next(OneStepContender(teacher, generator).batches(100, 0, 100))
+    batch = next(OneStepSampler(model=generator).bind(teacher).batches(100, 0, 100))
     file = np.load(tmp_path / "set.npz")
     assert file["arr_0"].dtype == np.uint8 and file["arr_0"].shape == (100, 8, 8, 1)
     assert np.array_equal(file["arr_0"], to_bytes(batch.images).permute(0, 2, 3, 1).numpy())
@@ -205,7 +206,7 @@ def test_memory_holds_a_batch_not_the_set(tmp_path):
     output = SampleSet(tmp_path / "set.npz", labels, 32, {"seed": 0})
     tracemalloc.start()
     output.complete(lambda start, own: pictures[: len(own)])
-    count = sum(len(batch) for batch in PictureFile(output.output).batches(32))
+    count = sum(len(batch) for batch in ImageFile(output.output).batches(32))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 2000 and output.output.stat().st_size > 120e6
@@ -214,13 +215,13 @@ def test_memory_holds_a_batch_not_the_set(tmp_path):
 
 def test_the_writer_equals_numpys(tmp_path):
     pixels = torch.randint(0, 256, (10, 4, 6, 3), dtype=torch.uint8).numpy()
-    write_pictures_file(tmp_path / "a.npz", pixels.shape, [pixels[:3], pixels[3:]], labels=np.arange(10))
+    write_images(tmp_path / "a.npz", pixels.shape, [pixels[:3], pixels[3:]], labels=np.arange(10))
     np.savez(tmp_path / "b.npz", arr_0=pixels, labels=np.arange(10))
     for name in ("arr_0.npy", "labels.npy"):
         ours, theirs = (zipfile.ZipFile(tmp_path / f"{file}.npz").read(name) for file in "ab")
         assert ours == theirs
     for size, limit in ((3, None), (100, None), (4, 5)):
-        read = torch.cat(list(PictureFile(tmp_path / "b.npz").batches(size, limit)))
+        read = torch.cat(list(ImageFile(tmp_path / "b.npz").batches(size, limit)))
         assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), pixels[:limit])
 
 

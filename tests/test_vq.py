@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from dd2_lightning.errors import PixelsMissingError
-from dd2_lightning.evaluation.picture_files import to_bytes, write_pictures_file
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.tokenizer import SphereVQ, as_map
+from dd2_lightning.images.files import to_bytes
+from dd2_lightning.images.npz import write_images
 from reference import close, golden_llamagen
 from teachers import llamagen_teacher, var_teacher
 from test_multiscale_vq import stripes
@@ -43,7 +44,7 @@ def test_pictures_of_the_release(released, tmp_path):
     close(tokenizer.decode_map(latents), tensors["image"])
     close(teacher.decode(codes), (tensors["image"].clamp(-1, 1) + 1) / 2)
     pixels = to_bytes(teacher.decode(codes)).permute(0, 2, 3, 1).numpy()
-    write_pictures_file(tmp_path / "pictures.npz", pixels.shape, [pixels])
+    write_images(tmp_path / "pictures.npz", pixels.shape, [pixels])
     written = np.load(tmp_path / "pictures.npz")["arr_0"]
     assert np.array_equal(written, tensors["image_uint8"].permute(0, 2, 3, 1).numpy())
 

@@ -15,10 +15,10 @@ from benchmarks.tables import STUDENT, draw_tokens, independent_total_variation,
 from benchmarks.training import overridden, read_config
 from dd2_lightning.artifacts import Artifact, load_teacher, write_teacher
 from dd2_lightning.errors import ArtifactError, DD2Error, check_at_least_one
-from dd2_lightning.evaluation.baselines import IndependentContender
-from dd2_lightning.evaluation.classifier import load_classifier
-from dd2_lightning.evaluation.compare import Judge
-from dd2_lightning.evaluation.contenders import OneStepContender, TeacherContender
+from dd2_lightning.evaluation.baselines import IndependentSampler
+from dd2_lightning.evaluation.compare import Evaluator
+from dd2_lightning.evaluation.samplers import OneStepSampler, TeacherSampler
+from dd2_lightning.metrics.digits import load_classifier
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.noise import stream
@@ -133,13 +133,13 @@ class Digits(Problem):
     def open_teacher(self, directory: Path, sampling: Sampling) -> None:
         self.var, samples = load_teacher(directory), self.budget["samples"]
         sizes = {"reference_samples": 4 * samples, "manifold_samples": 0, "paths": 0}
-        self.evaluator = Judge(self.var, load_classifier(self.work), sampling, progress=False, **sizes)
-        self.independent = self.evaluator.score(IndependentContender(self.var), samples).frechet
-        self.floor = self.evaluator.score(TeacherContender(self.var, self.evaluator.sampling), samples).frechet
+        self.evaluator = Evaluator(self.var, load_classifier(self.work), sampling, progress=False, **sizes)
+        self.independent = self.evaluator.score(IndependentSampler().bind(self.var), samples).frechet
+        self.floor = self.evaluator.score(TeacherSampler().bind(self.var, self.evaluator.sampling), samples).frechet
 
     def measure(self, student: Student, head_time: float) -> dict[str, float | None]:
         generator = OneStepGenerator(student, self.var.tokenizer, head_time)
-        score = self.evaluator.score(OneStepContender(self.var, generator), self.budget["samples"])
+        score = self.evaluator.score(OneStepSampler(model=generator).bind(self.var), self.budget["samples"])
         return {"distance": score.frechet, "nll": score.nll}
 
 

@@ -1,18 +1,22 @@
-"""The command that draws pictures: ``dd2 sample``."""
+"""``dd2 sample``: images of a generator."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash
-from dd2_lightning.errors import DD2Error, check_at_least_one
-from dd2_lightning.evaluation.protocols import protocol_named
-from dd2_lightning.evaluation.sample_sets import SampleSet
+from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash, write_atomically
+from dd2_lightning.devices import autocast, check_precision, resolve_device
+from dd2_lightning.errors import check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.images.files import check_grid, encode_image, output_kind, save_grid, to_bytes
+from dd2_lightning.images.sample_sets import SampleSet
+from dd2_lightning.metrics.protocols import protocol_named
 from dd2_lightning.models.teacher import check_labels
 from dd2_lightning.noise import SampleNoise
+from dd2_lightning.progress import tracked
 from dd2_lightning.sampling import Sampling
 
 
@@ -29,18 +33,19 @@ def sample(
     split: int | None = None,
     seed: int = 0,
     batch_size: int = 500,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: str | int = "32",
 ) -> None:
-    """Draw pictures with a one-step generator, or with a model of the baseline DD1.
+    """Draw images with a one-step generator, or with a model of the baseline DD1.
 
     An ``.npz`` file may be larger than memory; the same command continues after an interruption.
 
     Args:
         model: directory of a finished csd, align or dd1 stage.
-        output: a ``.png`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``, and ``labels``), or a directory
-            for one PNG a picture.
+        output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
+            and ``labels``), or a directory, without an ending, for one PNG file an image.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
-        num: number of pictures; by default one a label.
+        num: number of images; by default one a label.
         protocol: in place of labels, with num: openai, every class equally often, or dd1, classes at random.
         steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model takes 1 or 2 steps by itself;
             with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
@@ -48,26 +53,31 @@ def sample(
         teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
         sampling: guidance and truncation of that teacher.
         split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
-        seed: of the noise; picture i depends on the seed and i only.
-        batch_size: pictures at a time.
-        device: where to compute.
+        seed: of the noise; image i depends on the seed and i only.
+        batch_size: images at a time.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
+        precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
     """
-    check_at_least_one("--", steps=steps, batch_size=batch_size, num=num)
+    check_samples(seed, num=num, batch_size=batch_size)
+    check_at_least_one("--", steps=steps)
     if protocol is not None and (labels is not None or num is None):
         raise ValueError("--protocol decides on the labels: it needs --num and goes without --labels")
-    check_writable(Path(output).parent)
-    generator = load_generator(model).to(device)
+    kind, path, chosen = output_kind(output), Path(output), resolve_device(device)
+    check_precision(chosen, precision)
+    check_writable(path.parent)
+    generator = load_generator(model).to(chosen)
     classes = choose_labels(generator.num_classes, labels, num, protocol, seed)
-    refiner = load_teacher(teacher).to(device) if teacher and steps > 1 else None
+    refiner = load_teacher(teacher).to(chosen) if teacher and steps > 1 else None
     tokens_of = generator.sampler(steps, refiner, sampling, split)
     n, C = generator.layout.length, generator.token_dim
 
     def draw(start: int, labels: Tensor) -> Tensor:
-        noise = SampleNoise(seed, start, len(labels), device)
-        tokens = tokens_of(labels.to(device), *noise.for_generators(n, C))
-        return generator.decode(tokens).cpu()
+        noise = SampleNoise(seed, start, len(labels), chosen)
+        with autocast(chosen, precision):
+            tokens = tokens_of(labels.to(chosen), *noise.for_generators(n, C))
+            return generator.decode(tokens).float().cpu()
 
-    if Path(output).suffix == ".npz":
+    if kind == "npz":
         settings = {
             "model": state_hash(generator),
             "model_config": sha256(Path(model) / "config.json"),
@@ -77,28 +87,22 @@ def sample(
             "teacher": None if refiner is None else state_hash(refiner),
             "sampling": None if refiner is None else asdict(refiner.resolve_sampling(sampling)),
             "seed": seed,
-            "device": torch.device(device).type,
+            "device": chosen.type,
+            "precision": str(precision),
         }
-        SampleSet(output, classes, batch_size, settings).complete(draw)
-    elif Path(output).suffix == ".png":
-        starts = range(0, len(classes), batch_size)
-        pictures = [draw(start, classes[start : start + batch_size]) for start in starts]
-        write_pictures(torch.cat(pictures), classes, Path(output))
+        SampleSet(path, classes, batch_size, settings).complete(draw)
+    elif kind == "grid":
+        draw_grid(draw, classes, batch_size, path)
     else:
-        for start in range(0, len(classes), batch_size):
-            part = classes[start : start + batch_size]
-            write_pictures(draw(start, part), part, Path(output), start, len(classes))
-    print(f"{len(classes)} pictures -> {output}")
+        for start, images in drawn_batches(draw, classes, batch_size, path):
+            write_images(images, classes, path, start)
+    print(f"{len(classes)} images -> {output}")
 
 
 def choose_labels(
     num_classes: int, labels: str | None = None, num: int | None = None, protocol: str | None = None, seed: int = 0
 ) -> Tensor:
-    """Classes of all pictures, (num,), as the options of ``dd2 sample`` say.
-
-    Raises:
-        ValueError: for labels that are none, or no classes, or numbers that a protocol does not have.
-    """
+    """Classes of all images, (num,), as the options of ``dd2 sample`` say; a ValueError if they cannot be."""
     if protocol is not None:
         return protocol_named(protocol).labels(num, num_classes, seed)
     classes = torch.arange(num_classes) if labels is None else parse_labels(labels)
@@ -108,38 +112,34 @@ def choose_labels(
 
 
 def parse_labels(text: str) -> Tensor:
-    """``0,1,2`` as a tensor.
-
-    Raises:
-        ValueError: if that is not what the text is.
-    """
+    """Parse ``0,1,2``."""
     try:
         return torch.tensor([int(part) for part in text.split(",")])
-    except ValueError:
+    except (ValueError, RuntimeError):
         raise ValueError(f"--labels must be classes separated by commas, like 0,1,2; got {text!r}") from None
 
 
-def write_pictures(images: Tensor, labels: Tensor, output: Path, start: int = 0, total: int | None = None) -> None:
-    """Write pictures (B, channels, H, W) in [0, 1] as a grid or as PNG files in a directory.
+def drawn_batches(
+    draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size: int, path: Path
+) -> Iterator[tuple[int, Tensor]]:
+    """Draw all images with progress: the index of the first of a batch, and the batch as bytes."""
+    starts = range(0, len(classes), batch_size)
+    for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
+        yield start, to_bytes(draw(start, classes[start : start + batch_size]))
 
-    Args:
-        images: the pictures.
-        labels: their classes, (B,).
-        output: a ``.png`` file, or a directory.
-        start: number of the first picture, in the names of files in a directory.
-        total: pictures in the directory in the end.
 
-    Raises:
-        ArtifactError: naming the path, if it cannot be written.
-        DD2Error: if the ``demo`` extra is needed and missing.
-    """
-    try:
-        from dd2_lightning.evaluation.pictures import save_grid
-    except ModuleNotFoundError as error:
-        raise DD2Error(f"PNG output needs {error.name}: pip install 'dd2-lightning[demo]'") from error
-    if output.suffix == ".png":
-        save_grid(images, output, columns=min(len(images), 10))
-        return
-    width = len(str((total or len(images)) - 1))
-    for i, (image, label) in enumerate(zip(images, labels, strict=True), start):
-        save_grid(image[None], output / f"{i:0{width}d}_class{int(label)}.png", columns=1)
+def draw_grid(draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size: int, path: Path) -> None:
+    """Draw all images and write them as one, ten or fewer a row; one too large is refused after its first batch."""
+    columns, batches = min(len(classes), 10), []
+    for start, images in drawn_batches(draw, classes, batch_size, path):
+        if start == 0:
+            check_grid(len(classes), *images.shape[2:], columns, path)
+        batches.append(images)
+    save_grid(torch.cat(batches), path, columns)
+
+
+def write_images(images: Tensor, classes: Tensor, directory: Path, start: int) -> None:
+    """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
+    width = len(str(len(classes) - 1))
+    for i, image in enumerate(images, start):
+        write_atomically(directory / f"{i:0{width}d}_class{int(classes[i])}.png", encode_image(image))

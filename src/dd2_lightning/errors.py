@@ -34,3 +34,25 @@ def check_at_least_one(prefix: str, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{prefix}{name} must be at least 1, got {value}")
+
+
+MOST_SAMPLES = 10_000_000
+"""Of one command; labels and indices of all samples are in memory."""
+
+
+def check_samples(seed: int = 0, **counts: int | None) -> None:
+    """Refuse seeds below 0, and numbers of samples below 1 or above :data:`MOST_SAMPLES`.
+
+    Args:
+        seed: of the noise.
+        counts: by the name of their option; None is not given.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
+    check_at_least_one("--", **counts)
+    for name, value in counts.items():
+        if value is not None and value > MOST_SAMPLES:
+            raise ValueError(f"--{name} must be at most {MOST_SAMPLES:,}, got {value:,}")

@@ -418,7 +418,7 @@ class PredictCLI(CheckpointCLI):
         if not images:
             raise DD2Error("this teacher has no images to draw: its tokenizer is latent only")
         if self.trainer.is_global_zero:
-            from dd2_lightning.evaluation.pictures import save_grid
+            from dd2_lightning.images.files import save_grid
 
             save_grid(torch.cat(images), output, columns=10)
             print(f"{sum(map(len, images))} images -> {output}")

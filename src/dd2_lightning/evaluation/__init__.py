@@ -1,1 +1,1 @@
-"""How good a one-step generator is: metrics, contenders, the table, the pictures."""
+"""The comparison of samplers with their teacher: who is compared, what is measured, the report and its figures."""

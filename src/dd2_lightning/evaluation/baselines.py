@@ -1,96 +1,103 @@
-"""Contenders without a network of their own: independent tokens, a teacher that stops early, real pictures."""
+"""Samplers without a network to train: independent tokens, a teacher that stops early, real images."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dd2_lightning.evaluation.contenders import Contender, Drawn, networks_of
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.data.digits import load_digits_images
+from dd2_lightning.evaluation.samplers import Sampler, Samples, teacher_networks
 from dd2_lightning.noise import SampleNoise
-from dd2_lightning.sampling import Sampling
 
 
-class SkipContender(Contender):
-    """Skip-n: the teacher stops before its last n positions, which are filled in at once with independent tokens.
+class Marginals:
+    """Marginals of the tokens in a sample of sequences (N, n) with labels (N,).
 
-    Positions 1..N-n are the teacher's own, with its key-value cache. Every token of the others is drawn from its
-    marginal given the class, see :class:`Marginals`: independent of each other and of what the teacher drew. That
-    takes no pass, so there are N - n of them, as the literature counts (VAR skip-2: 8 of 10). Skip-0 is the teacher
-    and, with the same random numbers, skip-N is :class:`IndependentContender`.
-
-    Args:
-        teacher: itself.
-        skipped: n.
-        sampling: guidance and truncation.
+    A token is drawn by taking that of a random sequence of its class, another sequence for every token: no table of
+    classes x tokens x codes is needed.
 
     Raises:
-        ValueError: if n is not in 0..N.
+        ValueError: if a class has no sequence.
+    """
+
+    def __init__(self, indices: Tensor, labels: Tensor, num_classes: int):
+        self.count = torch.bincount(labels, minlength=num_classes)
+        if not self.count.all():
+            raise ValueError(f"the teacher sample has no sequence of class {int(self.count.argmin())}")
+        self.first = self.count.cumsum(0) - self.count
+        self.indices = indices[labels.argsort(stable=True)]
+
+    def draw(self, labels: Tensor, uniforms: Tensor) -> Tensor:
+        """Independent tokens of classes ``labels`` (B,) from uniform numbers (B, n): indices (B, n)."""
+        row = self.first[labels, None] + (uniforms.double() * self.count[labels, None]).long()
+        return self.indices[row, torch.arange(uniforms.shape[1], device=labels.device)]
+
+
+class IndependentSampler(Sampler):
+    """One step without a model: every token from its marginal at that position and class."""
+
+    kind = title = "independent"
+    passes = 1
+
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        return self.marginals.draw(labels, noise.rand("independent", self.teacher.layout.length))
+
+
+@dataclass(kw_only=True, eq=False)
+class SkipSampler(Sampler):
+    """Skip-n: the teacher stops before its last n positions, which are filled in at once with independent tokens.
+
+    Positions 1..N-n are the teacher's, drawn with its key-value cache. Every token of the others is drawn from its
+    marginal given the class, see :class:`Marginals`: independent of each other and of what the teacher drew. That
+    takes no pass, so there are N - n of them, as the literature counts (VAR skip-2: 8 of 10). Skip-0 is the teacher
+    and, with the same random numbers, skip-N is :class:`IndependentSampler`.
+
+    Attributes:
+        skipped: n, in 0..N.
     """
 
     kind = "skip"
+    skipped: int
 
-    def __init__(self, teacher: CodebookTeacher, skipped: int, sampling: Sampling | None = None):
-        super().__init__(teacher)
-        N = teacher.layout.num_positions
-        if not 0 <= skipped <= N:
-            raise ValueError(f"skipped must be in 0..{N} for a teacher of {N} positions, got {skipped}")
-        self.skipped, self.sampling, self.name = skipped, sampling, f"skip-{skipped}"
-        self.steps = max(1, N - skipped)
-        self.networks = networks_of(teacher) if skipped < N else ()
+    @property
+    def title(self) -> str:
+        return f"skip-{self.skipped}"
 
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Indices (B, n); embeddings (B, n, C) if the family's sampling settings make soft tokens."""
+    def setup(self) -> None:
+        N = self.teacher.layout.num_positions
+        if not 0 <= self.skipped <= N:
+            raise ValueError(f"skipped must be in 0..{N} for a teacher of {N} positions, got {self.skipped}")
+        self.passes = max(1, N - self.skipped)
+        self.networks = teacher_networks(self.teacher) if self.skipped < N else ()
+
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         n, until = self.teacher.layout.length, self.teacher.layout.num_positions - self.skipped
         drawn = self.teacher.sample(labels, self.sampling, uniforms=noise.rand("teacher", n), until=until)
         rest = self.marginals.draw(labels, noise.rand("independent", n))[:, drawn.shape[1] :]
         return torch.cat([drawn, self.teacher.embed(rest) if drawn.is_floating_point() else rest], 1)
 
 
-class IndependentContender(Contender):
-    """One step without a model: every token from its marginal at that position and class.
+class RealImages(Sampler):
+    """The real digits. Their token sequences are the tokenizer's; their images have not been through it."""
 
-    Args:
-        teacher: snaps, decodes and judges.
-    """
+    kind = title = "real"
+    synthetic = False
 
-    kind = name = "independent"
-    steps = 1
+    def setup(self) -> None:
+        device = self.teacher.codebook.device
+        self.images, self.labels = (tensor.to(device) for tensor in load_digits_images())
 
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Indices (B, n)."""
-        return self.marginals.draw(labels, noise.rand("independent", self.teacher.layout.length))
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        return self.draw(labels, noise).indices
 
-
-class RealData(Contender):
-    """Real pictures. Their token sequences are the tokenizer's; their pictures have not been through it.
-
-    Args:
-        teacher: encodes and judges.
-        images: (N, channels, H, W) in [0, 1].
-        labels: (N,).
-    """
-
-    kind = name = "real"
-    steps = None
-    sampled = False
-
-    def __init__(self, teacher: CodebookTeacher, images: Tensor, labels: Tensor):
-        super().__init__(teacher)
-        self.images, self.labels = images, labels
-
-    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
-        """Indices (B, n) of random real pictures of these classes."""
-        return self.drawn(labels, noise).indices
-
-    def drawn(self, labels: Tensor, noise: SampleNoise) -> Drawn:
-        """Random real pictures of these classes."""
+    def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
         order, count = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=self.teacher.num_classes)
         first = count.cumsum(0) - count
-        rows = order[first[labels] + (noise.rand(self.name).double() * count[labels]).long()]
-        return Drawn(labels, self.images[rows], self.teacher.encode(self.images[rows]))
+        rows = order[first[labels] + (noise.rand("real").double() * count[labels]).long()]
+        return Samples(labels, self.images[rows], self.teacher.encode(self.images[rows]))
 
-    def batches(self, samples: int, seed: int, batch_size: int) -> Iterator[Drawn]:
-        """Every real picture once, whatever the number of samples."""
+    def batches(self, samples: int, seed: int, batch_size: int, precision: str | int = "32") -> Iterator[Samples]:
+        """Every real image once, whatever the number of samples."""
         for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield Drawn(labels, images, self.teacher.encode(images))
+            yield Samples(labels, images, self.teacher.encode(images))

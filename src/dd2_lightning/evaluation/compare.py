@@ -1,8 +1,8 @@
-"""Measuring contenders against a large teacher sample, and against each other's clock."""
+"""Measure samplers against a large teacher sample, and against each other's clock."""
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -11,16 +11,19 @@ import torch
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from dd2_lightning.evaluation.classifier import FeatureNetwork
-from dd2_lightning.evaluation.contenders import Contender, TeacherContender
-from dd2_lightning.evaluation.marginals import Marginals
-from dd2_lightning.evaluation.metrics import WithinClassVariance, agree, sequence_nll
-from dd2_lightning.evaluation.path_length import feature_distance, path_length
-from dd2_lightning.evaluation.progress import tracked
-from dd2_lightning.evaluation.quality import Quality
+from dd2_lightning.devices import autocast
+from dd2_lightning.evaluation.baselines import Marginals
+from dd2_lightning.evaluation.samplers import ReferenceSampler, Sampler, Samples
 from dd2_lightning.evaluation.timing import interleaved
+from dd2_lightning.metrics.diversity import WithinClassVariance, agree
+from dd2_lightning.metrics.features import FeatureNetwork
+from dd2_lightning.metrics.likelihood import sequence_nll
+from dd2_lightning.metrics.path_length import feature_distance, path_length
+from dd2_lightning.metrics.quality import Quality
+from dd2_lightning.metrics.warning import SampleWarning
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.noise import SampleNoise
+from dd2_lightning.progress import tracked
 from dd2_lightning.sampling import Sampling
 
 
@@ -29,7 +32,7 @@ class Score:
     """A row of the table; None where a number is not defined or not to be trusted.
 
     Attributes:
-        kind: of the contender.
+        kind: of the sampler.
         snapped: whether its tokens were replaced by their nearest codes before they were decoded.
         frechet: Fréchet distance to the reference sample; FID if the features are Inception's.
         kid: kernel distance to it.
@@ -40,7 +43,7 @@ class Score:
         accuracy: share of samples that the classifier sees as their class.
         diversity: within-class variance, divided by the teacher's.
         steps: sequential passes through a backbone.
-        seconds_per_image: pictures included.
+        seconds_per_image: decoding included.
         parameters: of the networks that sample, tokenizer excluded.
         path_length: perceptual, in the features of the network, see :func:`path_length`.
     """
@@ -68,21 +71,17 @@ def first_of(scores: dict[str, Score], kind: str) -> Score | None:
 
 @dataclass
 class Reference:
-    """A large teacher sample that everything is compared with.
-
-    Attributes:
-        quality: measures features against its own.
-        variance: within its classes; None with too few samples.
-        marginals: of its tokens.
-    """
+    """What is kept of the teacher sample that everything is compared with: metrics, variance if known, marginals."""
 
     quality: Quality
     variance: float | None
     marginals: Marginals
 
 
-class Judge:
-    """Teacher, feature network and reference: what a contender is measured with.
+class Evaluator:
+    """Teacher, feature network and reference: what a sampler is measured with.
+
+    Likelihood, path length, features and metrics are in float32 or float64 whatever the ``precision``.
 
     Args:
         teacher: reference of the distances, and the likelihood.
@@ -93,8 +92,9 @@ class Judge:
         batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
         manifold_samples: samples that precision, recall and KID take; 0 leaves them out.
-        progress: show a bar, in a terminal.
+        progress: report progress on stderr.
         paths: of noise, whose lengths are averaged; 0 leaves them out.
+        precision: of the networks that sample and decode, see :func:`~dd2_lightning.devices.autocast`.
     """
 
     def __init__(
@@ -109,23 +109,26 @@ class Judge:
         manifold_samples: int = 5000,
         progress: bool = True,
         paths: int = 2000,
+        precision: str | int = "32",
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
         self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
         self.manifold_samples, self.progress, self.paths = manifold_samples, progress, paths
+        self.precision = precision
         self.reference = self._sample_reference(reference_samples)
 
     @torch.no_grad()
     def _sample_reference(self, samples: int) -> Reference:
-        contender = TeacherContender(self.teacher, self.sampling, key="reference")
+        sampler = ReferenceSampler(name="reference").bind(self.teacher, self.sampling)
         variance = self._variance()
         features, indices, labels = [], [], []
-        for batch in self._progress(contender, samples, "reference"):
+        for batch in self._batches(sampler, samples):
             features.append(self.network.features(batch.images))
             variance.update(features[-1], batch.labels)
             indices.append(batch.indices)
             labels.append(batch.labels)
         quality = Quality.of(torch.cat(features), manifold_samples=self.manifold_samples, seed=self.seed)
+        quality.to(self.teacher.codebook.device)
         marginals = Marginals(torch.cat(indices), torch.cat(labels), self.teacher.num_classes)
         return Reference(quality, variance.compute() if variance.enough else None, marginals)
 
@@ -133,30 +136,27 @@ class Judge:
         variance = WithinClassVariance(self.teacher.num_classes, self.network.width, self.minimum)
         return variance.to(self.teacher.codebook.device)
 
-    def _progress(self, contender: Contender, samples: int, name: str) -> Iterable:
-        batches = contender.batches(samples, self.seed, self.batch_size)
-        total = math.ceil(samples / self.batch_size)
-        return tracked(batches, name, total) if self.progress else batches
+    def _batches(self, sampler: Sampler, samples: int) -> Iterator[Samples]:
+        batches = sampler.batches(samples, self.seed, self.batch_size, self.precision)
+        if not self.progress:
+            return batches
+        return tracked(batches, f"evaluate: {sampler.name}", samples, size=self.batch_size)
 
     @torch.no_grad()
-    def score(self, contender: Contender, samples: int, known: Score | None = None) -> Score:
-        """Measure one contender, without its speed.
+    def score(self, sampler: Sampler, samples: int, known: Score | None = None) -> Score:
+        """Measure samples of one sampler, without its speed; real images are as many as there are.
 
-        Args:
-            contender: whose samples.
-            samples: how many; real data are as many as there are.
-            known: the row of a contender with the same sequences, whose likelihood is not computed again.
-
-        Returns:
-            Its row; diversity still has to pass :func:`check_diversity`.
+        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
+        Diversity still has to pass :func:`check_diversity`.
         """
         device = self.teacher.codebook.device
         quality = self.reference.quality
         quality.reset()
-        contender.learn(self.reference.marginals)
+        sampler.marginals = self.reference.marginals
+        samples = samples if sampler.synthetic else len(sampler.images)
         variance, nll = self._variance(), MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
         accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(device)
-        for batch in self._progress(contender, samples, contender.name):
+        for batch in self._batches(sampler, samples):
             features = self.network.features(batch.images)
             logits = self.network.logits(features)
             quality.update(features, logits)
@@ -165,21 +165,21 @@ class Judge:
                 nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling).double())
             if self.network.held_out_accuracy is not None:  # Inception's classes are others
                 accuracy.update(logits, batch.labels)
-        score = Score(contender.kind, contender.source is not contender, **asdict(quality.compute()))
-        score.steps, score.parameters = contender.steps, contender.parameters
+        score = Score(sampler.kind, sampler.snapped, **asdict(quality.compute()))
+        score.steps, score.parameters = sampler.passes, sampler.parameters
         score.nll = known.nll if known else finite(nll.compute().item())
         if self.network.held_out_accuracy is not None:
-            # on real pictures it was trained on a classifier is always right
-            score.accuracy = accuracy.compute().item() if contender.sampled else self.network.held_out_accuracy
+            # on real images it was trained on a classifier is always right
+            score.accuracy = accuracy.compute().item() if sampler.synthetic else self.network.held_out_accuracy
         if variance.enough and self.reference.variance:
             score.diversity = variance.compute() / self.reference.variance
-        if contender.smooth and self.paths:
-            score.path_length = self._path_length(contender)
+        if sampler.smooth and self.paths:
+            score.path_length = self._path_length(sampler)
         return score
 
-    def _path_length(self, contender: Contender) -> float:
+    def _path_length(self, sampler: Sampler) -> float:
         return path_length(
-            lambda labels, noise: self.teacher.decode(contender.smooth(labels, noise)),
+            lambda labels, noise: self.teacher.decode(sampler.smooth(labels, noise)),
             (self.teacher.layout.length, self.teacher.token_dim),
             self.teacher.num_classes,
             feature_distance(self.network),
@@ -187,6 +187,7 @@ class Judge:
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.teacher.codebook.device,
+            progress=self.progress,
         ).mean
 
 
@@ -203,6 +204,7 @@ def check_diversity(scores: dict[str, Score]) -> None:
     warnings.warn(
         f"two teacher samples differ by the factor {teacher:.3f} in within-class variance: diversity is left out; "
         f"take more samples",
+        SampleWarning,
         stacklevel=2,
     )
     for score in scores.values():
@@ -212,11 +214,9 @@ def check_diversity(scores: dict[str, Score]) -> None:
 def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
     """How much of the independent tokens' error is left in DD2's one step: 0 is the teacher, 1 is independent.
 
-    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to
-    the reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)).
-
-    Returns:
-        Both ratios; None where a part is missing or independent tokens are no worse than the teacher.
+    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to the
+    reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)). None where a number is missing or
+    independent tokens are no worse than the teacher.
     """
     rows = [first_of(scores, kind) for kind in ("one_step", "teacher", "independent")]
     result = {}
@@ -229,61 +229,44 @@ def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def time_contenders(
-    contenders: list[Contender], seed: int = 0, batch_size: int = 100, rounds: int = 7
+def time_samplers(
+    samplers: list[Sampler], seed: int = 0, batch_size: int = 100, rounds: int = 7, precision: str | int = "32"
 ) -> dict[str, float]:
-    """Seconds an image, pictures included, random numbers not.
+    """Seconds an image by name: the median over ``rounds``, decoding included, random numbers not.
 
-    The contenders take turns, so that whatever else the machine does falls on all of them; the first round warms up.
-
-    Args:
-        contenders: those that sample.
-        seed: of the noise.
-        batch_size: pictures at a time.
-        rounds: how many are timed; the median counts.
-
-    Returns:
-        Name to seconds.
+    The samplers take turns, so that whatever else the machine does falls on all of them; the first round warms up.
     """
-    device = contenders[0].teacher.codebook.device
-    labels = torch.arange(batch_size, device=device) % contenders[0].teacher.num_classes
+    teacher = samplers[0].teacher
+    device = teacher.codebook.device
+    labels = torch.arange(batch_size, device=device) % teacher.num_classes
     noise = SampleNoise(seed, 0, batch_size, device)
 
-    def draw(contender: Contender) -> None:
-        contender.teacher.decode(contender.sample(labels, noise))
+    def draw(sampler: Sampler) -> None:
+        with autocast(device, precision):
+            teacher.decode(sampler.sample(labels, noise))
 
-    times = interleaved({contender.name: partial(draw, contender) for contender in contenders}, rounds, device)
-    return {name: median(taken) / batch_size for name, taken in times.items()}
+    times = interleaved({sampler.name: partial(draw, sampler) for sampler in samplers}, rounds, device)
+    return {name: median(seconds) / batch_size for name, seconds in times.items()}
 
 
 def compare(
-    judge: Judge, contenders: list[Contender], samples: int, timing_batch: int = 100, rounds: int = 7
+    evaluator: Evaluator, samplers: list[Sampler], samples: int, timing_batch: int = 100, rounds: int = 7
 ) -> dict[str, Score]:
-    """Measure all contenders and time them.
-
-    Args:
-        judge: what they are measured with.
-        contenders: one of them the teacher; names differ.
-        samples: of each.
-        timing_batch: batch size of the timing.
-        rounds: of the timing.
-
-    Returns:
-        Name to row, in the order given.
+    """Measure and time samplers, one of them the teacher: name to row, in the order given.
 
     Raises:
         ValueError: if names repeat or the teacher is missing.
     """
-    names = [contender.name for contender in contenders]
-    if len(set(names)) < len(names) or not any(contender.kind == "teacher" for contender in contenders):
-        raise ValueError(f"contenders need different names and one of them must be the teacher, got {names}")
+    names = [sampler.name for sampler in samplers]
+    if len(set(names)) < len(names) or not any(sampler.kind == "teacher" for sampler in samplers):
+        raise ValueError(f"samplers need different names and one of them must be the teacher, got {names}")
     scores: dict[str, Score] = {}
-    by_source: dict[Contender, Score] = {}
-    for contender in contenders:
-        score = judge.score(contender, samples, by_source.get(contender.source))
-        by_source[contender.source] = scores[contender.name] = score
+    same_sequences: dict[tuple, Score] = {}
+    for sampler in samplers:
+        score = evaluator.score(sampler, samples, same_sequences.get(sampler.key))
+        same_sequences[sampler.key] = scores[sampler.name] = score
     check_diversity(scores)
-    timed = time_contenders([c for c in contenders if c.sampled], judge.seed, timing_batch, rounds)
-    for name, seconds in timed.items():
+    timed = [sampler for sampler in samplers if sampler.synthetic]
+    for name, seconds in time_samplers(timed, evaluator.seed, timing_batch, rounds, evaluator.precision).items():
         scores[name].seconds_per_image = seconds
     return scores

@@ -1,10 +1,8 @@
-"""What an evaluation leaves behind: ``results.json``, ``table.md``, and the same table in the terminal."""
+"""The report of an evaluation: ``results.json``, ``table.md``, and the same table in the terminal."""
 
 import json
 import math
-import platform
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
@@ -15,10 +13,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-import dd2_lightning
 from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score, ratios
+from dd2_lightning.provenance import commit, hardware
 
 
 class Column(NamedTuple):
@@ -28,24 +26,24 @@ class Column(NamedTuple):
         title: its head.
         cell: a row of the report, and that of the teacher, to the number that is shown; None where there is none.
         show: the number as text.
-        spare: how soon a narrow terminal does without it, the highest first; 0 is never.
+        drop_priority: of columns that a narrow terminal leaves out, the highest goes first; 0 is never left out.
     """
 
     title: str
     cell: Callable[[dict[str, Any], dict[str, Any]], float | None]
     show: Callable[[float], str]
-    spare: int = 0
+    drop_priority: int = 0
 
 
-def plain(title: str, key: str, show: Callable[[float], str], spare: int = 0) -> Column:
-    """A column that shows one number of the report as it is."""
-    return Column(title, lambda row, teacher: row[key], show, spare)
+def number(title: str, key: str, show: Callable[[float], str], drop_priority: int = 0) -> Column:
+    """A column of one number of the report."""
+    return Column(title, lambda row, teacher: row[key], show, drop_priority)
 
 
 def speed_up(row: dict[str, Any], teacher: dict[str, Any]) -> float | None:
     """How many times faster than the teacher."""
-    own, its = row["seconds_per_image"], teacher["seconds_per_image"]
-    return its / own if own and its else None
+    seconds, reference = row["seconds_per_image"], teacher["seconds_per_image"]
+    return reference / seconds if seconds and reference else None
 
 
 def millions(parameters: float) -> str:
@@ -54,30 +52,35 @@ def millions(parameters: float) -> str:
 
 
 COLUMNS = (
-    plain("steps", "steps", "{:g}".format),
-    plain("Fréchet", "frechet", lambda value: f"{value:.{4 if value < 10 else 2}f}"),
-    plain("IS", "inception_score", "{:.2f}".format, 4),
-    plain("prec.", "precision", "{:.3f}".format, 3),
-    plain("recall", "recall", "{:.3f}".format, 2),
-    plain("NLL", "nll", "{:.2f}".format),
-    plain("acc.", "accuracy", "{:.1%}".format),
-    plain("div.", "diversity", "{:.3f}".format, 1),
-    plain("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
+    number("steps", "steps", "{:g}".format),
+    number("Fréchet", "frechet", lambda value: f"{value:.{4 if value < 10 else 2}f}"),
+    number("IS", "inception_score", "{:.2f}".format, 4),
+    number("prec.", "precision", "{:.3f}".format, 3),
+    number("recall", "recall", "{:.3f}".format, 2),
+    number("NLL", "nll", "{:.2f}".format),
+    number("acc.", "accuracy", "{:.1%}".format),
+    number("div.", "diversity", "{:.3f}".format, 1),
+    number("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
     Column("speed-up", speed_up, "{:.1f}x".format),
-    plain("params", "parameters", millions, 6),
-    plain("PPL", "path_length", "{:.1f}".format, 7),
+    number("params", "parameters", millions, 6),
+    number("PPL", "path_length", "{:.1f}".format, 7),
 )
-"""After the contender's name; a column in which no contender has a number is left out."""
+"""After the sampler's name; a column in which no sampler has a number is left out."""
 
 
 def make_report(
-    scores: dict[str, Score], seed: int, samples: int, device: torch.device | str = "cpu", timing_batch: int = 100
+    scores: dict[str, Score],
+    seed: int,
+    samples: int,
+    device: torch.device | str = "cpu",
+    timing_batch: int = 100,
+    messages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The contents of ``results.json``.
 
     Returns:
         ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "closed": the same, "seed", "samples",
-        "hardware", "commit"}``.
+        "hardware", "commit", "warnings"}``; the key of the samplers is that of earlier versions.
     """
     rows = {name: asdict(score) for name, score in scores.items()}
     return {
@@ -88,6 +91,7 @@ def make_report(
         "samples": samples,
         "hardware": f"{hardware(device)}; speed at batch size {timing_batch}",
         "commit": commit(),
+        "warnings": list(messages),
     }
 
 
@@ -95,13 +99,8 @@ def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]
     """How much of DD1's error DD2's one step does away with: 1 is the teacher, 0 is DD1, below 0 is worse than it.
 
     ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), with F0 the distance of a second teacher sample to the
-    reference; ``nll`` is the same of likelihoods. DD1 is the best of those in one step, for each metric.
-
-    Args:
-        contenders: rows of a report by name.
-
-    Returns:
-        Both; None where a part is missing or DD1 is no worse than the teacher.
+    reference; ``nll`` is the same of likelihoods. DD1 is the best of those in one step, for each metric. None where a
+    number is missing or DD1 is no worse than the teacher.
     """
     drawn = [
         row for row in contenders.values() if not row["snapped"] and (row["steps"] == 1 or row["kind"] == "teacher")
@@ -116,84 +115,45 @@ def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]
     return result
 
 
-def hardware(device: torch.device | str = "cpu") -> str:
-    """Name of the GPU, or of the processor with the number of threads in use."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux, or a processor without a name
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str | None:
-    """Commit of the checkout that this package is imported from; None if it is an installed copy."""
-    directory = Path(dd2_lightning.__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(directory), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        # a copy inside a virtual environment may lie in somebody else's repository
-        git("ls-files", "--error-unmatch", "__init__.py")
-        return git("rev-parse", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def table(contenders: dict[str, dict[str, Any]], width: float = math.inf) -> list[list[str]]:
-    """The table as text.
-
-    Args:
-        contenders: rows of a report by name.
-        width: of a line, with a space between columns; columns are left out until that suffices.
-
-    Returns:
-        The head, and a row for every contender; the first cell is its name.
-    """
-    teacher = next(row for row in contenders.values() if row["kind"] == "teacher")
-    columns = {0: ["contender", *contenders]}
-    for number, column in enumerate(COLUMNS, start=1):
-        cells = [column.cell(row, teacher) for row in contenders.values()]
+def table(scores: dict[str, dict[str, Any]], width: float = math.inf) -> list[list[str]]:
+    """The table as text, head first; columns are left out until a line, with a space between them, fits the width."""
+    teacher = next(row for row in scores.values() if row["kind"] == "teacher")
+    names = ["sampler", *scores]
+    columns = {}
+    for column in COLUMNS:
+        cells = [column.cell(row, teacher) for row in scores.values()]
         if any(cell is not None for cell in cells):
-            columns[number] = [column.title, *("–" if cell is None else column.show(cell) for cell in cells)]
-    for number in sorted(range(1, len(COLUMNS) + 1), key=lambda number: -COLUMNS[number - 1].spare):
-        if sum(max(map(len, cells)) + 1 for cells in columns.values()) <= width + 1 or not COLUMNS[number - 1].spare:
+            columns[column] = [column.title, *("–" if cell is None else column.show(cell) for cell in cells)]
+    for column in sorted(columns, key=lambda column: -column.drop_priority):
+        if sum(max(map(len, cells)) + 1 for cells in (names, *columns.values())) <= width + 1:
             break
-        columns.pop(number, None)
-    return [list(row) for row in zip(*columns.values(), strict=True)]
+        if column.drop_priority:
+            del columns[column]
+    return [list(row) for row in zip(names, *columns.values(), strict=True)]
 
 
 RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
 
 
-def _ratio(value: float | None, ends: list[float] | None = None) -> str:
+def show_ratio(value: float | None, ends: list[float] | None = None) -> str:
+    """``0.200 (0.100 to 0.300)``."""
     if value is None:
         return "–"
     return f"{value:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
 
 
 def caption(report: dict[str, Any]) -> list[str]:
-    """What has to be known to read the table, one line each.
-
-    Args:
-        report: of one seed, or ``{"median", "range", "runs"}`` of several.
-    """
+    """Lines below the table of a report, or of :func:`aggregate`'s medians; warnings are the last."""
     runs = report.get("runs", [report])
     middle, ends, first = report.get("median", report), report.get("range", {}), runs[0]
 
-    def said(what: str) -> str:
+    def shown(what: str) -> str:
         both = ((name, middle[what][key], ends.get(what, {}).get(key)) for key, name in RATIOS.items())
-        return ", ".join(f"{name} {_ratio(value, between)}" for name, value, between in both)
+        return ", ".join(f"{name} {show_ratio(value, between)}" for name, value, between in both)
 
     seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [
-        f"Left of the independent tokens' error in DD2's one step: {said('ratios')} (0 is the teacher, 1 is "
+        f"Left of the independent tokens' error in DD2's one step: {shown('ratios')} (0 is the teacher, 1 is "
         "independent).",
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
         f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
@@ -202,15 +162,16 @@ def caption(report: dict[str, Any]) -> list[str]:
     ]
     if any(value is not None for value in middle["closed"].values()):
         closed = (
-            f"Of the error of the best DD1 in one step, DD2's closes {said('closed')} (1 is the teacher, 0 is DD1)."
+            f"Of the error of the best DD1 in one step, DD2's closes {shown('closed')} (1 is the teacher, 0 is DD1)."
         )
         lines.insert(1, closed)
     if len(runs) > 1:
         lines.insert(0, f"Medians of {len(runs)} runs, and where they lie.")
     if any(row["kind"] == "real" for row in first["contenders"].values()):
-        real = "Real data: every picture once, so its distance is biased upwards; accuracy on held-out ones."
+        real = "Real data: every image once, so its distance is biased upwards; accuracy on held-out ones."
         lines.insert(-1, real)
-    return lines
+    messages = dict.fromkeys(message for run in runs for message in run.get("warnings", ()))
+    return [*lines, *(f"Warning: {message}" for message in messages)]
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -222,60 +183,45 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
 def markdown(report: dict[str, Any]) -> str:
     """The table as Markdown, of one seed or of the medians of several."""
     head, *rows = table(report.get("median", report)["contenders"])
-    return (
-        "\n".join(markdown_table(head, rows))
-        + "\n\n"
-        + "\n".join(f"{line}  " for line in caption(report)).rstrip()
-        + "\n"
-    )
+    lines = [*markdown_table(head, rows), "", *(f"{line}  " for line in caption(report))]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     """The table in the terminal, of one seed or of the medians of several, as much of it as fits."""
     console = console or Console()
-    contenders = report.get("median", report)["contenders"]
-    head, *rows = table(contenders, console.width)
+    scores = report.get("median", report)["contenders"]
+    head, *rows = table(scores, console.width)
     shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for i, title in enumerate(head):
         shown.add_column(title, justify="right" if i else "left", no_wrap=True)
-    for row, score in zip(rows, contenders.values(), strict=True):
+    for row, score in zip(rows, scores.values(), strict=True):
         shown.add_row(*row, style="bold" if score["kind"] == "one_step" else None)
     console.print(shown)
     console.print()
     for line in caption(report):
-        console.print(line, style="dim", highlight=False)
+        console.print(line, style="yellow" if line.startswith("Warning") else "dim", highlight=False)
 
 
 def to_json(value: Any) -> bytes:
-    """Readable JSON without NaN or infinity.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Readable JSON; NaN and infinity are refused with a ValueError."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def results_path(output: str | Path) -> Path:
-    """Where the JSON goes: ``output`` itself if it is named ``….json``, else ``results.json`` in that directory.
-
-    Everything else goes beside it.
-    """
+    """Where the JSON goes: ``output`` if it ends in ``.json``, else ``results.json`` in that directory."""
     output = Path(output)
     return output if output.suffix == ".json" else output / "results.json"
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Write ``table.md`` beside ``path``, then the JSON file ``path``, each whole or not at all.
-
-    Raises:
-        ArtifactError: if one cannot be written.
-    """
+    """Write ``table.md`` beside ``path``, then the JSON file ``path``, each atomically."""
     write_atomically(path.with_name("table.md"), markdown(report).encode())
     write_atomically(path, to_json(report))
 
 
 def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
-    """A function of every number of equally built dictionaries; None if any of them is None, text as it is."""
+    """A function of every number of equally built dictionaries; None if any is None, text as it is."""
     if isinstance(values[0], dict):
         return {key: over_runs(function, [value[key] for value in values]) for key in values[0]}
     if None in values:
@@ -284,37 +230,33 @@ def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
 
 
 def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several seeds in one.
-
-    Returns:
-        ``{"runs": [reports], "median": {"contenders", "ratios", "closed"}, "range": the same, [lowest, highest]
-        each}``.
+    """Combine several seeds: ``{"runs", "median": {"contenders", "ratios", "closed"}, "range": the same}``.
 
     Raises:
-        ValueError: if there is no report, or they have different contenders.
+        ValueError: if there is no report, or they have different samplers.
     """
     if not reports:
         raise ValueError("there is no report to take the median of")
     names = [set(report["contenders"]) for report in reports]
     if any(other != names[0] for other in names):
-        raise ValueError("the reports have different contenders: " + "; ".join(", ".join(sorted(n)) for n in names))
+        raise ValueError("the reports have different samplers: " + "; ".join(", ".join(sorted(n)) for n in names))
     # the gap anew: reports from before there was one have none
-    parts = [
+    numbers = [
         {"contenders": report["contenders"], "ratios": report["ratios"], "closed": gap_closed(report["contenders"])}
         for report in reports
     ]
     return {
         "runs": reports,
-        "median": over_runs(median, parts),
-        "range": over_runs(lambda values: [min(values), max(values)], parts),
+        "median": over_runs(median, numbers),
+        "range": over_runs(lambda values: [min(values), max(values)], numbers),
     }
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A ``results.json``.
+    """Read a ``results.json``.
 
     Raises:
-        ArtifactError: if it is none, or of another version.
+        ArtifactError: if it is not a report, or one of another version.
     """
     try:
         report = json.loads(Path(path).read_text())
@@ -332,12 +274,6 @@ def write_benchmark(results: list[str | Path], output: str | Path) -> dict[str, 
     Args:
         results: the files.
         output: the JSON file to write; the table gets its name with ``.md``.
-
-    Returns:
-        What was written; see :func:`aggregate`.
-
-    Raises:
-        ArtifactError: if a file cannot be read or written.
     """
     summary = aggregate([read_report(path) for path in results])
     write_atomically(Path(output).with_suffix(".md"), markdown(summary).encode())

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.evaluation.metrics import sequence_nll
+from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import DistillationStage
 

@@ -1,4 +1,4 @@
-"""Whose figures may share a column: which classes are drawn, and how many samples the metrics take.
+"""Evaluation protocols: which classes are drawn, and how many samples the metrics take.
 
 Results name their protocol, since figures of two differ by more than the generators do: VAR-d16 is quoted with a FID
 of 3.55 in its repository and of 4.19 in DD1's table.
@@ -21,18 +21,16 @@ class Protocol:
         name: as results give it.
         draw_labels: (num, classes, seed) -> (num,).
         manifold_samples: generated samples that precision and recall take.
+        samples: in all; figures of fewer are not comparable. None where a protocol does not say it.
     """
 
     name: str
     draw_labels: Callable[[int, int, int], Tensor]
     manifold_samples: int
+    samples: int | None = None
 
     def labels(self, num: int, classes: int, seed: int = 0) -> Tensor:
-        """Classes of samples 0 to ``num``, (num,).
-
-        Raises:
-            ValueError: for a number of samples that the protocol does not have.
-        """
+        """Classes of samples 0 to ``num - 1``, (num,); a ValueError for a number that the protocol does not have."""
         if num < 1 or classes < 1:
             raise ValueError(f"at least 1 sample and 1 class are needed, got {num} and {classes}")
         return self.draw_labels(num, classes, seed)
@@ -41,12 +39,9 @@ class Protocol:
 def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
     """Every class equally often; sample i has class i mod classes.
 
-    So every part of a set holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
+    So every subset in a row holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
     the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
     for that reason.) Likewise, the first 10,000 stand for all in precision and recall.
-
-    Raises:
-        ValueError: if the classes cannot have the same number of samples.
     """
     if num % classes:
         raise ValueError(f"{num} samples are not the same number of each of {classes} classes; take a multiple")
@@ -62,7 +57,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         # OpenAI's evaluator, 50 samples a class, as VAR and LlamaGen report: all samples are in the manifold
-        Protocol("openai", balanced, manifold_samples=50_000),
+        Protocol("openai", balanced, manifold_samples=50_000, samples=50_000),
         # the scripts of DD1
         Protocol("dd1", uniform, manifold_samples=10_000),
     )
@@ -71,11 +66,7 @@ PROTOCOLS = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """See :data:`PROTOCOLS`.
-
-    Raises:
-        ValueError: if there is no such protocol.
-    """
+    """The protocol of this name."""
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol '{name}'; there are: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

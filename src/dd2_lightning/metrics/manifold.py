@@ -23,11 +23,7 @@ DUPLICATE = 1e-12
 
 
 class FirstFeatures(Metric):
-    """Keeps the first features of a set.
-
-    Args:
-        limit: how many.
-    """
+    """Keeps the first ``limit`` features of a set."""
 
     full_state_update = False
 
@@ -39,11 +35,7 @@ class FirstFeatures(Metric):
         self.add_state("parts", [], "cat")
 
     def update(self, features: Tensor) -> None:
-        """Add features (B, d).
-
-        Raises:
-            ValueError: for another shape.
-        """
+        """Add features (B, d)."""
         if features.ndim != 2:
             raise ValueError(f"features must be (B, d), got {tuple(features.shape)}")
         taken = features[: self.limit - self.count].clone()
@@ -52,11 +44,7 @@ class FirstFeatures(Metric):
             self.count += len(taken)
 
     def kept(self) -> Tensor:
-        """The features so far, (min(limit, samples), d).
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """The features so far, (min(limit, samples), d)."""
         if not self.count:
             raise ValueError("there are no features yet")
         if isinstance(self.parts, list) and len(self.parts) > 1:
@@ -64,22 +52,15 @@ class FirstFeatures(Metric):
         return self.parts[0] if isinstance(self.parts, list) else self.parts
 
     def compute(self) -> Tensor:
-        """See :meth:`kept`."""
         return self.kept()
 
     def reset(self) -> None:
-        """Forget them."""
         super().reset()
         self.count = 0
 
 
 class Fractions(NamedTuple):
-    """Two numbers in [0, 1].
-
-    Attributes:
-        precision: generated samples that look like the reference.
-        recall: the part of the reference that is generated.
-    """
+    """Share of samples in the manifold of the reference, and of the reference in the manifold of the samples."""
 
     precision: float
     recall: float
@@ -90,11 +71,8 @@ class PrecisionRecall(FirstFeatures):
 
     Args:
         reference: (N, d).
-        k: neighbours that a ball reaches to.
+        k: neighbours that a ball reaches to; neither set may have fewer than k + 1 features.
         limit: generated samples that count; both numbers depend on it.
-
-    Raises:
-        ValueError: if the reference has no k-th neighbour.
     """
 
     def __init__(self, reference: Tensor, k: int = 3, limit: int = 10_000):
@@ -104,11 +82,7 @@ class PrecisionRecall(FirstFeatures):
         self._radii: Tensor | None = None
 
     def compute(self) -> Fractions:
-        """Both so far.
-
-        Raises:
-            ValueError: if a generated sample has no k-th neighbour.
-        """
+        """Precision and recall of the samples so far."""
         features = self.kept()
         check_neighbours(features, self.k)
         reference = self.reference.to(features.device)
@@ -118,25 +92,13 @@ class PrecisionRecall(FirstFeatures):
 
 
 def check_neighbours(features: Tensor, k: int) -> None:
-    """Refuse sets without a k-th neighbour.
-
-    Raises:
-        ValueError: saying how many samples are needed.
-    """
+    """Refuse sets without a k-th neighbour."""
     if k < 1 or len(features) <= k:
         raise ValueError(f"the {k}-th nearest neighbour needs at least {k + 1} samples and k >= 1, got {len(features)}")
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of all pairs, some rows at a time.
-
-    Args:
-        first: (N, d).
-        second: (M, d).
-
-    Yields:
-        Rows of ``first`` and their distances to all of ``second``, (rows, M) in float64.
-    """
+    """Squared distances of (N, d) to (M, d), some rows at a time: the rows, and (rows, M) in float64."""
     centre = second.mean(0, dtype=torch.float64)
     columns = second.to(torch.float64, copy=True).sub_(centre)
     lengths = columns.square().sum(1)

@@ -1,4 +1,4 @@
-r"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948): how much pictures change along a path of noise.
+r"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948): how much images change along a path of noise.
 
 .. math:: E\,[\,D(G(z(t)), G(z(t+\epsilon)))\,/\,\epsilon^2\,]
 
@@ -17,18 +17,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dd2_lightning.evaluation.classifier import FeatureNetwork
+from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.noise import SampleNoise
+from dd2_lightning.progress import tracked
 
 
 class PathLength(NamedTuple):
-    """What :func:`path_length` measured.
-
-    Attributes:
-        mean: of the lengths that were kept.
-        deviation: their standard deviation.
-        lengths: of all paths, (samples,) in float64.
-    """
+    """Mean and standard deviation of the lengths that were kept, and all lengths, (samples,) in float64."""
 
     mean: float
     deviation: float
@@ -36,7 +31,7 @@ class PathLength(NamedTuple):
 
 
 def feature_distance(network: FeatureNetwork) -> Callable[[Tensor, Tensor], Tensor]:
-    """Squared distance of the features of two batches of pictures, (B,)."""
+    """Squared distance of the features of two batches of images, (B,)."""
 
     def distance(first: Tensor, second: Tensor) -> Tensor:
         return (network.features(first).double() - network.features(second).double()).square().sum(1)
@@ -63,11 +58,7 @@ def slerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
 
 
 def trimmed(values: Tensor, share: float) -> Tensor:
-    """Values without those below the ``share`` quantile and above its counterpart, both included.
-
-    Raises:
-        ValueError: for a share outside [0, 0.5).
-    """
+    """Values without those below the ``share`` quantile and above its counterpart, both included."""
     if not 0 <= share < 0.5:
         raise ValueError(f"a share to leave out on each side is in [0, 0.5), got {share}")
     low = torch.quantile(values, share, interpolation="lower")
@@ -88,35 +79,31 @@ def path_length(
     seed: int = 0,
     batch_size: int = 100,
     device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> PathLength:
-    """Measure a generator.
+    """Measure the path length of a generator.
 
     Args:
-        draw: pictures (B, channels, H, W) of classes (B,) and noise (B, *shape).
-        shape: of the noise of one picture, (n, C).
+        draw: images (B, channels, H, W) of classes (B,) and noise (B, *shape).
+        shape: of the noise of one image, (n, C).
         num_classes: path i has class i mod this.
-        distance: squared distances (B,) of two batches of pictures.
-        samples: number of paths; one pair of pictures each, at a random place.
+        distance: squared distances (B,) of two batches of images.
+        samples: number of paths; one pair of images each, at a random place.
         epsilon: how far apart the pair is.
         interpolation: along the arc or the straight line.
         discard: share left out on each side before the mean is taken, as in the paper.
         seed: of noise and places.
         batch_size: pairs at a time.
         device: where the generator computes.
-
-    Returns:
-        Mean, deviation, and all lengths.
-
-    Raises:
-        ValueError: for numbers that cannot be.
+        progress: report progress on stderr.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
     if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
     between = {"slerp": slerp, "lerp": lerp}[interpolation]
-    lengths = []
-    for start in range(0, samples, batch_size):
+    lengths, starts = [], range(0, samples, batch_size)
+    for start in tracked(starts, "path length", samples, unit="paths", size=batch_size) if progress else starts:
         count = min(batch_size, samples - start)
         noise = SampleNoise(seed, start, count, device)
         first, second = noise.randn("path", 2, math.prod(shape)).double().unbind(1)

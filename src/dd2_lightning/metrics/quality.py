@@ -1,10 +1,9 @@
-r"""How good pictures are, from features alone: FID, KID, inception score, precision and recall.
+r"""Image quality from features: FID, KID, inception score, precision and recall.
 
-The features of a batch are computed once, by whatever :class:`~dd2_lightning.evaluation.classifier.FeatureNetwork`,
+The features of a batch are computed once, by a :class:`~dd2_lightning.metrics.features.FeatureNetwork`,
 and handed to all metrics. What torchmetrics offers is used where it fits:
 
-* FID is :class:`~dd2_lightning.evaluation.metrics.FrechetDistance`: torchmetrics' reads no reference statistics, takes
-  the eigenvalues of a product that is not symmetric, and rounds the result to the features' precision.
+* FID is :class:`~dd2_lightning.metrics.frechet.FrechetDistance`, which says why it is not torchmetrics'.
 * KID is its ``poly_mmd`` on subsets of our own: its metric keeps every feature twice and draws from the global random
   state.
 * The inception score is its metric.
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from dd2_lightning.evaluation.manifold import PrecisionRecall
-from dd2_lightning.evaluation.metrics import FeatureGaussian, FrechetDistance, Gaussian
+from dd2_lightning.metrics.frechet import FeatureGaussian, FrechetDistance, Gaussian
+from dd2_lightning.metrics.manifold import PrecisionRecall
 from dd2_lightning.noise import stream
 
 
 @dataclass
 class QualityScores:
-    """What pictures are like; None where a number is not defined.
+    """Scores of a set of images; None where a number is not defined.
 
     Attributes:
         frechet: Fréchet distance of the features to the reference's; FID if they are Inception's.
@@ -47,7 +46,7 @@ class Quality(nn.Module):
 
     Args:
         gaussian: fit of the reference's features.
-        features: features of reference pictures, (N, d); without them there is only FID and the inception score.
+        features: features of reference images, (N, d); without them there is only FID and the inception score.
         manifold_samples: samples that KID, precision and recall take, the first ones, of each side. Recall rises
             with the number of samples and precision falls with it.
         k: neighbours of precision and recall.
@@ -82,15 +81,7 @@ class Quality(nn.Module):
         return cls(gaussian.compute(), features, **kwargs)
 
     def update(self, features: Tensor, logits: Tensor | None = None) -> None:
-        """Add samples.
-
-        Args:
-            features: (B, d).
-            logits: of a classifier, (B, classes), for the inception score; always or never.
-
-        Raises:
-            ValueError: for other shapes.
-        """
+        """Add features (B, d) and, for the inception score, logits (B, classes) of a classifier, always or never."""
         self.frechet.update(features)
         if self.manifold is not None:
             self.manifold.update(features)
@@ -98,11 +89,7 @@ class Quality(nn.Module):
             self.inception.update(logits)
 
     def compute(self) -> QualityScores:
-        """All scores so far.
-
-        Raises:
-            ValueError: with too few samples.
-        """
+        """All scores of the samples so far."""
         scores = QualityScores(self.frechet.compute())
         if self.manifold is not None:
             kept = self.manifold.kept()
@@ -122,23 +109,10 @@ class Quality(nn.Module):
 
 
 def kernel_distance(first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
-    r"""Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401), in float64.
+    r"""Kernel inception distance (Bińkowski et al. 2018, arXiv:1801.01401) of (N, d) and (M, d), in float64.
 
     The unbiased squared maximum mean discrepancy with the kernel :math:`(a\cdot b/d+1)^3`, averaged over random
     subsets of both sides; one subset, if it is everything.
-
-    Args:
-        first: (N, d).
-        second: (M, d).
-        subsets: how many are averaged.
-        subset_size: samples of each; all of the smaller side, if it has fewer.
-        seed: of the subsets.
-
-    Returns:
-        The distance.
-
-    Raises:
-        ValueError: with fewer than two samples.
     """
     size = min(subset_size, len(first), len(second))
     if size < 2:

@@ -1,20 +1,17 @@
-"""Contenders: what each draws, against the teacher's own random numbers and exact tables."""
+"""Samplers: what each draws, against the teacher's own random numbers and exact tables."""
 
 import pytest
 import torch
 
 from benchmarks.tables import independent_total_variation, random_table
-from dd2_lightning.data.digits import load_digits_images
-from dd2_lightning.evaluation.baselines import IndependentContender, RealData, SkipContender
-from dd2_lightning.evaluation.contenders import (
-    ARDiffusionContender,
-    DD1Contender,
-    OneStepContender,
-    RefinedContender,
-    SnappedContender,
-    TeacherContender,
+from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals, RealImages, SkipSampler
+from dd2_lightning.evaluation.samplers import (
+    ARDiffusionSampler,
+    DD1Sampler,
+    OneStepSampler,
+    RefinedSampler,
+    TeacherSampler,
 )
-from dd2_lightning.evaluation.marginals import Marginals
 from dd2_lightning.families.var.model import VARSampling
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
@@ -50,9 +47,9 @@ def marginals_of(teacher, samples: int = 100) -> Marginals:
     return Marginals(teacher.sample(labels), labels, teacher.num_classes)
 
 
-def learned(contender, marginals=None):
-    contender.learn(marginals or marginals_of(contender.teacher))
-    return contender
+def learned(sampler, marginals=None):
+    sampler.marginals = marginals or marginals_of(sampler.teacher)
+    return sampler
 
 
 def generator_of(teacher) -> OneStepGenerator:
@@ -73,33 +70,36 @@ def test_noise_depends_on_the_global_index_only():
 
 
 def test_samples_do_not_depend_on_the_batch_size(teacher, generator):
-    images, labels = load_digits_images()
-    one_step = OneStepContender(teacher, generator)
-    for contender in (
-        TeacherContender(teacher, Sampling(guidance_scale=1.5, top_k=3)),
+    real = RealImages().bind(teacher)
+    real.images, real.labels = real.images[:200], real.labels[:200]
+    one_step = OneStepSampler(model=generator).bind(teacher)
+    for sampler in (
+        TeacherSampler().bind(teacher, Sampling(guidance_scale=1.5, top_k=3)),
         one_step,
-        SnappedContender(one_step),
-        RefinedContender(teacher, generator, 3),
-        learned(IndependentContender(teacher)),
-        learned(SkipContender(teacher, 2)),
-        ARDiffusionContender(teacher, generator.student, euler_steps=2),
-        RealData(teacher, images[:200], labels[:200]),
+        OneStepSampler(model=generator, snapped=True).bind(teacher),
+        RefinedSampler(model=generator, steps=3).bind(teacher),
+        learned(IndependentSampler().bind(teacher)),
+        learned(SkipSampler(skipped=2).bind(teacher)),
+        ARDiffusionSampler(model=generator.student, euler_steps=2).bind(teacher),
+        real,
     ):
         sets = []
         for batch_size in (1000, 77):
-            drawn = list(contender.batches(300, 1, batch_size))
+            drawn = list(sampler.batches(300, 1, batch_size))
             sets.append([torch.cat([getattr(b, part) for b in drawn]) for part in ("labels", "images", "indices")])
-        torch.testing.assert_close(sets[0][1], sets[1][1], rtol=1e-5, atol=1e-5, msg=contender.name)
-        assert torch.equal(sets[0][0], sets[1][0]) and torch.equal(sets[0][2], sets[1][2]), contender.name
-        assert len(sets[0][0]) == (300 if contender.sampled else 200)
+        torch.testing.assert_close(sets[0][1], sets[1][1], rtol=1e-5, atol=1e-5, msg=sampler.name)
+        assert torch.equal(sets[0][0], sets[1][0]) and torch.equal(sets[0][2], sets[1][2]), sampler.name
+        assert len(sets[0][0]) == (300 if sampler.synthetic else 200)
 
 
 # --- generators --------------------------------------------------------------------------------------------------
 
 
-def test_one_step_is_decoded_raw_and_judged_snapped(teacher, generator):
-    contender = OneStepContender(teacher, generator)
-    raw, snapped = (next(c.batches(200, 0, 200)) for c in (contender, SnappedContender(contender)))
+def test_one_step_is_decoded_raw_and_measured_snapped(teacher, generator):
+    sampler = OneStepSampler(model=generator).bind(teacher)
+    raw, snapped = (
+        next(c.batches(200, 0, 200)) for c in (sampler, OneStepSampler(model=generator, snapped=True).bind(teacher))
+    )
     assert torch.equal(raw.indices, snapped.indices)
     assert torch.equal(snapped.images, teacher.decode(snapped.indices))
     assert not torch.allclose(raw.images, snapped.images, atol=1e-3)
@@ -110,17 +110,17 @@ def test_refined_is_the_draft_at_one_step_and_the_teacher_at_all(make):
     teacher = make()
     generator, labels, noise = generator_of(teacher), labels_for(teacher, 12), SampleNoise(0, 0, 12)
     sampling, N = Sampling(guidance_scale=2.0, top_k=3), teacher.layout.num_positions
-    draft = OneStepContender(teacher, generator).sample(labels, noise)
-    assert torch.equal(RefinedContender(teacher, generator, 1, sampling).sample(labels, noise), draft)
-    drawn = TeacherContender(teacher, sampling).sample(labels, noise)
-    refined = RefinedContender(teacher, generator, N + 1, sampling)
-    assert torch.equal(refined.sample(labels, noise), teacher.embed(drawn)) and refined.steps == N + 1
-    two = RefinedContender(teacher, generator, 2, sampling).sample(labels, noise)
+    draft = OneStepSampler(model=generator).bind(teacher).sample(labels, noise)
+    assert torch.equal(RefinedSampler(model=generator, steps=1).bind(teacher, sampling).sample(labels, noise), draft)
+    drawn = TeacherSampler().bind(teacher, sampling).sample(labels, noise)
+    refined = RefinedSampler(model=generator, steps=N + 1).bind(teacher, sampling)
+    assert torch.equal(refined.sample(labels, noise), teacher.embed(drawn)) and refined.passes == N + 1
+    two = RefinedSampler(model=generator, steps=2).bind(teacher, sampling).sample(labels, noise)
     last = teacher.layout.offsets[-2]
     assert torch.equal(two[:, :last], draft[:, :last])
     assert torch.equal(two[:, last:], teacher.embed(teacher.snap(two[:, last:])))
     with pytest.raises(ValueError, match=rf"steps must be in 1..{N + 1}"):
-        RefinedContender(teacher, generator, N + 2)
+        RefinedSampler(model=generator, steps=N + 2).bind(teacher)
 
 
 def test_refined_keeps_to_possible_sequences():
@@ -130,7 +130,7 @@ def test_refined_keeps_to_possible_sequences():
     generator = generator_of(pair)
     draft, refined = (
         pair.snap(c.sample(labels, noise))
-        for c in (OneStepContender(pair, generator), RefinedContender(pair, generator, 2))
+        for c in (OneStepSampler(model=generator).bind(pair), RefinedSampler(model=generator, steps=2).bind(pair))
     )
     assert pair.total_variation(draft)[1] > 0.05 and pair.total_variation(refined)[1] == 0
     assert torch.equal(draft[:, 0], refined[:, 0])
@@ -144,21 +144,21 @@ def test_dd1_in_its_steps_and_with_the_teacher_in_the_middle(make):
     labels, noise = labels_for(teacher, 12), SampleNoise(0, 0, 12)
     eps = noise.randn("generator", teacher.layout.length, teacher.token_dim)
     for steps in (1, 2):
-        contender = DD1Contender(teacher, generator, steps)
-        assert torch.equal(contender.sample(labels, noise), generator.sample(labels, eps, steps=steps))
-        assert contender.steps == steps and contender.name == f"DD1 {steps}-step"
-    whole = TeacherContender(teacher).sample(labels, noise)
+        sampler = DD1Sampler(model=generator, steps=steps).bind(teacher)
+        assert torch.equal(sampler.sample(labels, noise), generator.sample(labels, eps, steps=steps))
+        assert sampler.passes == steps and sampler.name == f"DD1 {steps}-step"
+    whole = TeacherSampler().bind(teacher).sample(labels, noise)
     for start, steps in ((0, 3), (1, 3)):  # the teacher's two positions and a call; a call, one position, a call
-        contender = DD1Contender(teacher, generator, start=start)
-        drawn = contender.sample(labels, noise)
-        assert contender.steps == steps and contender.name == f"DD1 {start}-2"
+        sampler = DD1Sampler(model=generator, start=start).bind(teacher)
+        drawn = sampler.sample(labels, noise)
+        assert sampler.passes == steps and sampler.name == f"DD1 {start}-2"
         if start == 0:
             end = teacher.layout.offsets[2]
             assert torch.equal(drawn[:, :end], teacher.embed(whole[:, :end]))
     student = sum(p.numel() for p in generator.student.parameters())
-    assert DD1Contender(teacher, generator, 2).parameters == student
-    assert contender.parameters == student + TeacherContender(teacher).parameters
-    assert DD1Contender(teacher, generator, 1, split=0).sample(labels, noise).shape == drawn.shape
+    assert DD1Sampler(model=generator, steps=2).bind(teacher).parameters == student
+    assert sampler.parameters == student + TeacherSampler().bind(teacher).parameters
+    assert DD1Sampler(model=generator, steps=1, split=0).bind(teacher).sample(labels, noise).shape == drawn.shape
     for settings, message in (
         ({}, "give steps"),
         ({"steps": 1, "start": 0}, "give steps"),
@@ -167,7 +167,7 @@ def test_dd1_in_its_steps_and_with_the_teacher_in_the_middle(make):
         ({"start": 0, "split": N + 1}, "split must be in"),
     ):
         with pytest.raises(ValueError, match=message):
-            DD1Contender(teacher, generator, **settings)
+            DD1Sampler(model=generator, **settings).bind(teacher)
 
 
 def test_parameters_are_those_of_the_networks_that_sample():
@@ -175,21 +175,23 @@ def test_parameters_are_those_of_the_networks_that_sample():
     generator = generator_of(teacher)
     student = sum(p.numel() for p in generator.student.parameters())
     own = sum(p.numel() for key, p in teacher.named_parameters() if not key.startswith("tokenizer."))
-    assert TeacherContender(teacher).parameters == own
-    one_step = OneStepContender(teacher, generator)
-    assert one_step.parameters == SnappedContender(one_step).parameters == student
-    assert ARDiffusionContender(teacher, generator.student).parameters == student
-    assert RefinedContender(teacher, generator, 2).parameters == own + student
-    assert SkipContender(teacher, 1).parameters == own
-    assert IndependentContender(teacher).parameters is None
+    assert TeacherSampler().bind(teacher).parameters == own
+    one_step = OneStepSampler(model=generator).bind(teacher)
+    assert one_step.parameters == OneStepSampler(model=generator, snapped=True).bind(teacher).parameters == student
+    assert ARDiffusionSampler(model=generator.student).bind(teacher).parameters == student
+    assert RefinedSampler(model=generator, steps=2).bind(teacher).parameters == own + student
+    assert SkipSampler(skipped=1).bind(teacher).parameters == own
+    assert IndependentSampler().bind(teacher).parameters is None
 
 
 def test_ar_diffusion_takes_euler_steps(teacher, generator):
     labels, noise = labels_for(teacher, 10), SampleNoise(0, 0, 10)
-    two, ten = (ARDiffusionContender(teacher, generator.student, k).sample(labels, noise) for k in (2, 10))
+    two, ten = (
+        ARDiffusionSampler(model=generator.student, euler_steps=k).bind(teacher).sample(labels, noise) for k in (2, 10)
+    )
     assert not torch.allclose(two, ten, atol=1e-3)
     with pytest.raises(ValueError, match="euler_steps must be at least 1, got 0"):
-        ARDiffusionContender(teacher, generator.student, 0)
+        ARDiffusionSampler(model=generator.student, euler_steps=0).bind(teacher)
 
 
 # --- independent tokens, and a teacher that stops early ------------------------------------------------------------
@@ -217,14 +219,14 @@ def table():
 SAMPLES = 20_000
 
 
-def drawn_from(table, contender):
+def drawn_from(table, sampler):
     labels = torch.zeros(SAMPLES, dtype=torch.long)
     marginals = marginals_of(table, 50_000)
-    return learned(contender, marginals).sample(labels, SampleNoise(0, 0, SAMPLES))
+    return learned(sampler, marginals).sample(labels, SampleNoise(0, 0, SAMPLES))
 
 
 def test_independent_tokens_have_the_product_of_marginals(table):
-    drawn = drawn_from(table, IndependentContender(table))
+    drawn = drawn_from(table, IndependentSampler().bind(table))
     assert total_variation(drawn, product_of_marginals(table.joint[0])) < 0.05
     distance, _ = table.total_variation(drawn)
     assert distance == pytest.approx(independent_total_variation(table), abs=0.01) and distance > 0.5
@@ -242,7 +244,7 @@ def test_skip_has_the_teachers_head_and_independent_tails(table):
     between = (exact[0] - exact[1]).abs().sum() / 2
     assert between > 0.3  # or what follows would not tell them apart
     for skipped, wanted in exact.items():
-        assert total_variation(drawn_from(table, SkipContender(table, skipped)), wanted) < 0.05, skipped
+        assert total_variation(drawn_from(table, SkipSampler(skipped=skipped).bind(table)), wanted) < 0.05, skipped
 
 
 @pytest.mark.parametrize("make", [toy_teacher, var_teacher, llamagen_teacher])
@@ -250,27 +252,27 @@ def test_skip_lies_between_the_teacher_and_independent_tokens(make):
     teacher = make()
     N, marginals = teacher.layout.num_positions, marginals_of(teacher)
     labels, noise, sampling = labels_for(teacher, 20), SampleNoise(0, 0, 20), Sampling(guidance_scale=2.0)
-    whole = TeacherContender(teacher, sampling).sample(labels, noise)
-    independent = learned(IndependentContender(teacher), marginals).sample(labels, noise)
+    whole = TeacherSampler().bind(teacher, sampling).sample(labels, noise)
+    independent = learned(IndependentSampler().bind(teacher), marginals).sample(labels, noise)
     for skipped in (0, 1, N):
-        contender = learned(SkipContender(teacher, skipped, sampling), marginals)
-        drawn, end = contender.sample(labels, noise), teacher.layout.offsets[N - skipped]
+        sampler = learned(SkipSampler(skipped=skipped).bind(teacher, sampling), marginals)
+        drawn, end = sampler.sample(labels, noise), teacher.layout.offsets[N - skipped]
         assert torch.equal(drawn[:, :end], whole[:, :end]) and torch.equal(drawn[:, end:], independent[:, end:])
-        assert contender.steps == max(1, N - skipped)
+        assert sampler.passes == max(1, N - skipped)
     with pytest.raises(ValueError, match=rf"skipped must be in 0..{N}"):
-        SkipContender(teacher, N + 1)
+        SkipSampler(skipped=N + 1).bind(teacher)
 
 
 def test_skip_takes_soft_tokens():
     teacher = var_teacher()
-    contender = learned(SkipContender(teacher, 1, VARSampling(more_smooth=True)))
-    drawn = contender.sample(labels_for(teacher, 4), SampleNoise(0, 0, 4))
+    sampler = learned(SkipSampler(skipped=1).bind(teacher, VARSampling(more_smooth=True)))
+    drawn = sampler.sample(labels_for(teacher, 4), SampleNoise(0, 0, 4))
     assert drawn.shape == (4, teacher.layout.length, teacher.token_dim)
 
 
 def test_independent_tokens_put_half_their_mass_on_impossible_pairs():
     pair = two_sequences()
-    drawn = drawn_from(pair, IndependentContender(pair))
+    drawn = drawn_from(pair, IndependentSampler().bind(pair))
     distance, impossible = pair.total_variation(drawn)
     assert impossible == pytest.approx(0.5, abs=0.02)
     assert distance == pytest.approx(independent_total_variation(pair), abs=0.02)

@@ -1,4 +1,4 @@
-"""The line-up of an evaluation: what a config lists becomes contenders, and what it says when that cannot be."""
+"""The samplers of a config: what becomes of each entry, and what is said of entries that cannot be."""
 
 import json
 import shutil
@@ -10,8 +10,9 @@ import yaml
 from dd2_lightning.artifacts import Artifact, teacher_reference, write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.evaluation.contenders import SnappedContender
-from dd2_lightning.evaluation.lineup import KINDS, Models, line_up, read_entries, standard_line_up
+from dd2_lightning.evaluation.config import KINDS, Models, open_samplers, read_samplers, standard_samplers
+from dd2_lightning.evaluation.evaluate import evaluate
+from dd2_lightning.evaluation.samplers import OneStepSampler
 from dd2_lightning.sampling import Sampling
 from runs import fails
 from teachers import randomise, student_of, var_teacher
@@ -40,9 +41,9 @@ def runs(tmp_path_factory):
     return root
 
 
-def lined_up(runs, *contenders, teacher="teacher"):
-    entries = read_entries([TEACHER, *contenders])
-    return line_up(entries, Models(runs / teacher, runs, Sampling(guidance_scale=2.0)))
+def opened(runs, *samplers, teacher="teacher"):
+    entries = read_samplers([TEACHER, *samplers])
+    return open_samplers(entries, Models(runs / teacher, runs, Sampling(guidance_scale=2.0)))
 
 
 EVERY = [
@@ -59,9 +60,9 @@ EVERY = [
 ]
 
 
-def test_every_kind_becomes_a_contender(runs):
-    contenders = lined_up(runs, *EVERY)
-    assert [(contender.name, contender.steps) for contender in contenders] == [
+def test_every_kind_becomes_a_sampler(runs):
+    samplers = opened(runs, *EVERY)
+    assert [(sampler.name, sampler.passes) for sampler in samplers] == [
         ("teacher", 3),
         ("one-step", 1),
         ("one-step snapped", 1),
@@ -74,38 +75,39 @@ def test_every_kind_becomes_a_contender(runs):
         ("skip-1", 2),
         ("digits", None),
     ]
-    assert {contender.kind for contender in contenders} == set(KINDS)
-    assert contenders[4].euler_steps == 3 and contenders[9].sampling.guidance_scale == 2.0
+    assert {sampler.kind for sampler in samplers} == set(KINDS)
+    assert samplers[4].euler_steps == 3 and samplers[9].sampling.guidance_scale == 2.0
 
 
 def test_a_directory_is_opened_once_and_snapping_shares_the_sampler(runs):
-    _, raw, snapped, refined, *_ = lined_up(runs, *EVERY)
-    assert isinstance(snapped, SnappedContender) and snapped.source is raw
+    _, raw, snapped, refined, *_ = opened(runs, *EVERY)
+    assert isinstance(snapped, OneStepSampler) and snapped.key == raw.key != refined.key
+    assert snapped.networks[0] is raw.networks[0]
     assert refined.networks[0] is raw.networks[0]
 
 
 def test_names_can_be_given(runs):
     named = [{**EVERY[0], "name": "ours"}, {**EVERY[1], "name": "rounded"}]
-    assert [contender.name for contender in lined_up(runs, *named)] == ["teacher", "ours", "rounded"]
-    assert [contender.name for contender in lined_up(runs, named[0], EVERY[1])] == ["teacher", "ours", "ours snapped"]
+    assert [sampler.name for sampler in opened(runs, *named)] == ["teacher", "ours", "rounded"]
+    assert [sampler.name for sampler in opened(runs, named[0], EVERY[1])] == ["teacher", "ours", "ours snapped"]
 
 
 def test_what_is_optional_may_be_missing(runs, tmp_path, capsys):
     (tmp_path / "unfinished").mkdir()
     absent = [{**EVERY[0], "model": str(tmp_path / name), "optional": True} for name in ("nowhere", "unfinished")]
-    assert len(lined_up(runs, *absent, {**EVERY[0], "optional": True})) == 2
+    assert len(opened(runs, *absent, {**EVERY[0], "optional": True})) == 2
     text = capsys.readouterr().out
-    assert f"contenders[1] (one_step) is left out: {tmp_path / 'nowhere'} is not finished" in text
-    assert "contenders[2] (one_step) is left out" in text and "contenders[3]" not in text
+    assert f"samplers[1] (one_step) is left out: {tmp_path / 'nowhere'} is not finished" in text
+    assert "samplers[2] (one_step) is left out" in text and "samplers[3]" not in text
 
 
-def test_models_alone_make_a_line_up(runs):
-    entries = standard_line_up([str(runs / name) for name in ("init", "align", "dd1")])
-    names = [contender.name for contender in line_up(read_entries(entries), Models(runs / "teacher"))]
+def test_models_alone_make_samplers(runs):
+    entries = standard_samplers([str(runs / name) for name in ("init", "align", "dd1")])
+    names = [sampler.name for sampler in open_samplers(read_samplers(entries), Models(runs / "teacher"))]
     assert names[1:-2] == ["AR-diffusion", "one-step", "one-step snapped", "DD1 1-step", "DD1 2-step"]
     assert (names[0], *names[-2:]) == ("teacher", "independent", "real")
     with pytest.raises(ArtifactError, match=r"--models: .*teacher comes from stage 'teacher', needed: init or csd"):
-        standard_line_up([str(runs / "teacher")])
+        standard_samplers([str(runs / "teacher")])
 
 
 def test_models_alone_are_compared_with_the_teacher_that_they_were_distilled_from(runs):
@@ -119,7 +121,7 @@ def test_models_alone_are_compared_with_the_teacher_that_they_were_distilled_fro
 
 def test_another_guidance_than_the_distilled_one_is_said(runs):
     with pytest.warns(UserWarning, match="align was distilled with guidance_scale 2.0.*evaluated with 1.5"):
-        line_up(read_entries([TEACHER, EVERY[0]]), Models(runs / "teacher", runs, Sampling(guidance_scale=1.5)))
+        open_samplers(read_samplers([TEACHER, EVERY[0]]), Models(runs / "teacher", runs, Sampling(guidance_scale=1.5)))
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
@@ -128,25 +130,25 @@ def test_another_guidance_than_the_distilled_one_is_said(runs):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "two_step"}, r"contenders\[1\].kind must be one of teacher, one_step, .*, got 'two_step'"),
-        ({"model": "align"}, r"contenders\[1\].kind must be one of .*, got None"),
+        ({"kind": "two_step"}, r"samplers\[1\].kind must be one of teacher, one_step, .*, got 'two_step'"),
+        ({"model": "align"}, r"samplers\[1\].kind must be one of .*, got None"),
         (
             {"kind": "one_step", "modle": "align"},
-            r"contenders\[1\] \(one_step\): unknown key 'modle'; there are: .*model",
+            r"samplers\[1\] \(one_step\): unknown key 'modle'; there are: .*model",
         ),
-        ({"kind": "skip", "skipped": 1, "snapped": True}, r"contenders\[1\] \(skip\): unknown key 'snapped'"),
-        ({"kind": "one_step"}, r"contenders\[1\] \(one_step\): .*required: model"),
+        ({"kind": "skip", "skipped": 1, "snapped": True}, r"samplers\[1\] \(skip\): unknown key 'snapped'"),
+        ({"kind": "one_step"}, r"samplers\[1\] \(one_step\): .*required: model"),
         (
             {"kind": "refined", "model": "align", "steps": "two"},
-            r"contenders\[1\] \(refined\): .*\"steps\": .*int.*two",
+            r"samplers\[1\] \(refined\): .*\"steps\": .*int.*two",
         ),
-        ({"kind": "one_step", "model": 3}, r"contenders\[1\] \(one_step\): .*\"model\""),
+        ({"kind": "one_step", "model": 3}, r"samplers\[1\] \(one_step\): .*\"model\""),
         (TEACHER, "one of kind teacher is what the others are compared with, got 2"),
     ],
 )
 def test_entries_that_cannot_be_are_refused_before_anything_is_opened(entry, message):
     with pytest.raises(ValueError, match=message) as error:
-        read_entries([TEACHER, entry])
+        read_samplers([TEACHER, entry])
     assert "\n" not in str(error.value)
 
 
@@ -158,52 +160,59 @@ def test_entries_that_cannot_be_are_refused_before_anything_is_opened(entry, mes
         ({"kind": "ar_diffusion", "model": "init", "euler_steps": 0}, r"\(ar_diffusion\): euler_steps must be"),
         ({"kind": "dd1", "model": "dd1"}, r"\(dd1\): give steps \(1 or 2\) or start"),
         ({"kind": "dd1", "model": "dd1", "start": 1}, r"\(dd1\): start must be in 0..0"),
-        ({"kind": "one_step", "model": "align", "name": "teacher"}, r"the name 'teacher' is that of contenders\[0\]"),
+        ({"kind": "one_step", "model": "align", "name": "teacher"}, r"the name 'teacher' is that of samplers\[0\]"),
     ],
 )
 def test_settings_that_the_teacher_does_not_allow(runs, entry, message):
-    with pytest.raises(ValueError, match=rf"contenders\[1\] {message}" if message.startswith(r"\(") else message):
-        lined_up(runs, entry)
+    with pytest.raises(ValueError, match=rf"samplers\[1\] {message}" if message.startswith(r"\(") else message):
+        opened(runs, entry)
 
 
-def test_the_same_contender_twice_is_refused(runs):
-    with pytest.raises(ValueError, match=r"contenders\[2\] \(one_step\): it is listed already, as contenders\[1\]"):
-        lined_up(runs, EVERY[0], {**EVERY[0], "name": "again"})
+def test_the_same_sampler_twice_is_refused(runs):
+    with pytest.raises(ValueError, match=r"samplers\[2\] \(one_step\): it is listed already, as samplers\[1\]"):
+        opened(runs, EVERY[0], {**EVERY[0], "name": "again"})
 
 
 def test_directories_that_will_not_do(runs, tmp_path):
     for entry, message in (
-        ({"kind": "one_step", "model": "nowhere"}, r"contenders\[1\] \(one_step\): model: .*nowhere does not exist"),
+        ({"kind": "one_step", "model": "nowhere"}, r"samplers\[1\] \(one_step\): model: .*nowhere does not exist"),
         ({"kind": "one_step", "model": "init"}, r"model: .*init comes from stage 'init', needed: csd or align"),
         ({"kind": "dd1", "model": "align"}, r"\(dd1\): model: .*align comes from stage 'align', needed: dd1"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            lined_up(runs, entry)
+            opened(runs, entry)
     with pytest.raises(ArtifactError, match=r"teacher: .*nowhere does not exist"):
-        lined_up(runs, teacher="nowhere")
+        opened(runs, teacher="nowhere")
     shutil.copytree(runs / "align", tmp_path / "align")
     config = json.loads((tmp_path / "align/config.json").read_text())
     config["teacher"]["sha256"] = "0"
     (tmp_path / "align/config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ArtifactError, match=r"contenders\[1\] \(one_step\): .*is not the teacher that .*align was made"
-    ):
-        lined_up(runs, {"kind": "one_step", "model": str(tmp_path / "align")})
+    with pytest.raises(ArtifactError, match=r"samplers\[1\] \(one_step\): .*is not the teacher that .*align was made"):
+        opened(runs, {"kind": "one_step", "model": str(tmp_path / "align")})
 
 
 def test_the_command_says_it_in_a_line(runs, tmp_path, capsys):
     config = tmp_path / "evaluate.yaml"
     settings = {"teacher": str(runs / "teacher"), "runs": str(runs), "output": str(tmp_path / "report")}
-    one_step = ["contenders[1] (one_step)", "unknown key 'modle'"]
+    one_step = ["samplers[1] (one_step)", "unknown key 'modle'"]
     for status, words, given, arguments in (
         (2, one_step, [TEACHER, {"kind": "one_step", "modle": "align"}], ()),
-        (1, ["contenders[1] (one_step): model:", "nowhere does not"], [TEACHER, {**EVERY[0], "model": "nowhere"}], ()),
-        (2, ["contenders[1] (skip)", "0..3"], [TEACHER, {"kind": "skip", "skipped": 4}], ()),
-        (2, ["give --config with a teacher and contenders"], [], ()),
+        (1, ["samplers[1] (one_step): model:", "nowhere does not"], [TEACHER, {**EVERY[0], "model": "nowhere"}], ()),
+        (2, ["samplers[1] (skip)", "0..3"], [TEACHER, {"kind": "skip", "skipped": 4}], ()),
+        (2, ["give --config with a teacher and samplers"], [], ()),
         (2, ["--samples must be at least 1"], [TEACHER], ("--samples", "0")),
         (1, ["--models", "nowhere does not exist"], [TEACHER], ("--models", "[nowhere]")),
     ):
-        config.write_text(yaml.safe_dump({**settings, "contenders": given}))
+        config.write_text(yaml.safe_dump({**settings, "samplers": given}))
         with fails(capsys, status, *words):
             main(["evaluate", "--config", str(config), *arguments])
     assert not (tmp_path / "report" / "results.json").exists()
+
+
+def test_the_former_name_of_the_key_still_works(runs, tmp_path):
+    entries = [TEACHER, {"kind": "skip", "skipped": 4}]
+    for key in ("samplers", "contenders"):
+        with pytest.raises(ValueError, match=r"samplers\[1\] \(skip\): skipped must be in 0..3"):
+            evaluate(str(tmp_path), teacher=str(runs / "teacher"), device="cpu", **{key: entries})
+    with pytest.raises(ValueError, match="give samplers only"):
+        evaluate(str(tmp_path), entries, entries, teacher=str(runs / "teacher"))

@@ -1,13 +1,11 @@
-"""A small classifier of the digits: the network whose features the digits are measured in.
+"""A small classifier of the digits: the feature network of the digits.
 
 It is trained on the real digits by the command that needs it, in seconds, always with the same seed, so that
-reports of different runs share one feature space. Inception takes its place for larger pictures; whatever
-follows :class:`FeatureNetwork` can.
+reports of different runs share one feature space.
 """
 
 import json
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +18,7 @@ from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.noise import stream
 
 VERSION = 1
-"""Raise it when architecture or training changes: kept classifiers of another version are trained again."""
-
-
-class FeatureNetwork(Protocol):
-    """From pictures to the features that Fréchet distance and diversity are measured in.
-
-    Attributes:
-        width: d.
-        held_out_accuracy: accuracy on real pictures it was not trained on; None if it does not classify.
-    """
-
-    width: int
-    held_out_accuracy: float | None
-
-    def features(self, images: Tensor) -> Tensor:
-        """Pictures (B, channels, H, W) in [0, 1] -> features (B, d)."""
-
-    def logits(self, features: Tensor) -> Tensor | None:
-        """Class logits (B, classes) from features; None if it does not classify.
-
-        They are the teacher's classes only where there is a :attr:`held_out_accuracy`.
-        """
+"""Of architecture and training; stored classifiers of another version are trained again."""
 
 
 class DigitClassifier(nn.Module):
@@ -69,13 +46,9 @@ class DigitClassifier(nn.Module):
         return self.held_out.item()
 
     def features(self, images: Tensor) -> Tensor:
-        """Grey 8x8 pictures in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1).
-
-        Raises:
-            ValueError: for pictures of another size.
-        """
+        """Grey 8x8 images in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1)."""
         if images.shape[1:] != (1, 8, 8):
-            raise ValueError(f"the digit classifier reads pictures (B, 1, 8, 8), got {tuple(images.shape)}")
+            raise ValueError(f"the digit classifier reads images (B, 1, 8, 8), got {tuple(images.shape)}")
         return self.body(2 * images - 1).tanh()
 
     def logits(self, features: Tensor) -> Tensor:
@@ -83,27 +56,15 @@ class DigitClassifier(nn.Module):
         return self.classify(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits of pictures, (B, 10)."""
+        """Class logits of images, (B, 10)."""
         return self.logits(self.features(images))
 
 
 def train_classifier(seed: int = 0, epochs: int = 20, batch_size: int = 64, held_out: int = 297) -> DigitClassifier:
-    """Train on the real digits, deterministically.
+    """Train on the real digits, deterministically; ``held_out`` of them measure its accuracy.
 
     Large values before the tanh are penalised: without that half of the features end up at ±1, where a Gaussian
     describes them badly and the differences within a class are lost.
-
-    Args:
-        seed: of initial weights, split and order.
-        epochs: passes over the training digits.
-        batch_size: pictures a step.
-        held_out: digits kept to measure its accuracy.
-
-    Returns:
-        The classifier, frozen, in evaluation mode.
-
-    Raises:
-        DD2Error: if scikit-learn is not installed.
     """
     images, labels = load_digits_images()
     order = torch.randperm(len(images), generator=stream(seed, "classifier", "split"))
@@ -130,12 +91,7 @@ def train_classifier(seed: int = 0, epochs: int = 20, batch_size: int = 64, held
 
 
 def load_classifier(directory: str | Path, seed: int = 0) -> DigitClassifier:
-    """The classifier kept in ``DIRECTORY/classifier.safetensors``, trained and kept if it is not there or damaged.
-
-    Raises:
-        ArtifactError: if it cannot be written.
-        DD2Error: if scikit-learn is not installed.
-    """
+    """The classifier stored in ``DIRECTORY/classifier.safetensors``, trained if it is not there or damaged."""
     path = Path(directory) / "classifier.safetensors"
     identity = {"version": str(VERSION), "seed": str(seed)}
     model = _read(path, identity)

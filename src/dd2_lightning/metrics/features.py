@@ -1,16 +1,36 @@
-"""Feature networks by name: the digit classifier, Inception, or one's own."""
+"""Feature networks: the digit classifier, Inception, or a class of the user's."""
 
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.artifacts import state_hash
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.evaluation.classifier import FeatureNetwork, load_classifier
-from dd2_lightning.evaluation.picture_files import to_bytes
 from dd2_lightning.hub.checkpoint import read_checkpoint
+from dd2_lightning.images.files import to_bytes
+from dd2_lightning.metrics.digits import load_classifier
+
+
+class FeatureNetwork(Protocol):
+    """From images to the features that they are measured in.
+
+    Attributes:
+        width: d.
+        held_out_accuracy: accuracy on real images it was not trained on; None if it does not classify the teacher's
+            classes.
+    """
+
+    width: int
+    held_out_accuracy: float | None
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] -> features (B, d)."""
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Class logits (B, classes) from features; None if it does not classify."""
 
 
 class InceptionFeatures(nn.Module):
@@ -20,10 +40,6 @@ class InceptionFeatures(nn.Module):
 
     Args:
         weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
-
-    Raises:
-        DD2Error: if torch-fidelity is not installed.
-        ArtifactError: if the file is missing, damaged, holds more than tensors, or is of another network.
     """
 
     width = 2048
@@ -44,13 +60,9 @@ class InceptionFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> Tensor:
-        """RGB pictures in [0, 1], (B, 3, H, W) -> (B, 2048).
-
-        Raises:
-            ValueError: for pictures of another shape.
-        """
+        """RGB images in [0, 1], (B, 3, H, W) -> (B, 2048)."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"Inception reads RGB pictures (B, 3, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"Inception reads RGB images (B, 3, H, W), got {tuple(images.shape)}")
         return self.network(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
@@ -64,18 +76,14 @@ def feature_network(
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> FeatureNetwork:
-    """Open a feature network: frozen, in evaluation mode.
+    """Open a feature network, frozen, in evaluation mode.
 
     Args:
         name: ``digits``, ``inception``, or where to import a class like :class:`FeatureNetwork` from, called without
             arguments: ``my_module.MyFeatures``.
-        directory: where the digit classifier is kept.
+        directory: where the digit classifier is stored.
         inception: weights of Inception.
         device: where it computes.
-
-    Raises:
-        ValueError: for a name that is nothing of these, or Inception without weights.
-        DD2Error: see :class:`InceptionFeatures` and :func:`load_classifier`.
     """
     if name == "digits":
         network = load_classifier(directory)
@@ -84,35 +92,31 @@ def feature_network(
             raise ValueError("--features inception needs --inception: its weights file")
         network = InceptionFeatures(inception)
     else:
-        network = own_network(name)
+        network = import_network(name)
     return network.to(device).requires_grad_(False).eval() if isinstance(network, nn.Module) else network
 
 
-def own_network(name: str) -> FeatureNetwork:
-    """A user's own feature network, by where its class is imported from.
-
-    Raises:
-        ValueError: if there is none, or it lacks a part.
-    """
+def import_network(name: str) -> FeatureNetwork:
+    """A user's feature network, by where its class is imported from; a ValueError says what it lacks."""
     if "." not in name:
         raise ValueError(f"unknown feature network '{name}'; there are: digits, inception, or your own: module.Class")
     try:
         network = resolve_name(name)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"feature network '{name}' cannot be made ({error}); is its module on PYTHONPATH?") from error
-    missing = [part for part in ("width", "held_out_accuracy", "features", "logits") if not hasattr(network, part)]
+    missing = [key for key in ("width", "held_out_accuracy", "features", "logits") if not hasattr(network, key)]
     if missing:
         raise ValueError(f"feature network '{name}' has no {', '.join(missing)}; see FeatureNetwork")
     return network
 
 
 def identity(network: FeatureNetwork) -> str:
-    """What tells the features of two networks apart: where the class is defined, and a hash of its weights."""
+    """Module and class of a feature network, and a hash of its weights."""
     kind = f"{type(network).__module__}.{type(network).__qualname__}"
     return f"{kind} {state_hash(network)[:16]}" if isinstance(network, nn.Module) else kind
 
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Features (B, d) of uint8 pictures (B, channels, H, W)."""
+    """Features (B, d) of uint8 images (B, channels, H, W)."""
     return network.features(pixels.to(device).float() / 255)

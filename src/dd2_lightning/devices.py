@@ -1,0 +1,52 @@
+"""The device and the precision that a command computes in."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
+"""Values of ``--precision``."""
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device of this name; ``auto`` is cuda where there is one, else cpu.
+
+    mps is used where it is named only: it has no float64, which a teacher's tokens and the metrics are computed in.
+
+    Raises:
+        ValueError: for a name that is no device's, or a device that is not there.
+    """
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    present = [kind for kind, count in available.items() if count]
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in present or (index and not (index.isdecimal() and int(index) < available[kind])):
+        raise ValueError(f"--device {name} is not here; available: auto, {', '.join(present)}")
+    return torch.device(name)
+
+
+def check_precision(device: torch.device, precision: str | int) -> None:
+    """Find out whether networks can compute in this precision on this device.
+
+    Raises:
+        ValueError: for a precision that is not known, or that the device does not have.
+    """
+    if str(precision) not in PRECISIONS:
+        raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    try:
+        with autocast(device, precision):
+            torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--precision {precision} does not work on {device}: {reason}") from error
+
+
+def autocast(device: torch.device, precision: str | int = "32") -> AbstractContextManager:
+    """Context in which networks compute in this precision.
+
+    Weights stay in float32. The mathematics of flows and the look-up of codes leave autocast by themselves, here as in
+    training, and are in float32 or wider in any precision.
+    """
+    dtype = PRECISIONS[str(precision)]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -1,0 +1,205 @@
+"""The samplers that a config lists, checked before anything is opened and opened before anything is drawn.
+
+::
+
+    teacher: runs/var/teacher
+    runs: runs/var                                # what the models below are relative to
+    samplers:
+      - {kind: teacher}
+      - {kind: one_step, model: align}
+      - {kind: one_step, model: align, snapped: true}
+      - {kind: refined, model: align, steps: 2, name: DD2 + teacher}
+      - {kind: ar_diffusion, model: init, euler_steps: 10}
+      - {kind: dd1, model: dd1, steps: 2, optional: true}
+      - {kind: independent}
+      - {kind: skip, skipped: 1}
+      - {kind: real}
+
+The keys of an entry are the fields of the dataclass of its kind.
+"""
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+
+from dd2_lightning.artifacts import Artifact, check_hash, load_generator, load_init, load_teacher
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
+from dd2_lightning.evaluation.samplers import (
+    ARDiffusionSampler,
+    DD1Sampler,
+    DistilledSampler,
+    OneStepSampler,
+    RefinedSampler,
+    Sampler,
+    TeacherSampler,
+)
+from dd2_lightning.metrics.warning import SampleWarning
+from dd2_lightning.sampling import Sampling
+
+KINDS: dict[str, type[Sampler]] = {
+    sampler.kind: sampler
+    for sampler in (
+        TeacherSampler,
+        OneStepSampler,
+        RefinedSampler,
+        ARDiffusionSampler,
+        DD1Sampler,
+        IndependentSampler,
+        SkipSampler,
+        RealImages,
+    )
+}
+
+ONE_STEP = [{"kind": "one_step"}, {"kind": "one_step", "snapped": True}]
+STANDARD = {
+    "init": [{"kind": "ar_diffusion"}],
+    "csd": ONE_STEP,
+    "align": ONE_STEP,
+    "dd1": [{"kind": "dd1", "steps": 1}, {"kind": "dd1", "steps": 2}],
+}
+"""How the models of each stage are sampled when no config says so."""
+
+STAGES = tuple(STANDARD)
+
+
+class Models:
+    """A teacher and the models that were distilled from it, every directory opened once.
+
+    Args:
+        teacher: its directory.
+        runs: what the directories of the others are relative to.
+        sampling: guidance and truncation of the teacher.
+        device: where they compute.
+
+    Raises:
+        ArtifactError: if the teacher's directory is not in order.
+    """
+
+    def __init__(
+        self,
+        teacher: str | Path,
+        runs: str | Path = ".",
+        sampling: Sampling | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.origin = Artifact.open(teacher, ("teacher",), "teacher")
+        self.teacher = load_teacher(teacher).to(device)
+        self.runs, self.sampling, self.device = Path(runs), sampling or Sampling(), device
+        self._opened: dict[Path, nn.Module] = {}
+
+    def open(self, model: str, stages: tuple[str, ...]) -> nn.Module:
+        """Open the network of a directory that comes from one of these stages and was distilled from this teacher."""
+        path = self.runs / model
+        artifact = Artifact.open(path, stages, "model")
+        if path not in self._opened:
+            self._check_origin(artifact)
+            load = load_init if artifact.config["stage"] == "init" else load_generator
+            self._opened[path] = load(path, teacher=self.teacher).to(self.device)
+        return self._opened[path]
+
+    def sample_as_distilled(self, models: list[str]) -> None:
+        """Guide and truncate the teacher as the loss of the first of these models did that says so."""
+        settings = (distilled_with(Artifact.open(self.runs / model, STAGES, "model")) for model in models)
+        self.sampling = self.teacher.sampling_type(**next(filter(None, settings), {}))
+
+    def _check_origin(self, student: Artifact) -> None:
+        check_hash(self.origin, student.config["teacher"]["sha256"], str(student.directory))
+        scale = distilled_with(student).get("guidance_scale", self.sampling.guidance_scale)
+        if scale != self.sampling.guidance_scale:
+            warnings.warn(
+                f"{student.directory} was distilled with guidance_scale {scale}, "
+                f"the teacher is evaluated with {self.sampling.guidance_scale}",
+                SampleWarning,
+                stacklevel=5,
+            )
+
+
+def distilled_with(student: Artifact) -> dict[str, Any]:
+    """Guidance and truncation inside the loss of a model; empty if its stage has none."""
+    return student.config.get("settings", {}).get("teacher_sampling") or {}
+
+
+def read_samplers(entries: list[dict[str, Any]]) -> dict[str, Sampler]:
+    """Read the samplers of a config before anything is opened: place in the config, for messages, to sampler.
+
+    Raises:
+        ValueError: for an unknown kind or key, a missing key or a value of another type, naming entry and key; and
+            unless there is exactly one teacher.
+    """
+    samplers = {}
+    for number, entry in enumerate(entries):
+        kind = entry.get("kind")
+        if kind not in KINDS:
+            raise ValueError(f"samplers[{number}].kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        where = f"samplers[{number}] ({kind})"
+        samplers[where] = read_sampler(where, KINDS[kind], entry)
+    teachers = sum(isinstance(sampler, TeacherSampler) for sampler in samplers.values())
+    if teachers != 1:
+        raise ValueError(f"samplers: one of kind teacher is what the others are compared with, got {teachers}")
+    return samplers
+
+
+def read_sampler(where: str, kind: type[Sampler], entry: dict[str, Any]) -> Sampler:
+    """Read one entry; see :func:`read_samplers`."""
+    keys = [field.name for field in fields(kind)]
+    values = {key: value for key, value in entry.items() if key != "kind"}
+    for key in values:
+        if key not in keys:
+            raise ValueError(f"{where}: unknown key '{key}'; there are: {', '.join(keys)}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        return kind(**parser.parse_object(values).as_dict())
+    except ArgumentError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]:
+    """Open the networks of all samplers; optional ones whose stage has not finished are left out with a message.
+
+    Raises:
+        ArtifactError: for a directory that is not in order, naming the entry.
+        ValueError: for settings that the teacher does not allow, and for a name that is taken, naming the entry.
+    """
+    opened: dict[str, Sampler] = {}
+    for where, sampler in samplers.items():
+        if is_missing(sampler, models):
+            print(f"{where} is left out: {models.runs / sampler.model} is not finished")
+            continue
+        named = sampler.name is not None
+        try:
+            sampler.bind(models.teacher, models.sampling, models.open)
+        except (ArtifactError, ValueError) as error:
+            kind = ArtifactError if isinstance(error, ArtifactError) else ValueError
+            raise kind(f"{where}: {error}") from error
+        for other, earlier in opened.items():
+            if earlier.key == sampler.key and earlier.snapped == sampler.snapped:
+                raise ValueError(f"{where}: it is listed already, as {other}")
+            if earlier.key == sampler.key and sampler.snapped and not named:
+                sampler.name = f"{earlier.name} snapped"
+        for other, earlier in opened.items():
+            if earlier.name == sampler.name:
+                raise ValueError(f"{where}: the name '{sampler.name}' is that of {other}; give it another")
+        opened[where] = sampler
+    return list(opened.values())
+
+
+def is_missing(sampler: Sampler, models: Models) -> bool:
+    """Whether a sampler is optional and its stage has not finished."""
+    optional = isinstance(sampler, DistilledSampler) and sampler.optional
+    return optional and not (models.runs / sampler.model / "config.json").is_file()
+
+
+def standard_samplers(models: list[str]) -> list[dict[str, Any]]:
+    """What a config would list for these directories: each as its stage is sampled, between the baselines."""
+    entries = [{"kind": "teacher"}]
+    for model in models:
+        stage = Artifact.open(model, STAGES, "--models").config["stage"]
+        entries += [{**entry, "model": model} for entry in STANDARD[stage]]
+    return [*entries, {"kind": "independent"}, {"kind": "real"}]

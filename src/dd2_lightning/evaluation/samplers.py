@@ -1,0 +1,270 @@
+"""Samplers: everything that makes samples of given classes and is compared.
+
+A sampler is a dataclass whose fields are its settings, as a config lists them; :meth:`Sampler.bind` gives it the
+teacher and opens its network. A sample is a pure function of the seed and its global index: random numbers come from
+:class:`SampleNoise`, so neither the batch size nor the number of processes changes a set. A new kind is a subclass with
+``setup`` and ``generate``, and a line of :data:`~dd2_lightning.evaluation.config.KINDS`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.devices import autocast
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.sizes import count_parameters
+from dd2_lightning.models.walk import integrate_walk
+from dd2_lightning.noise import SampleNoise
+from dd2_lightning.sampling import Sampling
+
+OpenModel = Callable[[str, tuple[str, ...]], nn.Module]
+"""From a directory and the stages that it may come from to the network."""
+
+
+@dataclass
+class Samples:
+    """A batch of samples, as the metrics read it.
+
+    Attributes:
+        labels: (B,).
+        images: (B, channels, H, W) in [0, 1].
+        indices: the token sequences, snapped to the nearest codes, (B, n).
+    """
+
+    labels: Tensor
+    images: Tensor
+    indices: Tensor
+
+
+@dataclass(kw_only=True, eq=False)
+class Sampler(ABC):
+    """A way to make tokens of given classes.
+
+    Attributes:
+        name: its row in the table; by default ``title``.
+        kind: its name in a config.
+        title: the default name, once it is bound.
+        synthetic: False for real images, which have no cost and no seed.
+        snapped: whether tokens are replaced by their nearest codes before they are decoded.
+        passes: sequential passes through a backbone for one sample; None for real images.
+        networks: the networks it samples with, tokenizer excluded.
+        smooth: ``(labels (B,), noise (B, n, C)) -> tokens``, where tokens change smoothly with noise and with nothing
+            else, so that their images have a path length; None elsewhere.
+        marginals: of a teacher sample, which independent tokens are drawn from; set by whoever draws them.
+    """
+
+    name: str | None = None
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    synthetic: ClassVar[bool] = True
+    snapped: ClassVar[bool] = False
+
+    passes: ClassVar[int | None] = None
+    networks: ClassVar[tuple[nn.Module, ...]] = ()
+    smooth: ClassVar[Callable[[Tensor, Tensor], Tensor] | None] = None
+
+    def bind(
+        self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
+    ) -> Self:
+        """Make it ready to sample.
+
+        Args:
+            teacher: draws its positions, snaps, decodes.
+            sampling: guidance and truncation of the teacher.
+            open_model: opens the directory that is named; without it the networks themselves have to be given.
+
+        Raises:
+            ValueError: for settings that the teacher does not allow.
+        """
+        self.teacher, self.sampling = teacher, sampling
+        self.setup()
+        self.name = self.name or self.title + " snapped" * self.snapped
+        return self
+
+    def setup(self) -> None:  # noqa: B027
+        """Check the settings against the teacher; set ``passes`` and ``networks``."""
+
+    @abstractmethod
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        """Tokens of classes ``labels`` (B,): indices (B, n) or embeddings (B, n, C)."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters of its networks; None if it has none."""
+        return count_parameters(*self.networks) if self.networks else None
+
+    @property
+    def key(self) -> tuple:
+        """Equal for samplers whose snapped sequences are the same."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self), self.networks, *(settings[key] for key in settings if key not in IRRELEVANT)
+
+    def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        """Tokens as they are decoded: those of :meth:`generate`, snapped if ``snapped``."""
+        tokens = self.generate(labels, noise)
+        return self.teacher.snap(tokens) if self.snapped else tokens
+
+    def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
+        """A batch of samples with their images."""
+        tokens = self.sample(labels, noise)
+        indices = self.teacher.snap(tokens) if tokens.is_floating_point() else tokens
+        return Samples(labels, self.teacher.decode(tokens).float(), indices)
+
+    @torch.no_grad()
+    def batches(self, samples: int, seed: int, batch_size: int, precision: str | int = "32") -> Iterator[Samples]:
+        """The samples 0 to ``samples - 1`` in batches; sample i has class i mod classes."""
+        device = self.teacher.codebook.device
+        for start in range(0, samples, batch_size):
+            count = min(batch_size, samples - start)
+            labels = (torch.arange(count, device=device) + start) % self.teacher.num_classes
+            with autocast(device, precision):
+                batch = self.draw(labels, SampleNoise(seed, start, count, device))
+            yield batch
+
+
+IRRELEVANT = ("name", "snapped", "optional")
+"""Settings that do not change the tokens that are generated."""
+
+
+@dataclass(kw_only=True, eq=False)
+class TeacherSampler(Sampler):
+    """The teacher at its full number of steps."""
+
+    kind = title = "teacher"
+    purpose: ClassVar[str] = "teacher"
+    """Samples of different purposes are independent."""
+
+    def setup(self) -> None:
+        self.passes, self.networks = self.teacher.layout.num_positions, teacher_networks(self.teacher)
+
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        return self.teacher.sample(labels, self.sampling, uniforms=noise.rand(self.purpose, self.teacher.layout.length))
+
+
+class ReferenceSampler(TeacherSampler):
+    """The teacher with other random numbers: a reference that is independent of the teacher's row."""
+
+    purpose = "reference"
+
+
+def teacher_networks(teacher: CodebookTeacher) -> tuple[nn.Module, ...]:
+    """The networks that a teacher samples with."""
+    return teacher.backbone, teacher.classifier
+
+
+@dataclass(kw_only=True, eq=False)
+class DistilledSampler(Sampler):
+    """A model that was distilled from the teacher; its tokens are continuous.
+
+    All of them see the same noise, and where the teacher takes steps it draws with the random numbers of
+    :class:`TeacherSampler`.
+
+    Attributes:
+        model: directory of its finished stage; from Python also the network itself.
+        snapped: whether tokens are replaced by their nearest codes before they are decoded.
+        optional: leave it out, with a message, while the stage has not finished.
+        stages: the stages that its directory may come from.
+    """
+
+    model: str | nn.Module
+    snapped: bool = False
+    optional: bool = False
+    stages: ClassVar[tuple[str, ...]] = ("csd", "align")
+
+    def bind(
+        self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
+    ) -> Self:
+        self.network: Any = open_model(self.model, self.stages) if isinstance(self.model, str) else self.model
+        return super().bind(teacher, sampling)
+
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        return self.transport(labels, *noise.for_generators(self.teacher.layout.length, self.teacher.token_dim))
+
+
+class OneStepSampler(DistilledSampler):
+    """DD2 in one step."""
+
+    kind, title, passes = "one_step", "one-step", 1
+
+    def setup(self) -> None:
+        self.transport, self.networks = self.network.sampler(), (self.network.student,)
+        self.smooth = None if self.snapped else self.network.sample
+
+
+@dataclass(kw_only=True, eq=False)
+class RefinedSampler(DistilledSampler):
+    """DD2, its last positions drawn again by the teacher (alg. 4).
+
+    Attributes:
+        steps: the one step and one for each position that is drawn again, at most N + 1.
+    """
+
+    kind = "refined"
+    steps: int
+
+    @property
+    def title(self) -> str:
+        return f"refined {self.steps}-step"
+
+    def setup(self) -> None:
+        self.transport, self.passes = self.network.sampler(self.steps, self.teacher, self.sampling), self.steps
+        self.networks = (self.network.student, *teacher_networks(self.teacher))
+
+
+@dataclass(kw_only=True, eq=False)
+class DD1Sampler(DistilledSampler):
+    """DD1 in one step or two, or with the teacher in the middle ("pre-trained-n-m", m is where the second call starts).
+
+    Attributes:
+        steps: 1 or 2, without the teacher.
+        start: in the place of ``steps``, with the teacher in the middle: n, the first position, from 0, that it draws
+            before the second call.
+        split: how many positions come out as codes; by default as it was trained.
+    """
+
+    kind = "dd1"
+    stages = ("dd1",)
+    steps: int | None = None
+    start: int | None = None
+    split: int | None = None
+
+    @property
+    def title(self) -> str:
+        return f"DD1 {self.steps}-step" if self.start is None else f"DD1 {self.start}-{self.network.second}"
+
+    def setup(self) -> None:
+        if (self.steps is None) == (self.start is None):
+            raise ValueError("give steps (1 or 2) or start (the teacher in the middle)")
+        self.networks = (self.network.student,)
+        if self.start is None:
+            self.transport, self.passes = self.network.sampler(self.steps, split=self.split), self.steps
+        else:
+            self.transport = self.network.refiner(self.teacher, self.start, self.split, self.sampling)
+            self.passes = self.network.steps_from(self.start)
+            self.networks += teacher_networks(self.teacher)
+
+
+@dataclass(kw_only=True, eq=False)
+class ARDiffusionSampler(DistilledSampler):
+    """The AR-diffusion model of stage 1 with its sampler: Euler steps for each position in turn.
+
+    Attributes:
+        euler_steps: for each position; they are passes through the head, not through the backbone.
+    """
+
+    kind, title = "ar_diffusion", "AR-diffusion"
+    stages = ("init",)
+    euler_steps: int = 10
+
+    def setup(self) -> None:
+        if self.euler_steps < 1:
+            raise ValueError(f"euler_steps must be at least 1, got {self.euler_steps}")
+        self.passes, self.networks = self.network.layout.num_positions, (self.network,)
+
+    def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
+        eps = noise.randn("AR-diffusion", self.teacher.layout.length, self.teacher.token_dim)
+        return integrate_walk(self.network.walk(labels), eps, self.euler_steps)

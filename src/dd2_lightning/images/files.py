@@ -1,0 +1,104 @@
+"""Image files: a grid in one file, or one file an image."""
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dd2_lightning.artifacts import write_atomically
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.images.grids import mosaic
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Ending of a name to Pillow's name of the format."""
+
+OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+
+LONGEST = {"PNG": 2**24, "JPEG": 65_500, "WEBP": 16_383}
+"""Pixels a side, at most."""
+
+MOST_PIXELS = 2**28
+"""Of one file; a grid is held in memory."""
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] in 256 steps, uint8 of the same shape; values outside are clipped. Bytes stay as they are."""
+    return images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).byte()
+
+
+def output_kind(path: str | Path) -> Literal["npz", "grid", "directory"]:
+    """What the name of an output asks for.
+
+    Raises:
+        ValueError: for an ending that is not known.
+        ArtifactError: for a file in the place of a directory, or the reverse.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending and ending not in (*FORMATS, ".npz"):
+        known = ", ".join((*FORMATS, ".npz"))
+        raise ValueError(f"--output {path}: the ending must be one of {known}, or none for a directory of images")
+    if ending:
+        check_not_directory(path)
+    elif path.exists() and not path.is_dir():
+        raise ArtifactError(f"--output {path} is a file; a name without an ending is a directory of images")
+    return "npz" if ending == ".npz" else "grid" if ending else "directory"
+
+
+def check_not_directory(path: Path) -> None:
+    """Refuse a directory in the place of a file that is to be written."""
+    if path.is_dir():
+        raise ArtifactError(f"--output {path} is a directory, not a file")
+
+
+def encode_image(image: Tensor, format: str = "PNG") -> bytes:
+    """Encode one image (1 or 3, H, W) of [0, 1] or bytes; JPEG at quality 95, the others without loss."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image file holds grey (1, H, W) or RGB (3, H, W), got {tuple(image.shape)}")
+    check_pixels(*image.shape[1:], format)
+    pixels = to_bytes(image.detach()).cpu().permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels if len(image) == 3 else pixels[..., 0]).save(buffer, format, **OPTIONS.get(format, {}))
+    return buffer.getvalue()
+
+
+def check_pixels(height: int, width: int, format: str) -> None:
+    """Refuse an image that a format does not hold, or that is too large for memory."""
+    if max(height, width) > LONGEST[format] or height * width > MOST_PIXELS:
+        raise ValueError(
+            f"an image of {width:,} x {height:,} pixels is too large: {format} holds {LONGEST[format]:,} a side, "
+            f"{MOST_PIXELS:,} in all; write .npz or a directory"
+        )
+
+
+def grid_scale(width: int, count: int) -> int:
+    """Pixels a pixel becomes: images in a grid are enlarged to 32 pixels or more, a single image is not."""
+    return 1 if count == 1 else max(1, -(-32 // width))
+
+
+GAP = 2
+"""Pixels between the images of a grid."""
+
+
+def check_grid(count: int, height: int, width: int, columns: int, path: str | Path) -> None:
+    """Refuse a grid that its file cannot hold, before its images are drawn; see :func:`check_pixels`."""
+    scale, rows = grid_scale(width, count), -(-count // columns)
+    format = FORMATS[Path(path).suffix.lower()]
+    check_pixels(rows * (height * scale + GAP) - GAP, columns * (width * scale + GAP) - GAP, format)
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int, scale: int | None = None) -> None:
+    """Write images (B, 1 or 3, H, W), of [0, 1] or bytes, as one file, in the format of its ending.
+
+    Args:
+        images: the images.
+        path: the file.
+        columns: images a row.
+        scale: pixels a pixel becomes, see :func:`grid_scale`.
+    """
+    scale = scale or grid_scale(images.shape[-1], len(images))
+    large = to_bytes(images).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    write_atomically(Path(path), encode_image(mosaic(large, columns, GAP, 255), FORMATS[Path(path).suffix.lower()]))

@@ -1,0 +1,95 @@
+"""A large set of images in one file, drawn batch by batch; an interrupted run continues where it stopped.
+
+Beside ``samples.npz`` lies ``samples.npz.parts`` until the file is complete: a manifest of all that determines the
+images, and one array a batch. Batches of a resumed run are those of an uninterrupted one, so that the file is the
+same to the bit.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dd2_lightning.artifacts import remove_parts, settle_manifest, write_atomically
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.images.files import to_bytes
+from dd2_lightning.images.npz import write_images
+from dd2_lightning.progress import tracked
+
+FORMAT = 1
+
+
+class SampleSet:
+    """A file and the batches that it is made of.
+
+    Args:
+        output: the ``.npz`` file.
+        labels: classes of all images, (N,).
+        batch_size: images a batch.
+        settings: all else that determines the images, plain values.
+
+    Raises:
+        ArtifactError: if there are batches of another run, or nothing can be written.
+    """
+
+    def __init__(self, output: str | Path, labels: Tensor, batch_size: int, settings: dict[str, Any]):
+        self.output, self.labels, self.batch_size = Path(output), labels, batch_size
+        self.directory = self.output.with_name(f"{self.output.name}.parts")
+        self.settings = {**settings, "num": len(labels), "labels": hashlib.sha256(labels.numpy()).hexdigest()}
+        description = {"format": FORMAT, **self.settings, "batch_size": batch_size}
+        manifest = self.directory / "manifest.json"
+        if not any(self.directory.glob("*.npy")):
+            manifest.unlink(missing_ok=True)  # nothing was drawn by it
+        settle_manifest(
+            manifest,
+            json.loads(json.dumps(description)),
+            f"delete {self.directory} to begin again, or name another --output",
+        )
+        remove_parts(self.directory)
+        remove_parts(self.output.parent, self.output.name)
+
+    @property
+    def starts(self) -> range:
+        """Index of the first image of every batch."""
+        return range(0, len(self.labels), self.batch_size)
+
+    def path(self, start: int) -> Path:
+        """File of the batch that begins with this image."""
+        return self.directory / f"{start // self.batch_size:06d}.npy"
+
+    def complete(self, draw: Callable[[int, Tensor], Tensor]) -> None:
+        """Draw what is missing, write the file, remove the batches.
+
+        Args:
+            draw: (index of the first image, labels (B,)) -> images (B, channels, H, W) in [0, 1].
+        """
+        missing = [start for start in self.starts if not self.path(start).is_file()]
+        count = min(len(self.labels), len(missing) * self.batch_size)
+        for start in tracked(missing, f"sample: {self.output.name}", count, size=self.batch_size):
+            buffer = io.BytesIO()
+            images = to_bytes(draw(start, self.labels[start : start + self.batch_size]))
+            np.save(buffer, images.permute(0, 2, 3, 1).cpu().numpy())
+            write_atomically(self.path(start), buffer.getvalue())
+        shape = (len(self.labels), *self.read(0).shape[1:])
+        settings = np.array(json.dumps(self.settings))
+        write_images(self.output, shape, map(self.read, self.starts), labels=self.labels.numpy(), settings=settings)
+        shutil.rmtree(self.directory)
+
+    def read(self, start: int) -> np.ndarray:
+        """A batch, uint8 (B, H, W, channels)."""
+        path = self.path(start)
+        advice = "delete it and run the command again"
+        try:
+            pixels = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); {advice}") from error
+        rows = min(self.batch_size, len(self.labels) - start)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != rows:
+            raise ArtifactError(f"{path} is damaged: {pixels.dtype} {pixels.shape}; {advice}")
+        return pixels
