@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dd2_lightning.callbacks import ExportArtifact
-from dd2_lightning.stages.base import whole_state
+from dd2_lightning.stages.base import full_state_dict
 from processes import forked, together
 from runs import any_config, fit
 
@@ -37,7 +37,7 @@ def fit_and_tell(config: dict, directory: Path) -> None:
     original, rank = ExportArtifact.on_fit_end, os.environ.get("RANK", "0")
 
     def on_fit_end(self, trainer, stage):
-        torch.save(whole_state(stage), directory / f"rank{rank}.pt")
+        torch.save(full_state_dict(stage), directory / f"rank{rank}.pt")
         original(self, trainer, stage)
 
     ExportArtifact.on_fit_end = on_fit_end

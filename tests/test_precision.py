@@ -6,7 +6,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.execution import Execution, blocks_of
+from dd2_lightning.stages.execution import Execution, blocks_of
 from dd2_lightning.models.student import build_student
 from dd2_lightning.stages import CSDDistill, Stage
 from runs import STAGES, any_config, fit, two_sequences

@@ -22,7 +22,7 @@ def tools() -> dict[str, Any]:
     from dd2_lightning.ablations.command import ablations
     from dd2_lightning.benchmarks import bench_flow, bench_sample, bench_train
     from dd2_lightning.commands import sample
-    from dd2_lightning.data.build import cache
+    from dd2_lightning.caching import cache
     from dd2_lightning.evaluation.evaluate import evaluate
     from dd2_lightning.evaluation.measure import quality, statistics
     from dd2_lightning.evaluation.report import write_benchmark

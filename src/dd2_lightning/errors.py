@@ -34,3 +34,25 @@ def check_at_least_one(prefix: str, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{prefix}{name} must be at least 1, got {value}")
+
+
+def check_range(prefix: str, interval: str, **values: float | None) -> None:
+    """Refuse numbers outside an interval, and NaN.
+
+    Args:
+        prefix: what stands before their names for the user: ``--``, ``model.``.
+        interval: as in mathematics, ``(0, 1]``; ``inf`` for an end that there is not.
+        values: by name; None is not given.
+
+    Raises:
+        ValueError: naming the first, and the interval.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    wanted = {"[0, inf)": "0 or more", "(0, inf)": "positive", "(-inf, inf)": "finite"}.get(interval, f"in {interval}")
+    for name, value in values.items():
+        if value is None:
+            continue
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"{prefix}{name} must be {wanted}, got {value}")

@@ -20,7 +20,8 @@ from dd2_lightning.hub.release import outline
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.stages import ARDiffusionInit, Stage
-from dd2_lightning.stages.base import DistillationStage
+from dd2_lightning.stages.distillation import DistillationStage
+from dd2_lightning.stages.updates import Update
 
 GIGA = 1e9
 USABLE = 0.9
@@ -129,47 +130,49 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
         release: published size that stands in for a teacher's directory that is not there.
 
     Raises:
-        ValueError: for a stage that trains a teacher, or settings that cannot be.
+        ValueError: for a stage that trains a teacher, or settings that do not fit together.
         ArtifactError: if the teacher's directory is missing, and no published size stands in for it.
     """
     if not isinstance(stage, DistillationStage):
         raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
     iterations, devices = trainer["max_steps"], device_count(trainer)
-    share, rest = divmod(data.batch_size, devices * stage.settings.accumulate)
+    share, rest = divmod(data.batch_size, devices * stage.accumulate)
     if iterations < 1:
         raise ValueError("set trainer.max_steps: the number of iterations of this stage")
     if rest:
         raise ValueError(
             f"data.batch_size {data.batch_size} is not divisible by {devices} GPUs times "
-            f"model.accumulate {stage.settings.accumulate}"
+            f"model.accumulate {stage.accumulate}"
         )
-    adapted = stage.leaves != "teacher"  # a stage that leaves a teacher starts from one as it was published
-    stage.teacher, source = outlined_teacher(stage.settings.teacher, release, adapted)
+    adapted = stage.artifact_kind != "teacher"  # a stage that makes a teacher starts from one as it was published
+    stage.teacher, source = outlined_teacher(stage.teacher_path, release, adapted)
     with torch.device("meta"):
-        stage.outline_students(head_of(stage))
+        stage.build(source_config(stage))
     networks = {name: module for name, module in stage.named_children() if name != "teacher"}
     parts = ("backbone", "classifier", "tokenizer")
     parameters = {f"teacher's {part}": count_parameters(getattr(stage.teacher, part)) for part in parts}
     parameters |= {name: count_parameters(module) for name, module in networks.items()}
+    precision = trainer.get("precision")
     with shapes_only(stage):
-        updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
+        due = [update for update in stage.updates() if update.count(iterations)]
+        updates = [planned(stage, update, iterations, precision) for update in due]
         guided = data.sampling.guidance_scale is not None
-        pair_steps = getattr(data, "steps", 0)
-        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"), pair_steps)
+        sequence = sampling_flops(stage.teacher, guided, precision, data.pair_steps or 0)
         weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
     sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
     return Plan(stage.name, source, parameters, weights, updates, data.batch_size, devices, share, sequences, sequence)
 
 
-def planned(stage: DistillationStage, update: Any, precision: Any) -> UpdatePlan:
+def planned(stage: DistillationStage, update: Update, iterations: int, precision: Any) -> UpdatePlan:
     """Count one kind of update, at two sizes of the batch: what grows is the sample's."""
     few, many = (
-        loss_cost(stage, update.module, lambda b=b: update.loss(blank_batch(stage, b)), precision) for b in COUNTED_AT
+        loss_cost(stage, update.network, lambda b=b: update.loss(blank_batch(stage, b), 0).loss, precision)
+        for b in COUNTED_AT
     )
     added = COUNTED_AT[1] - COUNTED_AT[0]
     cost = Cost(*((second - first) // added for first, second in zip(few, many, strict=True)))
-    fixed = Cost(*(max(0, whole - COUNTED_AT[1] * part) for whole, part in zip(many, cost, strict=True)))
-    return UpdatePlan(update.name, update.count, cost, fixed)
+    fixed = Cost(*(max(0, total - COUNTED_AT[1] * sample) for total, sample in zip(many, cost, strict=True)))
+    return UpdatePlan(update.name, update.count(iterations), cost, fixed)
 
 
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
@@ -187,12 +190,11 @@ def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tupl
     return outline(config["family"], config["architecture"]), directory
 
 
-def head_of(stage: DistillationStage) -> dict[str, int]:
-    """The head's sizes from the stage that comes before, or the defaults while it is not there."""
-    path = Path(getattr(stage.settings, "init_from", "")) / "config.json"
-    if path.is_file():
-        return json.loads(path.read_text())["head"]
-    return ARDiffusionInit(teacher="").head_config
+def source_config(stage: DistillationStage) -> dict[str, Any]:
+    """Settings of the stage that comes before, or the defaults while its directory is not there."""
+    path = Path(getattr(stage, "init_from", "")) / "config.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 
 def device_count(trainer: dict[str, Any]) -> int:

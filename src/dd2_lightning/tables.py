@@ -154,7 +154,7 @@ def distil_table(
     """
 
     def measure(stage: CSDDistill) -> dict[str, float]:
-        return distance(partial(stage.ema.generate, head_time=stage.settings.head_time), stage.teacher)
+        return distance(partial(stage.ema.generate, head_time=stage.head_time), stage.teacher)
 
     recipe = table_recipe(iterations, init_iterations, **settings)
     clock = LearningCurve(init_iterations, lambda stage: {})

@@ -25,7 +25,7 @@ from dd2_lightning.callbacks import (
     SampleGrid,
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
-from dd2_lightning.models.execution import Execution
+from dd2_lightning.stages.execution import Execution
 from dd2_lightning.overlays import resolve
 from dd2_lightning.planning import PlanTrainer
 from dd2_lightning.stages import Stage

@@ -21,7 +21,7 @@ from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import plain
+from dd2_lightning.stages.base import jsonable
 from dd2_lightning.tables import (
     BATCH_SIZE,
     STUDENT,
@@ -122,7 +122,7 @@ class Tables(Problem):
 
     def recipe(self, budget: Budget) -> Recipe:
         """That of ``dd2 tables``; stage 3 goes on with a tenth of the learning rates, as it does for the digits."""
-        settings = plain(table_recipe(budget.iterations, budget.init_iterations))
+        settings = jsonable(table_recipe(budget.iterations, budget.init_iterations))
         csd = settings["csd"]
         slow = {
             name: {**csd[name], "lr": csd[name]["lr"] / 10, "warmup": 0, "decay_from": 0.2}

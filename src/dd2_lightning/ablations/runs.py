@@ -110,7 +110,7 @@ def distil(run: Run) -> dict[str, Any]:
 
     def measure(stage: Any) -> dict[str, Any]:
         networks = {"ema": stage.ema, "raw": stage.generator}
-        return {name: measurer(network, stage.settings.head_time) for name, network in networks.items()}
+        return {name: measurer(network, stage.head_time) for name, network in networks.items()}
 
     with tempfile.TemporaryDirectory(dir=run.problem.work, prefix=".run-") as directory:
         for name in ("csd", "align"):
@@ -118,7 +118,7 @@ def distil(run: Run) -> dict[str, Any]:
                 continue
             stage, data = build(settings[name], {"seed": run.seed}, teacher=str(run.teacher), init_from=str(start))
             if measurer is None:
-                sampling = stage.settings.teacher_sampling
+                sampling = stage.teacher_sampling
                 measurer = run.problem.measurer(run.teacher, sampling, settings["samples"])
             watch = LearningCurve(settings["every"], measure)
             start = Path(directory) / name

@@ -16,8 +16,8 @@ from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.planning import blank_batch
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import ARDiffusionInit, CSDDistill
-from dd2_lightning.stages.base import DistillationStage, Update
-from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.stages.distillation import DistillationStage
+from dd2_lightning.stages.updates import Update
 
 
 def bench_train(
@@ -34,7 +34,7 @@ def bench_train(
 ) -> dict[str, Any]:
     """Time every kind of update of stages 1 and 2, at published sizes with random weights.
 
-    An update is a loss, its gradient, and a clipped step of Adam. The updates of a stage take turns. The operations a
+    An update is a loss, its gradient, a clipped step of Adam, and that of the EMA where it has one. The updates of a stage take turns. The operations a
     second that come out are what ``dd2 plan --throughput`` asks for.
 
     Args:
@@ -108,9 +108,9 @@ def time_updates(
     """
     with torch.device(device):
         stage.teacher = teacher
-        stage.outline_students(head)
+        stage.build({"head": head})
         batch = blank_batch(stage, batch_size)
-    updates = {UPDATES[update.name]: update for update in stage.updates(iterations=1)}
+    updates = {UPDATES[update.name]: update for update in stage.updates() if update.count(iterations=1)}
     steps = {name: Step(stage, update, batch, precision, device) for name, update in updates.items()}
     timed = interleaved(steps, rounds, device)
     results = {}
@@ -129,7 +129,7 @@ def time_updates(
 
 
 class Step:
-    """One update, as a stage takes it on one device.
+    """One optimizer step of a stage on one device.
 
     Args:
         stage: whose other networks get no gradients.
@@ -142,21 +142,23 @@ class Step:
     def __init__(self, stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str):
         self.stage, self.update, self.batch = stage, update, batch
         self.precision, self.device = precision, device
-        self.settings = OptimizerSettings()
-        self.optimizer = self.settings.build(update.module.requires_grad_(True))
+        self.optimizer = update.optimizer.build(update.network.requires_grad_(True))
 
     @property
     def parameters(self) -> int:
-        """How many it changes."""
-        return count_parameters(self.update.module)
+        """Number of parameters that it changes."""
+        return count_parameters(self.update.network)
 
     def __call__(self) -> None:
-        """Loss, gradient, clipping, Adam."""
+        """Loss, gradient, clipping, Adam, EMA."""
+        update = self.update
         self.stage.requires_grad_(False)
-        self.update.module.requires_grad_(True)
+        update.network.requires_grad_(True)
         with computing_in(self.precision, self.device):
-            loss = self.update.loss(self.batch).mean()
+            loss = update.loss(self.batch, 0).loss.mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.update.module.parameters(), self.settings.clip)
+        nn.utils.clip_grad_norm_(update.network.parameters(), update.optimizer.clip or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if update.ema is not None:
+            update.ema.update(self.batch.iteration)

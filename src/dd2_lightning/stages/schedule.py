@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dd2_lightning.errors import check_range
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -17,12 +19,12 @@ class OptimizerSettings:
         lr_start: rate at the first update.
         decay_from: fraction of the run from which the rate falls linearly; 1 is never.
         lr_end: fraction of ``lr`` that is left at the end of the decay.
-        betas: Adam's.
+        betas: Adam's decay rates of the two moments, in [0, 1).
         weight_decay: decoupled weight decay.
         clip: largest gradient norm; 0 is no clipping.
 
     Raises:
-        ValueError: for values that no run can have; the message names the key.
+        ValueError: for values out of range, naming key and range.
     """
 
     lr: float = 2e-4
@@ -35,12 +37,12 @@ class OptimizerSettings:
     clip: float = 1.0
 
     def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must be 0 or more updates, got {self.warmup}")
-        if not 0 <= self.decay_from <= 1:
-            raise ValueError(f"decay_from is a fraction of the run, got {self.decay_from}")
+        check_range("", "(0, inf)", lr=self.lr)
+        nonnegative = ("warmup", "lr_start", "lr_end", "weight_decay", "clip")
+        check_range("", "[0, inf)", **{name: getattr(self, name) for name in nonnegative})
+        check_range("", "[0, 1]", decay_from=self.decay_from)
+        for beta in self.betas:
+            check_range("", "[0, 1)", betas=beta)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Adam over the parameters of ``module`` that can be trained."""
