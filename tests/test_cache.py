@@ -11,10 +11,11 @@ import torch
 from dd2_lightning.artifacts import load_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.data.batch import EpochOrder
-from dd2_lightning.data.cache import SequenceCache, describe
+from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.data.prefixes import CachedBatches
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.sequences import describe_cache
 from processes import forked
 from runs import fails, fit, make_teacher, stage_config
 
@@ -32,7 +33,7 @@ def build(teacher, output, *args):
 
 
 def opened(teacher, directory, num=50):
-    description = describe(teacher, load_teacher(teacher), Sampling(), num, 0)
+    description = describe_cache(teacher, load_teacher(teacher), Sampling(), num, 0)
     return SequenceCache(directory, description)
 
 

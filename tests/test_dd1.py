@@ -9,10 +9,10 @@ from dd2_lightning.errors import InputTypeError
 from dd2_lightning.models.dd1 import trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.dd1_table import DD1Causal
-from dd2_lightning.stages.execution import Execution
 from dd2_lightning.models.var import VARTeacher
 from dd2_lightning.models.var_sizes import VARConfig
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.execution import Execution
 from reference import close, golden_dd1, under
 from teachers import (
     DD1_TEACHERS,

@@ -21,8 +21,8 @@ def tools() -> dict[str, Any]:
     """The commands that do not train, by name; a dictionary is a command with commands of its own."""
     from dd2_lightning.ablations.command import ablations
     from dd2_lightning.benchmarks import bench_flow, bench_sample, bench_train
-    from dd2_lightning.commands import sample
     from dd2_lightning.caching import cache
+    from dd2_lightning.commands import sample
     from dd2_lightning.evaluation.evaluate import evaluate
     from dd2_lightning.evaluation.measure import quality, statistics
     from dd2_lightning.evaluation.report import write_benchmark

@@ -25,10 +25,10 @@ from dd2_lightning.callbacks import (
     SampleGrid,
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
-from dd2_lightning.stages.execution import Execution
 from dd2_lightning.overlays import resolve
 from dd2_lightning.planning import PlanTrainer
 from dd2_lightning.stages import Stage
+from dd2_lightning.stages.execution import Execution
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # runs are counted in iterations: trainer.max_steps
@@ -43,6 +43,7 @@ EXPECTED = (
     "Using ModelCheckpoint with manual optimization",  # after an iteration is what we want
     "Checkpoint directory .* exists and is not empty",  # a resumed run
     "Found .* module.* in eval mode",  # teacher and EMA
+    "You have overridden .on_after_batch_transfer.",  # a stage samples the sequences that its batches lack
     ".*does not have many workers",  # batches are index arithmetic
     ".*was deprecated in v4",  # between Lightning and jsonargparse
     ".*parameter was deprecated",

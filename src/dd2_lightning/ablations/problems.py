@@ -21,7 +21,7 @@ from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import jsonable
+from dd2_lightning.stages.settings import jsonable
 from dd2_lightning.tables import (
     BATCH_SIZE,
     STUDENT,

@@ -34,8 +34,8 @@ def bench_train(
 ) -> dict[str, Any]:
     """Time every kind of update of stages 1 and 2, at published sizes with random weights.
 
-    An update is a loss, its gradient, a clipped step of Adam, and that of the EMA where it has one. The updates of a stage take turns. The operations a
-    second that come out are what ``dd2 plan --throughput`` asks for.
+    An update is a loss, its gradient, a clipped step of Adam, and that of the EMA where it has one. The updates of a
+    stage take turns. The operations a second that come out are what ``dd2 plan --throughput`` asks for.
 
     Args:
         output: JSON file: ``{"models": {name: {update: …}}, …, "hardware", "torch", "commit"}``.

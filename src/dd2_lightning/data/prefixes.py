@@ -1,4 +1,4 @@
-"""The DataModules that the distillation stages share: labels, and sequences that are cached or requested of the stage."""
+"""What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
 from typing import Literal
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dd2_lightning.artifacts import teacher_reference
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import DD2Error, check_range
+from dd2_lightning.errors import DD2Error
 from dd2_lightning.models.families import AnySampling, family_of
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.distillation import DistillationStage
@@ -64,9 +64,6 @@ class ContinuousInput(DistillationStage):
         accumulate: int = 1,
     ):
         super().__init__(teacher, accumulate)
-        check_range("model.", "[0, inf)", input_iterations=input_iterations, input_noise=input_noise)
-        check_range("model.", "[0, 1]", label_dropout=label_dropout)
-        check_range("model.", "[0, 1)", ema_limit=ema_limit)
         self.input_iterations, self.targets = input_iterations, targets
         self.label_dropout, self.input_noise = label_dropout, input_noise
         self.input_optimizer, self.optimizer = input_optimizer, optimizer

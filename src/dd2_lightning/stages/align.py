@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from dd2_lightning.artifacts import Artifact
-from dd2_lightning.errors import check_range
 from dd2_lightning.stages.csd import CSDDistill
 
 
@@ -37,7 +36,6 @@ class PerformanceAlign(CSDDistill):
         **kwargs,
     ):
         super().__init__(guidance_updates=guidance_updates, head_time=head_time, **kwargs)
-        check_range("model.", "[0, inf)", align_guidance_updates=align_guidance_updates)
         if self.initialise != "both":
             raise ValueError("model.initialise is for CSDDistill; here both networks are those of stage 2")
         self.align_guidance_updates = align_guidance_updates

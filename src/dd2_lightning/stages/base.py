@@ -14,10 +14,11 @@ from torch.distributed.tensor import DTensor
 from dd2_lightning import __version__
 from dd2_lightning.artifacts import write_artifact
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import ArtifactError, NonFiniteLossError, check_at_least_one
+from dd2_lightning.errors import ArtifactError, NonFiniteLossError
 from dd2_lightning.layout import Layout
 from dd2_lightning.lightning_internals import uncounted
 from dd2_lightning.stages.execution import Execution, shard
+from dd2_lightning.stages.settings import check_settings, jsonable
 from dd2_lightning.stages.updates import Losses, Update, watched_means
 
 FROZEN = "teacher."
@@ -38,9 +39,6 @@ class Stage(pl.LightningModule):
         artifact_kind: what ``config.json`` calls its directory; None is ``name``.
         per_position: the last per-token values of each watched quantity, (n,), for callbacks.
         execution: how its networks are run.
-
-    Raises:
-        ValueError: for ``accumulate`` below 1.
     """
 
     name: ClassVar[str]
@@ -48,21 +46,24 @@ class Stage(pl.LightningModule):
 
     def __init__(self, accumulate: int = 1):
         super().__init__()
-        check_at_least_one("model.", accumulate=accumulate)
         self.automatic_optimization = False
         self.accumulate = accumulate
         self.per_position: dict[str, Tensor] = {}
         self.execution = Execution()
 
     def save_settings(self, stage: type["Stage"]) -> None:
-        """Save the arguments of this class's constructor as JSON-able hyperparameters, for logs and checkpoints.
+        """Check the arguments of this class's constructor, and save them as JSON-able hyperparameters.
 
         They are read from the attributes of the same names; the directory ``teacher`` from ``teacher_path``, the
         network having its name. Checkpoints are read with ``weights_only=True``, so no object of ours may be in them.
+
+        Raises:
+            ValueError: naming a setting that is out of range, and the range.
         """
         names = [name for name in inspect.signature(stage.__init__).parameters if name not in ("self", "kwargs")]
-        attributes = {name: "teacher_path" if name == "teacher" else name for name in names}
-        self.save_hyperparameters({name: jsonable(getattr(self, key)) for name, key in attributes.items()})
+        settings = {name: getattr(self, "teacher_path" if name == "teacher" else name) for name in names}
+        check_settings(settings)
+        self.save_hyperparameters(jsonable(settings))
 
     # --- what a stage declares ---------------------------------------------------------------------------------------
 
@@ -234,12 +235,3 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """A state dict of full tensors on the CPU; a collective call where they are sharded."""
     return {key: full_tensor(value.detach()).cpu() for key, value in module.state_dict().items()}
-
-
-def jsonable(value: Any) -> Any:
-    """Settings as JSON can hold them: dataclasses become dictionaries, tuples lists."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {key: jsonable(getattr(value, key)) for key in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {key: jsonable(entry) for key, entry in value.items()}
-    return [jsonable(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import Student, build_student
@@ -21,8 +20,7 @@ from dd2_lightning.stages.updates import EMA, Losses, Update
 class CSDDistill(GeneratorStage):
     """Distil the teacher into a one-step generator.
 
-    An iteration is K guidance updates (L_FCS, each on fresh generator samples), then one generator update (L_CSD)
-    and one EMA update.
+    An iteration is K guidance updates (L_FCS, each on fresh samples), one generator update (L_CSD), one EMA update.
 
     Args:
         teacher: directory of the teacher.
@@ -42,8 +40,7 @@ class CSDDistill(GeneratorStage):
         generator_optimizer: Adam of θ.
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
-        initialise: which networks start from stage 1. Another one, for an ablation, starts as a fresh student: the
-            teacher's backbone and a fresh head.
+        initialise: which networks start from stage 1; the others (ablations) take the teacher's backbone and a fresh head.
 
     Raises:
         ValueError: for a setting out of range, naming it and its range.
@@ -75,27 +72,13 @@ class CSDDistill(GeneratorStage):
         initialise: Literal["both", "generator", "guidance", "none"] = "both",
     ):
         super().__init__(teacher, accumulate)
-        check_at_least_one("model.", guidance_updates=guidance_updates, draws=draws)
-        check_range("model.", "(0, 1]", head_time=head_time)
-        check_range("model.", "(0, 1)", t_min_guidance=t_min_guidance, t_min_generator=t_min_generator)
-        check_range("model.", "[0, 1)", ema_limit=ema_limit)
-        check_range("model.", "(-inf, inf)", alpha=alpha, t_logit_mean=t_logit_mean)
-        for weight in position_weights:
-            check_range("model.", "[0, inf)", position_weights=weight)
-        if not any(position_weights):
-            raise ValueError("model.position_weights must not both be 0: the generator would learn nothing")
         self.init_from, self.initialise = init_from, initialise
-        self.teacher_sampling, self.head_time = teacher_sampling, head_time
-        self.guidance_updates = guidance_updates
-        self.form, self.alpha, self.normaliser = form, alpha, normaliser
-        self.position_weights = position_weights
-        self.draws, self.t_logit_mean = draws, t_logit_mean
+        self.teacher_sampling, self.guidance_updates, self.head_time = teacher_sampling, guidance_updates, head_time
+        self.form, self.alpha, self.normaliser, self.position_weights = form, alpha, normaliser, position_weights
+        self.draws, self.t_logit_mean, self.ema_limit = draws, t_logit_mean, ema_limit
         self.t_min_guidance, self.t_min_generator = t_min_guidance, t_min_generator
         self.guidance_optimizer, self.generator_optimizer = guidance_optimizer, generator_optimizer
-        self.ema_limit = ema_limit
         self.save_settings(CSDDistill)
-
-    # --- networks ----------------------------------------------------------------------------------------------------
 
     def build(self, source: dict[str, Any]) -> None:
         self.head_config = source["head"]
@@ -123,19 +106,12 @@ class CSDDistill(GeneratorStage):
     def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
         return self.ema.generate(noise, labels, self.head_time)
 
-    # --- updates and losses ------------------------------------------------------------------------------------------
-
     def updates(self) -> list[Update]:
-        K, start = self.guidance_updates, self.align_iterations
-
-        def clock(iteration: int, k: int, iterations: int) -> tuple[int, int]:
-            return iteration * K + K - 1, iterations * K  # that of the last guidance update
-
-        ema = EMA(self.ema, self.generator, self.ema_limit)
+        K, start, ema = self.guidance_updates, self.align_iterations, EMA(self.ema, self.generator, self.ema_limit)
         psi, theta = self.guidance_optimizer, self.generator_optimizer
         return [
             Update("guidance", self.guidance, self.guidance_loss, psi, repeat=K),
-            Update("generator", self.generator, self.generator_loss, theta, start=start, ema=ema, clock=clock),
+            Update("generator", self.generator, self.generator_loss, theta, start=start, ema=ema, clock=K),
         ]
 
     def guidance_loss(self, batch: Batch, k: int) -> Losses:

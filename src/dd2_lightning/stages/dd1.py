@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import DD2Error, check_range
+from dd2_lightning.errors import DD2Error
 from dd2_lightning.losses import DD1Loss, dd1_loss
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
@@ -60,8 +60,6 @@ class DD1Distill(GeneratorStage):
         accumulate: int = 1,
     ):
         super().__init__(teacher, accumulate)
-        check_range("model.", "[0, inf)", distance_weight=distance_weight)
-        check_range("model.", "[0, 1)", ema_limit=ema_limit)
         if distance == "lpips" and not lpips_weights:
             raise ValueError("model.distance is 'lpips': name the file of its weights in model.lpips_weights")
         self.second, self.split = second, split

@@ -5,7 +5,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.losses import fcs_loss, gts_loss
 from dd2_lightning.models.families import AnySampling
 from dd2_lightning.models.student import build_student
@@ -54,10 +53,6 @@ class ARDiffusionInit(DistillationStage):
         accumulate: int = 1,
     ):
         super().__init__(teacher, accumulate)
-        check_at_least_one("model.", draws=draws, head_width=head_width, head_depth=head_depth)
-        check_range("model.", "[0, inf)", head_octaves=head_octaves, head_iterations=head_iterations)
-        check_range("model.", "(0, 1)", t_min=t_min)
-        check_range("model.", "(-inf, inf)", t_logit_mean=t_logit_mean)
         self.loss = loss
         self.teacher_sampling = teacher_sampling
         self.head_width, self.head_depth, self.head_octaves = head_width, head_depth, head_octaves
@@ -79,10 +74,7 @@ class ARDiffusionInit(DistillationStage):
 
     def updates(self) -> list[Update]:
         def update(name: str, network: nn.Module, **phase: int) -> Update:
-            return Update(name, network, self.student_loss, self.optimizer, clock=clock, logged_as=self.loss, **phase)
-
-        def clock(iteration: int, k: int, iterations: int) -> tuple[int, int]:
-            return iteration, iterations  # one schedule for both phases
+            return Update(name, network, self.student_loss, self.optimizer, clock=1, logged_as=self.loss, **phase)
 
         return [
             update("head", self.student.head, stop=self.head_iterations),

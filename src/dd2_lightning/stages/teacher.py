@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import check_range
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.families import AnySampling, teacher_from_config
 from dd2_lightning.models.teacher import CodebookTeacher
@@ -100,12 +99,6 @@ class TeacherTraining(Stage):
         accumulate: int = 1,
     ):
         super().__init__(accumulate)
-        counts = {"tokenizer_iterations": tokenizer_iterations, "input_noise": input_noise}
-        weights = {"reconstruction_weight": reconstruction_weight, "commitment_weight": commitment_weight}
-        check_range("model.", "[0, inf)", **counts, **weights)
-        check_range("model.", "(0, inf)", codebook_rms=codebook_rms)
-        check_range("model.", "[0, 1]", label_dropout=label_dropout, input_swaps=input_swaps)
-        check_range("model.", "[0, 1)", ema_limit=ema_limit)
         self.family, self.architecture = family, architecture
         self.tokenizer_iterations = tokenizer_iterations
         self.reconstruction_weight, self.commitment_weight = reconstruction_weight, commitment_weight

@@ -1,4 +1,4 @@
-"""The optimizer steps of an iteration as data: ``fit`` performs them, ``plan`` counts them, ``bench train`` times them."""
+"""The optimizer steps of an iteration as data: ``fit`` performs, ``plan`` counts and ``bench train`` times them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,8 +80,8 @@ class Update:
         start: first iteration that has it.
         stop: first iteration that does not have it any more; None is the end of the run.
         ema: updated after the last repetition, counted from ``start``.
-        clock: ``(iteration, k, iterations of the run) -> (count, total)`` that the learning rate is a function of;
-            None counts the steps of this update.
+        clock: what the learning rate counts: None the steps of this update, from ``start`` to ``stop``; a number N
+            counts N steps in every iteration of the run, of which this update's ``repeat`` are the last.
         logged_as: name of the loss in logs and errors; None is ``name``.
         whole_batch: whether the loss needs all samples of a process at once, and is never accumulated.
         begin: called once, in iteration ``start``, before the first step.
@@ -95,7 +95,7 @@ class Update:
     start: int = 0
     stop: int | None = None
     ema: EMA | None = None
-    clock: Callable[[int, int, int], tuple[int, int]] | None = None
+    clock: int | None = None
     logged_as: str | None = None
     whole_batch: bool = False
     begin: Callable[[], None] | None = None
@@ -116,7 +116,8 @@ class Update:
 
     def learning_rate(self, iteration: int, k: int, iterations: int) -> float:
         """Learning rate of the k-th repetition in one iteration of a run."""
-        if self.clock is not None:
-            return self.optimizer.rate(*self.clock(iteration, k, iterations))
-        stop = iterations if self.stop is None else self.stop
-        return self.optimizer.rate((iteration - self.start) * self.repeat + k, (stop - self.start) * self.repeat)
+        if self.clock is None:
+            start, stop, steps = self.start, iterations if self.stop is None else self.stop, self.repeat
+        else:
+            start, stop, steps = 0, iterations, self.clock
+        return self.optimizer.rate((iteration - start + 1) * steps - self.repeat + k, (stop - start) * steps)
