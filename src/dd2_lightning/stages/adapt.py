@@ -126,7 +126,6 @@ class ContinuousInput(DistillationStage):
         return Losses(losses, {"cross_entropy": losses})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the cross-entropy of the original and of the adapted teacher on held-out sequences, and their ratio."""
         indices, means = self.indices(batch), {}
         for name, model in (("original", self.teacher), ("adapted", self.ema)):
             losses = cross_entropy(model, model.prepare(indices), batch.labels, indices)

@@ -1,10 +1,12 @@
 """Stage 3: performance alignment (section 4.4 of the paper)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.stages.csd import CSDDistill
+from dd2_lightning.stages.updates import Update
 
 
 class PerformanceAlign(CSDDistill):
@@ -41,6 +43,10 @@ class PerformanceAlign(CSDDistill):
         self.align_guidance_updates = align_guidance_updates
         self.align_iterations = math.ceil(align_guidance_updates / guidance_updates)
         self.save_settings(PerformanceAlign)
+
+    def updates(self) -> list[Update]:
+        guidance, generator = super().updates()
+        return [guidance, replace(generator, start=self.align_iterations)]
 
     def build(self, source: dict[str, Any]) -> None:
         super().build(source)

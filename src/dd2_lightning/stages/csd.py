@@ -40,7 +40,7 @@ class CSDDistill(GeneratorStage):
         generator_optimizer: Adam of θ.
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
-        initialise: which networks start from stage 1; the others (ablations) take the teacher's backbone and a fresh head.
+        initialise: which networks start from stage 1, the others (ablations) from the teacher with a fresh head.
 
     Raises:
         ValueError: for a setting out of range, naming it and its range.
@@ -48,7 +48,6 @@ class CSDDistill(GeneratorStage):
 
     name = "csd"
     starts_from = "init"
-    align_iterations = 0
 
     def __init__(
         self,
@@ -107,11 +106,11 @@ class CSDDistill(GeneratorStage):
         return self.ema.generate(noise, labels, self.head_time)
 
     def updates(self) -> list[Update]:
-        K, start, ema = self.guidance_updates, self.align_iterations, EMA(self.ema, self.generator, self.ema_limit)
-        psi, theta = self.guidance_optimizer, self.generator_optimizer
+        ema = EMA(self.ema, self.generator, self.ema_limit)
+        K, psi, theta = self.guidance_updates, self.guidance_optimizer, self.generator_optimizer
         return [
             Update("guidance", self.guidance, self.guidance_loss, psi, repeat=K),
-            Update("generator", self.generator, self.generator_loss, theta, start=start, ema=ema, clock=K),
+            Update("generator", self.generator, self.generator_loss, theta, ema=ema, clock=K),
         ]
 
     def guidance_loss(self, batch: Batch, k: int) -> Losses:
@@ -139,7 +138,6 @@ class CSDDistill(GeneratorStage):
         return sid_loss(teacher, guidance, noised, self.alpha, self.normaliser)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the score gap at generator samples and at teacher sequences, and the likelihood of EMA samples."""
         samples = self.generate(self.generator, batch, "validation")
         for name, q in (("generator", samples), ("teacher", self.teacher.embed(batch.tokens))):
             gap = self.csd_loss(batch, q, "validation").gap

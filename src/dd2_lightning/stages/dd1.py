@@ -130,7 +130,6 @@ class DD1Distill(GeneratorStage):
         return self._lpips(self.teacher.decode(end), self.teacher.decode(q))[:, None]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log cross-entropy and accuracy of the EMA from both t, and the likelihood of its one-step samples."""
         for t in (0, self.second):
             jump = self.jump_loss(self.ema, batch, t)
             means = watched_means([watched(jump)])
