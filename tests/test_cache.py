@@ -71,6 +71,17 @@ def test_it_does_not_depend_on_how_it_was_made(teacher, whole, tmp_path, args):
     assert files(tmp_path) == files(whole)
 
 
+@pytest.mark.parametrize(("processes", "parts", "sizes"), [(2, 1, [25, 25]), (3, 2, [9] * 5 + [5]), (1, 1, [50])])
+def test_every_process_has_a_shard(teacher, tmp_path, processes, parts, sizes):
+    """Where shards would be fewer than processes they are smaller; the runs that read them need not know."""
+    for part in range(parts):
+        counts = ("--processes", str(processes), "--part", str(part), "--parts", str(parts), "--shard_size", "100")
+        build(teacher, tmp_path, *counts)
+    cache = opened(teacher, tmp_path)
+    assert [len(np.load(cache.path(shard))) for shard in cache.shards] == sizes
+    cache.verify()
+
+
 def test_large_codebooks_take_more_bytes(teacher, tmp_path):
     cache = opened(teacher, tmp_path, num=2)
     tokens = torch.tensor([[70_000, 1], [2, 3]])
