@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd2_lightning.benchmarks.flows import stored_posterior_mean, time_flow
-from dd2_lightning.benchmarks.training import Step, time_updates
+from dd2_lightning.benchmarks.training import step_of, time_updates
 from dd2_lightning.cli import main
 from dd2_lightning.costs import shapes_only
 from dd2_lightning.evaluation.timing import interleaved
@@ -116,7 +116,7 @@ def test_an_update_changes_its_network_alone(sizes):
     stage.build({"head": {"width": 16, "depth": 1}})
     for update in stage.updates():
         before = {name: value.clone() for name, value in stage.state_dict().items()}
-        Step(stage, update, blank_batch(stage, 2), "32-true", "cpu")()
+        step_of(stage, update, blank_batch(stage, 2), "32-true", "cpu")()
         moved = {name.split(".")[0] for name, value in stage.state_dict().items() if not value.equal(before[name])}
         assert moved == ({update.name, "ema"} if update.ema else {update.name})
 

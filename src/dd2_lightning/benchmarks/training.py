@@ -1,5 +1,6 @@
 """``dd2 bench train``: the updates of the stages."""
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -48,13 +49,6 @@ def bench_train(
         head_depth: its residual blocks.
         precision: of the trainer: 32-true, bf16-mixed or 16-mixed.
         device: where to compute.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: for numbers below 1, a precision or a size that there is not.
-        ArtifactError: if the file cannot be written.
     """
     computing_in(precision, device)  # refuses one that there is not
     head = {"width": head_width, "depth": head_depth}
@@ -110,16 +104,16 @@ def time_updates(
         stage.teacher = teacher
         stage.build({"head": head})
         batch = blank_batch(stage, batch_size)
-    updates = {UPDATES[update.name]: update for update in stage.updates() if update.count(iterations=1)}
-    steps = {name: Step(stage, update, batch, precision, device) for name, update in updates.items()}
-    timed = interleaved(steps, rounds, device)
     results = {}
+    updates = {UPDATES[update.name]: update for update in stage.updates() if update.count(iterations=1)}
+    steps = {name: step_of(stage, update, batch, precision, device) for name, update in updates.items()}
+    timed = interleaved(steps, rounds, device)
     for name, step in steps.items():
         with count_flops() as flops:
             step()
         seconds, operations = median(timed[name]), flops.get_total_flops()
         results[name] = {
-            "parameters": step.parameters,
+            "parameters": count_parameters(updates[name].network),
             "flops": operations // batch_size,
             "seconds": timed[name],
             "seconds_per_sample": seconds / batch_size,
@@ -128,37 +122,20 @@ def time_updates(
     return results
 
 
-class Step:
-    """One optimizer step of a stage on one device.
+def step_of(stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str) -> Callable[[], None]:
+    """One optimizer step of a stage as a function: loss, gradient, clipping, Adam, EMA."""
+    optimizer = update.optimizer.build(update.network.requires_grad_(True))
 
-    Args:
-        stage: whose other networks get no gradients.
-        update: which of its updates.
-        batch: a micro-batch.
-        precision: of the trainer.
-        device: where it computes.
-    """
-
-    def __init__(self, stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str):
-        self.stage, self.update, self.batch = stage, update, batch
-        self.precision, self.device = precision, device
-        self.optimizer = update.optimizer.build(update.network.requires_grad_(True))
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters that it changes."""
-        return count_parameters(self.update.network)
-
-    def __call__(self) -> None:
-        """Loss, gradient, clipping, Adam, EMA."""
-        update = self.update
-        self.stage.requires_grad_(False)
+    def step() -> None:
+        stage.requires_grad_(False)
         update.network.requires_grad_(True)
-        with computing_in(self.precision, self.device):
-            loss = update.loss(self.batch, 0).loss.mean()
+        with computing_in(precision, device):
+            loss = update.loss(batch, 0).loss.mean()
         loss.backward()
         nn.utils.clip_grad_norm_(update.network.parameters(), update.optimizer.clip or float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if update.ema is not None:
-            update.ema.update(self.batch.iteration)
+            update.ema.update(batch.iteration)
+
+    return step
