@@ -22,9 +22,6 @@ class OptimizerSettings:
         betas: Adam's decay rates of the two moments, in [0, 1).
         weight_decay: decoupled weight decay.
         clip: largest gradient norm; 0 is no clipping.
-
-    Raises:
-        ValueError: for values out of range, naming key and range.
     """
 
     lr: float = 2e-4
@@ -36,13 +33,20 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
 
-    def __post_init__(self):
-        check_range("", "(0, inf)", lr=self.lr)
-        nonnegative = ("warmup", "lr_start", "lr_end", "weight_decay", "clip")
-        check_range("", "[0, inf)", **{name: getattr(self, name) for name in nonnegative})
-        check_range("", "[0, 1]", decay_from=self.decay_from)
-        for beta in self.betas:
-            check_range("", "[0, 1)", betas=beta)
+    def check(self, prefix: str) -> None:
+        """Refuse values out of range.
+
+        Args:
+            prefix: what stands before their names for the user: ``model.optimizer.``.
+
+        Raises:
+            ValueError: naming the first and its range.
+        """
+        check_range(prefix, "(0, inf)", lr=self.lr)
+        counts = {"warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip}
+        check_range(prefix, "[0, inf)", **counts, lr_start=self.lr_start, lr_end=self.lr_end)
+        check_range(prefix, "[0, 1]", decay_from=self.decay_from)
+        check_range(prefix, "[0, 1)", betas=self.betas)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Adam over the parameters of ``module`` that can be trained."""

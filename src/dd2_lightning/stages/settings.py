@@ -3,6 +3,7 @@
 from typing import Any
 
 from dd2_lightning.errors import check_range
+from dd2_lightning.stages.schedule import OptimizerSettings
 
 RANGES = {
     "[1, inf)": ("accumulate", "draws", "guidance_updates", "head_depth", "head_width"),
@@ -32,10 +33,13 @@ def check_settings(settings: dict[str, Any]) -> None:
     """Refuse settings of a stage that are out of range.
 
     Raises:
-        ValueError: naming the first as ``model.NAME``, and its range.
+        ValueError: naming the first as ``model.NAME`` or ``model.OPTIMIZER.NAME``, and its range.
     """
     for interval, names in RANGES.items():
         check_range("model.", interval, **{name: settings[name] for name in names if name in settings})
+    for name, value in settings.items():
+        if isinstance(value, OptimizerSettings):
+            value.check(f"model.{name}.")
     if not any(settings.get("position_weights", [1])):
         raise ValueError("model.position_weights must not all be 0: nothing would be learned")
 
