@@ -123,7 +123,7 @@ NAN, INF = math.nan, math.inf
         (PrefixData, {}, "batch_size", (0,), "at least 1"),
         (PrefixData, {}, "cache_seed", (-1,), "0 or more"),
         (PairData, {}, "steps", (0,), "at least 1"),
-        (DigitsData, {}, "held_out", (0,), "at least 1"),
+        (DigitsData, {}, "held_out", (0, 1797), "in [1, 1796]"),
     ],
 )
 def test_settings_out_of_range(kind, required, name, values, wanted):

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
 from dd2_lightning.data.digits import load_digits_images
-from dd2_lightning.errors import check_at_least_one, check_range
+from dd2_lightning.errors import check_range
 from dd2_lightning.noise import stream
 
 
@@ -33,12 +33,13 @@ class DigitsData(LightningDataModule):
         held_out: images kept for validation.
 
     Raises:
-        ValueError: for a batch size or a number of held-out images that is not positive, or a negative seed.
+        ValueError: for a setting out of range, naming it and its range.
     """
 
     def __init__(self, batch_size: int = 64, seed: int = 0, held_out: int = 197):
         super().__init__()
-        check_at_least_one("data.", batch_size=batch_size, held_out=held_out)
+        check_range("data.", "[1, inf)", batch_size=batch_size)
+        check_range("data.", "[1, 1796]", held_out=held_out)
         check_range("data.", "[0, inf)", seed=seed)
         self.save_hyperparameters()
 
@@ -46,8 +47,6 @@ class DigitsData(LightningDataModule):
         images, labels = load_digits_images()
         order = torch.randperm(len(images), generator=stream(0, "held out"))  # the same whatever the seed
         held_out = self.hparams.held_out
-        if held_out >= len(images):
-            raise ValueError(f"data.held_out must be in 1..{len(images) - 1}, got {held_out}")
         self.train = images[order[held_out:]], labels[order[held_out:]]
         self.held_out = images[order[:held_out]], labels[order[:held_out]]
 
@@ -64,8 +63,4 @@ class DigitsData(LightningDataModule):
         batch = Batch(labels, 0, self.hparams.seed, 0, len(labels), images=images)
         return DataLoader([batch], batch_size=None)
 
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader

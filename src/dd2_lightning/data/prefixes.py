@@ -79,7 +79,7 @@ class PrefixData(LightningDataModule):
         pair_steps: for DD1's pairs, evaluations of the teacher's flow a token; None for sequences without noise.
 
     Raises:
-        ValueError: for sizes below 1, a negative seed, or ``cached`` without ``cache_dir``.
+        ValueError: for a setting out of range, naming it and its range, or ``cached`` without ``cache_dir``.
     """
 
     def __init__(
@@ -124,11 +124,7 @@ class PrefixData(LightningDataModule):
         batch = Batch(labels, 0, self.seed, 0, len(labels), request=self.request("held out"))
         return DataLoader([batch], batch_size=None)
 
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader
 
 
 class PairData(PrefixData):
