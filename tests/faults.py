@@ -52,7 +52,7 @@ class Scene:
 
         def body():
             before()
-            fit(config or self.config, self.directory, "--ckpt_path", "last")
+            fit(config or self.config, self.directory, "--ckpt_path", "auto")
 
         log = self.directory / "log"
         log.unlink(missing_ok=True)

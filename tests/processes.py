@@ -2,12 +2,11 @@
 
 import os
 import signal
-import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -81,24 +80,24 @@ def forked(function: Callable[[], None], log: Path) -> tuple[int, str]:
     return process.wait(), process.output()
 
 
-def together(function: Callable[[], None], number: int, log: Path) -> None:
-    """Run a function in so many processes that know of each other, as torchrun would start them."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(number),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    common |= {"LOCAL_WORLD_SIZE": str(number), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    processes = [Forked(function, log, {**common, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(number)]
-    status = dict.fromkeys(processes)
-    while None in status.values() and not any(status.values()):
-        status |= {process: process.wait(0.05) for process in processes if status[process] is None}
-    for process in processes:
-        if status[process] is None:  # it would wait for the one that failed
-            process.send(signal.SIGKILL)
-            process.wait()
-    assert not any(status.values()), f"{list(status.values())}: {log.read_text()[-3000:]}"
+DD2 = Path(sys.executable).with_name("dd2")
+"""The installed command."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Environment of a command that finds the modules of the tests and of this source tree."""
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent / "src"), str(tests), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+
+
+def dd2(*arguments: str, program: tuple[str, ...] = (str(DD2),), **options) -> subprocess.CompletedProcess:
+    """Run the installed command, or another ``program``, to its end."""
+    options = {"env": environment(), "capture_output": True, "text": True, "timeout": 120, **options}
+    return subprocess.run([*program, *arguments], **options)
+
+
+def started(*arguments: str, **options) -> subprocess.Popen:
+    """Start the installed command in a process group of its own."""
+    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen([DD2, *arguments], start_new_session=True, **options)

@@ -59,7 +59,7 @@ class Victim:
     def _fit(self) -> None:
         config = any_config(self.root, self.kind, self.run)
         config["trainer"] |= {"max_steps": 60, "val_check_interval": 20}
-        fit({**config, "checkpoint_every": 5}, self.directory, "--ckpt_path", "last")
+        fit({**config, "checkpoint_every": 5}, self.directory, "--ckpt_path", "auto")
 
     def _cache(self) -> None:
         sizes = ["--num", "4000", "--shard_size", "100", "--batch_size", "100"]

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from dd2_lightning.training import TrainingCLI
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_generator, load_init, load_teacher
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
-from dd2_lightning.training import TrainingCLI
 from faults import poisoned
 from runs import fails, fit, run_chain, stage_config
 

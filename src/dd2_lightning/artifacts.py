@@ -16,8 +16,6 @@ complete. A student's directory names its teacher by relative path and hash.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import (  # noqa: F401
+    atomic_path,
+    check_writable,
+    sha256,
+    write_atomically,
+)
+from dd2_lightning.files import atomic_path as whole_or_not_at_all  # noqa: F401
+from dd2_lightning.files import open_manifest as settle_manifest  # noqa: F401
+from dd2_lightning.files import remove_temporary as remove_parts  # noqa: F401
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.families import family_of, teacher_from_config
@@ -37,89 +44,14 @@ from dd2_lightning.models.teacher import CodebookTeacher
 
 FORMAT = 1
 
-
-@contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` when it is complete.
-
-    Raises:
-        ArtifactError: naming the path, if the directory is read-only or the disk is full.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with open(part, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # where the directory itself cannot be reached, the first error says so
-            part.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        ArtifactError: naming the path, if it cannot be written.
-    """
-    with whole_or_not_at_all(path) as part:
-        part.write_bytes(data)
-
-
-def remove_parts(directory: str | Path, of: str = "*") -> None:
-    """Remove what killed processes left of :func:`whole_or_not_at_all`, of one file or of all; none must be writing."""
-    for part in Path(directory).glob(f".{of}.*.part"):
-        part.unlink(missing_ok=True)
-
-
-def check_writable(directory: str | Path) -> None:
-    """Find out now, not hours later, whether a directory can be written.
-
-    Raises:
-        ArtifactError: naming it, if not.
-    """
-    probe = Path(directory) / ".writable"
-    write_atomically(probe, b"")
-    probe.unlink()
-
-
-def settle_manifest(path: Path, description: dict[str, Any], advice: str, **free: Any) -> dict[str, Any]:
-    """What files that are made piece by piece belong to: written by whoever comes first, agreed to by all others.
-
-    Args:
-        path: the JSON file.
-        description: all that determines the files.
-        advice: what to do if the manifest says otherwise.
-        free: settings of whoever comes first; others take them over.
-
-    Returns:
-        What the manifest says.
-
-    Raises:
-        ArtifactError: naming the setting that differs, or if the file cannot be read or written.
-    """
-    if not path.is_file():
-        write_atomically(path, json.dumps({**description, **free}, indent=2).encode())
-    try:
-        found = dict(json.loads(path.read_text()))
-        missing = [key for key in free if key not in found]
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete {path.parent}") from error
-    if missing:
-        raise ArtifactError(f"{path} is damaged ({missing[0]} is missing); delete {path.parent}")
-    for key in [*description, *(key for key in found if key not in description and key not in free)]:
-        theirs, ours = found.get(key), description.get(key)
-        if theirs != ours:
-            raise ArtifactError(f"{path.parent} was sampled with {key} = {theirs}, this run wants {ours}; {advice}")
-    return found
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+REQUIRED = {
+    "teacher": ("family", "architecture"),
+    "init": ("family", "teacher", "head"),
+    "csd": ("family", "teacher", "head", "head_time"),
+    "align": ("family", "teacher", "head", "head_time"),
+    "dd1": ("family", "teacher", "split", "second"),
+}
+"""Keys of ``config.json`` without which a directory cannot be read, by stage."""
 
 
 def state_hash(module: nn.Module) -> str:
@@ -158,11 +90,10 @@ class Artifact:
         directory = Path(directory)
         path = directory / "config.json"
         if not path.is_file():
-            state = (
-                "is not finished or no stage's directory: it has no config.json"
-                if directory.is_dir()
-                else "does not exist"
-            )
+            if directory.is_dir():
+                state = "is not finished or no stage's directory: it has no config.json"
+            else:
+                state = "is a file" if directory.exists() else "does not exist"
             raise ArtifactError(
                 f"{purpose}: {directory} {state}. It must be the directory of a finished {' or '.join(stages)} stage"
                 f" (dd2 fit --config configs/{stages[0]}_….yaml makes one)."
@@ -170,12 +101,17 @@ class Artifact:
         try:
             config = json.loads(path.read_text())
             stage, version = config["stage"], config["format"]
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except KeyError as error:
+            raise ArtifactError(f"{purpose}: {path} has no key {error}; run its stage again") from error
+        except (ValueError, TypeError, OSError) as error:
             raise ArtifactError(f"{purpose}: {path} is damaged ({error}); run its stage again") from error
         if version != FORMAT:
             raise ArtifactError(f"{purpose}: {path} has format {version}, this version reads format {FORMAT}")
         if stage not in stages:
             raise ArtifactError(f"{purpose}: {directory} comes from stage '{stage}', needed: {' or '.join(stages)}")
+        missing = [key for key in REQUIRED[stage] if key not in config]
+        if missing:
+            raise ArtifactError(f"{purpose}: {path} has no key '{missing[0]}'; run its stage again")
         return cls(directory, config)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -285,7 +221,7 @@ def write_artifact(
         (directory / "config.json").unlink()
     for name, state in states.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        with whole_or_not_at_all(directory / f"{name}.safetensors") as part:  # the largest need not fit twice
+        with atomic_path(directory / f"{name}.safetensors") as part:  # the largest need not fit twice
             save_file(tensors, part)
     write_atomically(directory / "config.json", text.encode())
 
@@ -313,7 +249,7 @@ def load_teacher(directory: str | Path) -> CodebookTeacher:
     artifact = Artifact.open(directory, ("teacher",), "teacher")
     try:
         teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ArtifactError(f"{artifact.directory / 'config.json'}: {error}") from error
     artifact.load_into(teacher, "teacher")
     return teacher.requires_grad_(False).eval()

@@ -5,9 +5,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from dd2_lightning.callbacks import ExportArtifact
+from dd2_lightning.cli.fit import TRAINER_DEFAULTS
 from dd2_lightning.data import PrefixData
 from dd2_lightning.stages import Stage
-from dd2_lightning.training import TRAINER_DEFAULTS
 
 PLAIN = {
     **TRAINER_DEFAULTS,

@@ -16,10 +16,10 @@ from dd2_lightning.ablations.recipes import Recipe, build, fingerprint, varied
 from dd2_lightning.ablations.variants import BASELINE, Variant
 from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.callbacks import LearningCurve
+from dd2_lightning.cli.fit import EXPECTED_WARNINGS as EXPECTED
 from dd2_lightning.distil import fit, validate
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.report import commit, hardware, to_json
-from dd2_lightning.training import EXPECTED
 
 VERSION = 1
 """Raise it when what a run does changes, though its settings do not: it is then done again."""

@@ -4,6 +4,7 @@ from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationChec
 from dd2_lightning.callbacks.curve import LearningCurve
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
+from dd2_lightning.callbacks.interrupt import Interrupted, StopOnSignal
 from dd2_lightning.callbacks.logs import ContinuedLogs
 from dd2_lightning.callbacks.positions import PerPositionMonitor
 from dd2_lightning.callbacks.progress import IterationProgressBar
@@ -12,9 +13,11 @@ __all__ = [
     "AtomicCheckpointIO",
     "ContinuedLogs",
     "ExportArtifact",
+    "Interrupted",
     "IterationCheckpoint",
     "IterationProgressBar",
     "LearningCurve",
     "PerPositionMonitor",
     "SampleGrid",
+    "StopOnSignal",
 ]

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dd2_lightning.artifacts import remove_parts, write_atomically
+from dd2_lightning.callbacks.interrupt import Interrupted
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import remove_temporary, write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,7 +54,7 @@ class IterationCheckpoint(ModelCheckpoint):
 
     Lightning would save in ``on_train_batch_end``, before the iteration's losses are logged and before its validation;
     a run killed right then could not be resumed to the same logs. It is saved when the next iteration begins, when
-    training ends, and after a SIGTERM.
+    training ends, and after SIGINT and SIGTERM.
 
     Args:
         directory: where ``last.ckpt`` lies.
@@ -73,7 +73,7 @@ class IterationCheckpoint(ModelCheckpoint):
         """Remove what a killed run left half written."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and stage == "fit":
-            remove_parts(self.dirpath)
+            remove_temporary(self.dirpath)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What a run starts from is saved already."""
@@ -98,8 +98,8 @@ class IterationCheckpoint(ModelCheckpoint):
         """It is saved."""
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what a SIGTERM interrupts between two iterations."""
-        if isinstance(exception, SIGTERMException) and trainer.training:
+        """Save what a signal interrupts between two iterations."""
+        if isinstance(exception, Interrupted):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

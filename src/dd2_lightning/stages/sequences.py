@@ -13,10 +13,10 @@ from dd2_lightning.artifacts import sha256
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.evaluation.progress import tracked
 from dd2_lightning.models.teacher import CodebookTeacher
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.noise import stream
+from dd2_lightning.progress import tracked
 from dd2_lightning.sampling import Sampling
 
 FORMAT = 1
@@ -111,11 +111,13 @@ def fill(
         sampling: guidance and truncation.
         shards: their numbers.
         batch_size: sequences at a time.
-        show: whether a progress bar counts the batches.
+        show: whether progress is reported.
     """
     device, made = teacher.codebook.device, []
     batches = [(shard, rows) for shard in shards for rows in cache.rows(shard).split(batch_size)]
-    for shard, rows in tracked(batches, "sequences", len(batches)) if show else batches:
+    total = sum(len(rows) for _, rows in batches)
+    progress = tracked(batches, "teacher sequences", total, "sequences", batch_size) if show else batches
+    for shard, rows in progress:
         labels = rows.to(device) % teacher.num_classes
         if cache.pairs:
             noise = cache.noise(rows.numpy()).to(device)

@@ -1,0 +1,151 @@
+"""Reading a command line: config files before options, and parser errors as one line."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+CONFIG_OPTIONS = ("--config", "-c")
+
+
+class UsageError(Exception):
+    """A command line, or a config file that it names, cannot be used.
+
+    Args:
+        program: the command, like ``dd2 fit``.
+        message: one line.
+    """
+
+    def __init__(self, program: str, message: str):
+        super().__init__(message)
+        self.program = program
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?``, or nothing where nothing is similar."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def split_options(arguments: list[str]) -> list[str]:
+    """Write ``--config=FILE`` as two words, like ``--config FILE``."""
+    words = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        words += [option, value] if equals and option in CONFIG_OPTIONS else [argument]
+    return words
+
+
+def configs_first(arguments: list[str]) -> list[str]:
+    """Reorder a command line so that its config files stand before all other options.
+
+    The parser lets the last word on a setting win, and that is to be the command line's, wherever ``--config`` stands.
+    """
+    words, configs, others = split_options(arguments), [], []
+    while words:
+        is_config = words[0] in CONFIG_OPTIONS and len(words) > 1
+        (configs if is_config else others).extend(words.pop(0) for _ in range(1 + is_config))
+    return configs + others
+
+
+def config_files(arguments: list[str]) -> list[str]:
+    """Names of the config files of a command line, in order."""
+    words = split_options(arguments)
+    return [words[i + 1] for i in range(len(words) - 1) if words[i] in CONFIG_OPTIONS]
+
+
+def read_config(program: str, path: str) -> dict[str, Any]:
+    """Read a config file.
+
+    Raises:
+        UsageError: naming file and line, if it is missing, no YAML, or no mapping of settings.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(program, f"--config {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(program, f"--config {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        raise UsageError(program, f"{where}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(program, f"--config {path} holds no settings, but {type(content).__name__}")
+    return content
+
+
+def config_with(arguments: list[str], key: str) -> str | None:
+    """Name of the config file of a command line that has this key somewhere, for messages."""
+    return next((path for path in config_files(arguments) if _holds(read_config("", path), key)), None)
+
+
+def _holds(content: Any, key: str) -> bool:
+    if isinstance(content, dict):
+        return key in content or any(_holds(value, key) for value in content.values())
+    return isinstance(content, list) and any(_holds(value, key) for value in content)
+
+
+# what the parser says around the reason
+_NOISE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Given value:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Problem with given class_path",
+    "tip:",
+)
+_TYPES = {"int": "an integer", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
+
+
+def one_line(message: str) -> str:
+    """The reason in a parser's message of many lines."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    reasons = [line for line in lines if line and not line.startswith(_NOISE)]
+    text = " ".join(dict.fromkeys(reasons))
+    text = re.sub(r"Parser key \"([^\"]*)\":", r"\1:", text)
+    text = re.sub(r"Expected an? <class '(\w+)'>", lambda found: f"expected {_TYPES.get(found[1], found[1])}", text)
+    text = re.sub(r"Expected a typing\.Literal\[([^\]]*)\]", r"expected one of \1", text)
+    return re.sub(r"\bNestedArg\(key='(\w+)', val='([^']*)'\)", r"\1 = \2", text)
+
+
+def unknown_option(message: str) -> str | None:
+    """The option that a parser's message calls unknown, as it was written."""
+    for pattern in (
+        r"[Uu]nrecognized arguments: (\S+)",
+        r"Option '([^']+)' is not accepted",
+        r"does not accept option '([^']+)'",
+        r"Key '([^']+)' is not expected",
+    ):
+        if found := re.search(pattern, message):
+            return found[1].partition("=")[0]
+    return None
+
+
+def raise_usage_error(program: str, message: str, options: Iterable[str], arguments: list[str]) -> NoReturn:
+    """Turn a parser's message into a :class:`UsageError` of one line, with a suggestion for an unknown option.
+
+    Args:
+        program: the command.
+        message: the parser's.
+        options: names of all options and settings.
+        arguments: the command line.
+    """
+    if (option := unknown_option(message)) is None:
+        raise UsageError(program, one_line(message))
+    known = {name.lstrip("-") for name in options}
+    name = option.lstrip("-")
+    guess = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    last = name.rpartition(".")[2]
+    if not guess and last != name:
+        guess = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
+    dashes = "--" if option.startswith("-") else ""
+    suggestion = f"; did you mean {dashes}{guess[0]}?" if guess else ""
+    file = None if dashes else config_with(arguments, last)
+    raise UsageError(program, f"unknown setting {option}{f' in {file}' if file else ''}{suggestion}")

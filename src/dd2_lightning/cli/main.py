@@ -1,0 +1,153 @@
+"""``dd2``: find the command, run it, and turn what a user can mend into one line and an exit status.
+
+Exit status: 0 done, 1 something outside the command line is wrong (a file, a directory, the machine), 2 usage,
+130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+import os
+import signal
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dd2_lightning.cli.arguments import UsageError, did_you_mean
+from dd2_lightning.errors import DD2Error
+
+
+class Command(NamedTuple):
+    """A command of ``dd2``; its code is imported when it runs.
+
+    Attributes:
+        help: one line.
+        target: ``module:function``. A training command's function takes the arguments as they were typed; the
+            parameters of any other are its options.
+        trains: whether it is one of LightningCLI's.
+    """
+
+    help: str
+    target: str
+    trains: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(f"dd2_lightning.{module}"), name)
+
+
+COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "fit": Command("train a stage: --config configs/csd_var.yaml", "cli.fit:fit", trains=True),
+    "validate": Command("score gaps and likelihood of a run on held-out sequences", "cli.fit:validate", trains=True),
+    "test": Command("the same on the test data of the data module", "cli.fit:test", trains=True),
+    "predict": Command("one-step images of a run's checkpoint", "cli.fit:predict", trains=True),
+    "plan": Command("parameters, memory, operations and hours of a stage, before it runs", "cli.plan:plan", trains=True),
+    "cache": Command("sample teacher sequences in advance", "cli.cache:cache"),
+    "sample": Command("draw images with a generator", "commands:sample"),
+    "evaluate": Command("compare generators with their teacher and all baselines", "evaluation.evaluate:evaluate"),
+    "quality": Command("FID, KID, precision and recall of a file of images", "evaluation.measure:quality"),
+    "statistics": Command("feature statistics of a file of images", "evaluation.measure:statistics"),
+    "summary": Command("medians and ranges over the reports of several seeds", "evaluation.report:write_benchmark"),
+    "convert": {
+        "var": Command("published VAR weights to a teacher", "hub.convert:convert_var"),
+        "llamagen": Command("published LlamaGen weights to a teacher", "hub.convert:convert_llamagen"),
+        "dd1": Command("published DD1 weights to a generator", "hub.dd1:convert_dd1"),
+    },
+    "bench": {
+        "sample": Command("time a teacher against one step", "benchmarks:bench_sample"),
+        "train": Command("time the updates of the stages", "benchmarks:bench_train"),
+        "flow": Command("time the teacher's flow against its formula", "benchmarks:bench_flow"),
+    },
+    "tables": Command("the exact tables", "tables:tables"),
+    "ablations": Command("the paper's choices, one at a time", "ablations.command:ablations"),
+}
+"""All commands, in the order of the help; a dictionary is a group."""
+
+GROUPS = {"convert": "published checkpoint files to a directory of ours", "bench": "time this machine"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: of the command line, without the program's name; those of this process by default.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = show_warning
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    try:
+        dispatch(arguments)
+    except UsageError as error:
+        fail(f"{error.program}: error: {error}", 2, f"see {error.program} --help")
+    except DD2Error as error:
+        fail(f"dd2: error: {error}", 1)
+    except MemoryError:
+        fail("dd2: error: out of memory; take a smaller --batch_size or data.batch_size", 1)
+    except KeyboardInterrupt:
+        fail("dd2: stopped", 128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of the output has gone
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as one line, without the place in the code that gave it."""
+    print(f"dd2: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def fail(message: str, status: int, advice: str = "") -> None:
+    """Print one line, perhaps where to read more, and exit."""
+    print(" ".join(message.split()), file=sys.stderr)
+    if advice:
+        print(advice, file=sys.stderr)
+    sys.exit(status)
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Find the command that the arguments begin with, and run it with the rest.
+
+    Raises:
+        UsageError: for an unknown command or option.
+    """
+    commands: dict[str, Any] = COMMANDS
+    program, description = "dd2", "One-step generators from autoregressive image models (Distilled Decoding 2)."
+    while True:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage(program, description, commands))
+            return
+        word = arguments.pop(0)
+        if program == "dd2" and word == "--version":
+            from dd2_lightning import __version__
+
+            print(f"dd2-lightning {__version__} ({Path(__file__).parents[1]})")
+            return
+        if word not in commands:
+            raise UsageError(program, f"unknown command '{word}'{did_you_mean(word, commands)}")
+        command = commands[word]
+        program = f"{program} {word}"
+        if isinstance(command, Command):
+            break
+        commands, description = command, GROUPS[word].capitalize() + "."
+    if command.trains:
+        command.load()(arguments)
+    else:
+        from dd2_lightning.cli.functions import run_function
+
+        run_function(program, command.load(), arguments)
+
+
+def usage(program: str, description: str, commands: dict[str, Any]) -> str:
+    """Help of a group of commands."""
+    width = max(map(len, commands))
+    rows = [f"  {name:{width}}  {GROUPS[name] if isinstance(c, dict) else c.help}" for name, c in commands.items()]
+    text = f"""\
+        usage: {program} COMMAND [OPTIONS]
+
+        {description}
+
+        commands:
+        """
+    options = f"\n\n{program} COMMAND --help explains a command." + (" dd2 --version." if program == "dd2" else "")
+    return textwrap.dedent(text) + "\n".join(rows) + options

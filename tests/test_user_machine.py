@@ -1,0 +1,232 @@
+"""The real command on a user's machine: how it is launched, stopped, started twice, and what it leaves alone."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from processes import DD2, dd2, environment, started
+from runs import any_config
+
+MODULE = (sys.executable, "-m", "dd2_lightning")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d")
+TORCHRUN = (*TORCHRUN, "--rdzv_endpoint", "localhost:0")
+FINISHED = ("config.json", "generator.safetensors")
+
+
+def write(root: Path, output: Path, stage: str = "csd", data: dict | None = None, **trainer) -> str:
+    """A config file of a tiny run; its name."""
+    config = any_config(root, stage, output)
+    config["trainer"] |= {"accelerator": "auto", **trainer}
+    config["trainer"].pop("enable_progress_bar")
+    config["data"] |= data or {}
+    path = output.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def one_line(text: str) -> str:
+    """The error, which no traceback stands around."""
+    assert "Traceback" not in text, text
+    return next(line for line in text.splitlines() if "error:" in line)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Names and contents of all files."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("program", "devices"),
+    [(MODULE, 2), ((sys.executable, "-m", "dd2_lightning.cli"), 1), ((*TORCHRUN, str(DD2)), 2)],
+    ids=["python -m dd2_lightning", "python -m dd2_lightning.cli", "torchrun"],
+)
+def test_every_way_to_launch(root, tmp_path, program, devices):
+    """The script itself is launched in test_distributed, in all stages."""
+    config = write(root, tmp_path / "run", devices=devices)
+    (tmp_path / "elsewhere").mkdir()
+    ended = dd2("fit", "--config", config, program=program, cwd=tmp_path / "elsewhere")
+    assert ended.returncode == 0, ended.stderr
+    assert all((tmp_path / "run" / name).is_file() for name in FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [("FailsInSecondProcess", 7, ""), ("RefusesInSecondProcess", 1, "the second process finds no data")],
+)
+def test_a_process_that_fails_ends_all_with_its_status(root, tmp_path, data, status, message):
+    config = write(root, tmp_path / "run", data={"class_path": f"broken_data.{data}"}, devices=2)
+    ended = dd2("fit", "--config", config)
+    assert ended.returncode == status and message in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_all_processes_that_fail_alike_say_it_once(root, tmp_path):
+    config = write(root, tmp_path / "run", devices=2)
+    ended = dd2("fit", "--config", config, "--model.teacher", "nowhere")
+    assert ended.returncode == 1 and ended.stderr.count("nowhere does not exist") == 1
+    assert "Traceback" not in ended.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_overwritten(root, tmp_path):
+    config = write(root, tmp_path / "run")
+    assert dd2("fit", "--config", config).returncode == 0
+    before = tree(tmp_path / "run")
+    again = dd2("fit", "--config", config)
+    assert again.returncode == 1
+    assert all(way in one_line(again.stderr) for way in ("--ckpt_path last", "default_root_dir", "--overwrite"))
+    dry = dd2("fit", "--config", config, "--trainer.fast_dev_run", "true")
+    assert dry.returncode == 0, dry.stderr
+    for command in ("validate", "test"):
+        ended = dd2(command, "--config", config)
+        assert ended.returncode == 0 and "checkpoint: " in ended.stdout, ended.stderr
+    assert tree(tmp_path / "run") == before
+    over = dd2("fit", "--config", config, "--overwrite", "--trainer.max_steps", "2")
+    assert over.returncode == 0 and json.loads((tmp_path / "run/config.json").read_text())["iterations"] == 2
+
+
+def test_an_unfinished_run_is_not_overwritten_either(root, tmp_path):
+    config = write(root, tmp_path / "run")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/last.ckpt").touch()
+    ended = dd2("fit", "--config", config)
+    assert ended.returncode == 1 and "an unfinished run" in one_line(ended.stderr)
+
+
+def test_two_runs_do_not_share_a_directory(root, tmp_path):
+    config = write(root, tmp_path / "run", max_steps=100_000)
+    first = started("fit", "--config", config)
+    try:
+        wait_for(tmp_path / "run/tensorboard")
+        second = dd2("fit", "--config", config)
+        assert second.returncode == 1
+        assert f"is being written by process {first.pid} on " in one_line(second.stderr)
+    finally:
+        first.kill()
+        first.communicate()
+    # a lock that a killed process leaves is none
+    assert (tmp_path / "run/.lock").exists()
+    third = dd2("fit", "--config", config, "--trainer.max_steps", "2", "--ckpt_path", "auto")
+    assert third.returncode == 0, third.stderr
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_signal_saves_and_is_resumed(root, tmp_path, signum, status, devices):
+    """SIGINT as a terminal sends it, to all processes; SIGTERM to the first one only."""
+    config = write(root, tmp_path / "run", max_steps=100_000, devices=devices)
+    process = started("fit", "--config", config)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == status and "--ckpt_path last continues" in text and "Traceback" not in text, text
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert saved > 0
+    ended = dd2("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", str(saved + 2))
+    assert ended.returncode == 0, ended.stderr
+    assert f"csd {saved + 2:,}/{saved + 2:,}, " in ended.stderr  # it counts on
+
+
+def test_predict_says_where_its_images_are(tmp_path):
+    """Of a teacher with images."""
+    from dd2_lightning.artifacts import write_teacher
+    from runs import fit, stage_config
+    from teachers import var_teacher
+
+    write_teacher(tmp_path / "teacher", var_teacher())
+    for stage in ("init", "csd"):
+        fit(stage_config(tmp_path, stage), tmp_path)
+    before = tree(tmp_path / "csd")
+    ended = dd2("predict", "--config", str(tmp_path / "config.yaml"))
+    assert ended.returncode == 0, ended.stderr
+    assert str(tmp_path / "csd/predict.png") in ended.stdout
+    after = tree(tmp_path / "csd")
+    assert after.pop("predict.png").startswith(b"\x89PNG") and after == before
+
+
+def test_files_have_the_permissions_of_the_umask(root, tmp_path):
+    config = write(root, tmp_path / "run")
+    assert dd2("fit", "--config", config, umask=0o027).returncode == 0
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert modes == {0o640}
+
+
+def test_output_that_is_no_terminal_gets_lines_and_no_advertisement(root, tmp_path):
+    config = write(root, tmp_path / "run")
+    ended = dd2("fit", "--config", config)
+    text = ended.stdout + ended.stderr
+    assert "csd 6/6, " in ended.stderr and "/s" in ended.stderr
+    assert not any(word in text for word in ("💡", "litlogger", "GPU available", "Seed set", "warning", "\x1b"))
+
+
+def test_a_terminal_gets_one_line(root, tmp_path):
+    """At 80 columns nothing is wider than the terminal."""
+    config = write(root, tmp_path / "run")
+    master, slave = pty.openpty()
+    variables = environment(TERM="xterm", COLUMNS="80", LINES="24")
+    process = subprocess.Popen([DD2, "fit", "--config", config], stdout=slave, stderr=slave, stdin=slave, env=variables)
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            output += os.read(master, 65536)
+        except OSError:
+            break
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+    rows = [row for row in re.split(r"[\r\n]+", text) if "csd " in row]
+    assert any("6/6, " in row and "/s" in row for row in rows) and max(map(len, rows)) <= 80
+
+
+def test_two_machines_of_torchrun(root, tmp_path):
+    """Two agents, as docs/scaling.md starts them."""
+    config = write(root, tmp_path / "run", devices=1, num_nodes=2)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "csd")
+    line = (*TORCHRUN[:3], *line, "--rdzv_endpoint", f"127.0.0.1:{port}", str(DD2), "fit", "--config", config)
+    machines = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [machine.communicate(timeout=120)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert (tmp_path / "run/config.json").is_file()
+
+
+def test_tasks_of_slurm(root, tmp_path):
+    """Two processes with the variables that srun gives them."""
+    config = write(root, tmp_path / "run", devices=2, num_nodes=1)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    common |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "csd", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    common |= {"MASTER_ADDR": "127.0.0.1"}
+    tasks = []
+    for rank in ("0", "1"):
+        variables = environment(**common, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        tasks.append(started("fit", "--config", config, "--ckpt_path", "auto", env=variables))
+    texts = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], texts
+    assert (tmp_path / "run/config.json").is_file()
