@@ -152,8 +152,10 @@ def test_a_stage_completes_its_cache_and_reads_it(tmp_path, capsys):
     fit(config, tmp_path)
     written = files(directory)
     assert opened(teacher, directory).missing() == []
+    config["trainer"]["default_root_dir"] = str(tmp_path / "again")
     fit(config, tmp_path)
     assert files(directory) == written
+    config["trainer"]["default_root_dir"] = str(tmp_path / "other")
     config["data"]["init_args"]["sampling"] = {"top_k": 1}
     with fails(capsys, 1, str(directory), "sampling"):
         fit(config, tmp_path)

@@ -370,6 +370,7 @@ def test_a_stage_completes_its_pairs_and_reads_them(tmp_path, capsys):
     fit(config, tmp_path)
     assert len(list((tmp_path / "cache").glob("*.sha256"))) == 4
     config["data"]["init_args"]["steps"] = 10
+    config["trainer"]["default_root_dir"] = str(tmp_path / "other")
     with fails(capsys, 1, "was sampled with pairs"):
         fit(config, tmp_path)
 
