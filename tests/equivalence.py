@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from dd2_lightning.cli import main
-from dd2_lightning.stages.base import whole_state as full_state_dict
+from dd2_lightning.stages.base import full_state_dict
 from processes import dd2, forked
 from runs import any_config
 

@@ -120,12 +120,12 @@ def test_swapped_codes_and_noise_belong_to_their_samples():
     some = swapped(indices, 12, batch, 0.3)
     assert (some != indices).float().mean().item() == pytest.approx(0.3 * 11 / 12, abs=0.03)
     assert torch.bincount(swapped(indices, 12, batch, 1.0).flatten(), minlength=12).min() > 4000 / 12 * 0.75
-    parts = [swapped(indices[250 * i : 250 * (i + 1)], 12, batch.part(i, 2), 0.3) for i in range(2)]
+    parts = [swapped(indices[250 * i : 250 * (i + 1)], 12, batch.micro_batch(i, 2), 0.3) for i in range(2)]
     assert torch.equal(torch.cat(parts), some)
     assert torch.equal(with_noise(indices, batch, 1.0), indices)
     q = torch.zeros(500, 8, 4)
     assert with_noise(q, batch, 0.1).std().item() == pytest.approx(0.1, abs=0.01)
-    noisy = [with_noise(q[:250], batch.part(i, 2), 0.1) for i in range(2)]
+    noisy = [with_noise(q[:250], batch.micro_batch(i, 2), 0.1) for i in range(2)]
     assert torch.equal(torch.cat(noisy), with_noise(q, batch, 0.1))
 
 

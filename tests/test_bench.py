@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd2_lightning.benchmarks.flows import stored_posterior_mean, time_flow
-from dd2_lightning.benchmarks.training import Step, time_updates
+from dd2_lightning.benchmarks.training import step_of, time_updates
 from dd2_lightning.cli import main
 from dd2_lightning.costs import shapes_only
 from dd2_lightning.evaluation.timing import interleaved
@@ -100,24 +100,24 @@ def test_training_counts_what_a_plan_counts(sizes):
     stage = CSDDistill(**settings)
     stage.teacher = build_meta(*size)
     with torch.device("meta"):
-        stage.outline_students(head)
+        stage.build({"head": head})
     with shapes_only(stage):
-        planned_flops = {u.name: planned(stage, u, None).cost.flops for u in stage.updates(1)}
+        planned_flops = {u.name: planned(stage, u, 1, None).cost.flops for u in stage.updates()}
     timed = time_updates(CSDDistill(**settings), teacher_from_config(*size), head, 8, 1, "32-true", "cpu")
     for update, flops in planned_flops.items():
         assert timed[update]["flops"] == pytest.approx(flops, rel=0.01)
 
 
 def test_an_update_changes_its_network_alone(sizes):
-    """What is timed is a step: the weights of the network move, those of the others do not."""
+    """What is timed is a step: the weights of the network and its EMA move, those of the others do not."""
     stage = CSDDistill("", "", draws=2)
     stage.teacher = teacher_from_config(*published(sizes[0]))
-    stage.outline_students({"width": 16, "depth": 1})
-    for update in stage.updates(1):
+    stage.build({"head": {"width": 16, "depth": 1}})
+    for update in stage.updates():
         before = {name: value.clone() for name, value in stage.state_dict().items()}
-        Step(stage, update, blank_batch(stage, 2), "32-true", "cpu")()
+        step_of(stage, update, blank_batch(stage, 2), "32-true", "cpu")()
         moved = {name.split(".")[0] for name, value in stage.state_dict().items() if not value.equal(before[name])}
-        assert moved == {update.name}
+        assert moved == ({update.name, "ema"} if update.ema else {update.name})
 
 
 def test_the_flow(sizes, tmp_path):

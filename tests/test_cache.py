@@ -11,10 +11,11 @@ import torch
 from dd2_lightning.artifacts import load_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.data.batch import EpochOrder
-from dd2_lightning.data.cache import SequenceCache, describe
+from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.data.prefixes import CachedBatches
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.sequences import describe_cache
 from processes import forked
 from runs import fails, fit, make_teacher, stage_config
 
@@ -32,7 +33,7 @@ def build(teacher, output, *args):
 
 
 def opened(teacher, directory, num=50):
-    description = describe(teacher, load_teacher(teacher), Sampling(), num, 0)
+    description = describe_cache(teacher, load_teacher(teacher), Sampling(), num, 0)
     return SequenceCache(directory, description)
 
 
@@ -68,6 +69,17 @@ def test_it_does_not_depend_on_how_it_was_made(teacher, whole, tmp_path, args):
         assert opened(teacher, tmp_path).missing() == [1, 3]
         build(teacher, tmp_path, "--part", "1", "--parts", "2")
     assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize(("processes", "parts", "sizes"), [(2, 1, [25, 25]), (3, 2, [9] * 5 + [5]), (1, 1, [50])])
+def test_every_process_has_a_shard(teacher, tmp_path, processes, parts, sizes):
+    """Where shards would be fewer than processes they are smaller; the runs that read them need not know."""
+    for part in range(parts):
+        counts = ("--processes", str(processes), "--part", str(part), "--parts", str(parts), "--shard_size", "100")
+        build(teacher, tmp_path, *counts)
+    cache = opened(teacher, tmp_path)
+    assert [len(np.load(cache.path(shard))) for shard in cache.shards] == sizes
+    cache.verify()
 
 
 def test_large_codebooks_take_more_bytes(teacher, tmp_path):
@@ -140,8 +152,10 @@ def test_a_stage_completes_its_cache_and_reads_it(tmp_path, capsys):
     fit(config, tmp_path)
     written = files(directory)
     assert opened(teacher, directory).missing() == []
+    config["trainer"]["default_root_dir"] = str(tmp_path / "again")
     fit(config, tmp_path)
     assert files(directory) == written
+    config["trainer"]["default_root_dir"] = str(tmp_path / "other")
     config["data"]["init_args"]["sampling"] = {"top_k": 1}
     with fails(capsys, 1, str(directory), "sampling"):
         fit(config, tmp_path)

@@ -11,8 +11,8 @@ from dd2_lightning.families.var.config import VARConfig
 from dd2_lightning.families.var.model import VARTeacher
 from dd2_lightning.models.dd1 import trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
-from dd2_lightning.models.execution import Execution
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.execution import Execution
 from reference import close, golden_dd1, under
 from teachers import (
     DD1_TEACHERS,

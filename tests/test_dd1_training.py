@@ -3,18 +3,19 @@
 import itertools
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from dd2_lightning.tables import distil_table_dd1, independent_total_variation, random_table
 from safetensors.torch import load_file
 
-from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from dd2_lightning.artifacts import load_generator, load_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.data import Batch, PairData
-from dd2_lightning.data.cache import SequenceCache, describe
+from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.losses import dd1_loss
@@ -24,6 +25,7 @@ from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.planning import make_plan
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import DD1Distill
+from dd2_lightning.stages.sequences import complete, describe_cache
 from faults import poisoned
 from helpers import circle
 from runs import fails, fit, make_teacher, stage_config
@@ -162,8 +164,8 @@ def test_the_map_draws_from_the_joint():
 # --- pairs as data ---------------------------------------------------------------------------------------------------
 
 
-def online(teacher, batch, **settings):
-    return PairData(**settings).sample(teacher, batch, "online")
+def online(teacher, batch):
+    return complete(replace(batch, request=PairData().request("online")), teacher)
 
 
 def test_pairs_are_a_function_of_seed_iteration_and_sample():
@@ -175,7 +177,7 @@ def test_pairs_are_a_function_of_seed_iteration_and_sample():
         part = online(teacher, Batch(labels[start : start + 4], 5, 7, start, 12))
         assert torch.equal(part.noise, whole.noise[start : start + 4])
         assert torch.equal(part.tokens, whole.tokens[start : start + 4])
-        assert torch.equal(whole.part(start // 4, 3).noise, part.noise)
+        assert torch.equal(whole.micro_batch(start // 4, 3).noise, part.noise)
     for iteration, seed in ((6, 7), (5, 8)):
         assert not torch.equal(online(teacher, Batch(labels, iteration, seed, 0, 12)).noise, whole.noise)
     assert torch.equal(whole.tokens, noise_to_codes(teacher.walk(labels), whole.noise))
@@ -205,7 +207,7 @@ def test_cached_pairs_do_not_depend_on_how_they_were_made(table, tmp_path, args)
 def test_cached_noise_leads_to_the_cached_codes(table, tmp_path):
     build(table, tmp_path, "--pair_steps", "9")
     teacher = load_teacher(table)
-    cache = SequenceCache(tmp_path, describe(table, teacher, Sampling(), 50, 0, 9))
+    cache = SequenceCache(tmp_path, describe_cache(table, teacher, Sampling(), 50, 0, 9))
     rows = np.array([33, 4, 48])
     (codes, labels), noise = cache.read(rows), cache.noise(rows)
     assert noise.shape == (3, 2, 2) and torch.equal(noise, cache.noise(np.arange(50))[rows])
@@ -257,7 +259,7 @@ def released(request):
 def stage_with(teacher, **settings):
     stage = DD1Distill("teacher", **{"second": 1, "split": 1, **settings})
     stage.teacher = teacher
-    stage.configure_students()
+    stage.build({})
     return stage
 
 
@@ -265,7 +267,7 @@ def test_gradients_reach_what_they_should(released):
     """Logits of tokens that are noise; continuous tokens behind the split; nothing at finished positions."""
     teacher, layout, labels = released, released.layout, labels_for(released, 4)
     stage = stage_with(teacher, second=1, split=2)
-    batch = PairData().sample(teacher, Batch(labels, 0, 0, 0, 4), "online")
+    batch = online(teacher, Batch(labels, 0, 0, 0, 4))
     seen = {}
 
     class Watched(torch.nn.Module):
@@ -316,7 +318,7 @@ def test_pictures_are_compared_where_lpips_is_installed(monkeypatch, tmp_path):
     stage = stage_with(teacher, distance="lpips", lpips_weights=str(weights), distance_weight=0.5)
     end = torch.randn(4, 3, 2, requires_grad=True)
     q = torch.randn(4, 3, 2)
-    found = stage.distance(end, q)
+    found = stage.sequence_distance(end, q)
     pictures = [teacher.decode(part) for part in (end, q)]
     expected = 3 * 4 * (pictures[0] - pictures[1]).square().mean((1, 2, 3))  # [-1, 1] is twice as wide
     torch.testing.assert_close(found, expected[:, None])
@@ -368,6 +370,7 @@ def test_a_stage_completes_its_pairs_and_reads_them(tmp_path, capsys):
     fit(config, tmp_path)
     assert len(list((tmp_path / "cache").glob("*.sha256"))) == 4
     config["data"]["init_args"]["steps"] = 10
+    config["trainer"]["default_root_dir"] = str(tmp_path / "other")
     with fails(capsys, 1, "was sampled with pairs"):
         fit(config, tmp_path)
 
@@ -415,5 +418,5 @@ def test_a_plan(tmp_path):
 def test_a_table_is_learned():
     """Total variation after a short training; of a long one see docs/architecture.md."""
     table = random_table(0, {"width": 32, "depth": 2, "heads": 4, "octaves": 2}, tokens=2)
-    curve = distil_table_dd1(table, seed=0, iterations=200, every=200, lr=4e-3, batch_size=128, steps=8)
+    curve = distil_table_dd1(table, seed=0, iterations=200, batch_size=128, pair_steps=8, every=200, lr=4e-3)
     assert curve[-1]["total_variation"] < independent_total_variation(table) / 4

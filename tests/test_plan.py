@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_real_networks(teacher):
 def real_networks(stage, teacher: str, head: dict[str, int]):
     """Give a stage real networks, as training does but for their weights."""
     stage.teacher = load_teacher(teacher)
-    stage.outline_students(head)
+    stage.build({"head": head})
     return stage
 
 
@@ -72,13 +72,13 @@ def test_activations_are_those_of_a_real_run(teacher, tmp_path, which):
     planned = make_plan(stage(), PrefixData(8), TRAINER)
     update = next(entry for entry in planned.updates if entry.name == which)
     real = real_networks(stage(), teacher, head)
-    loss = next(entry for entry in real.updates(10) if entry.name == which)
-    cost = loss_cost(real, loss.module, lambda: loss.loss(blank_batch(real, batch_size)))
+    loss = next(entry for entry in real.updates() if entry.name == which)
+    cost = loss_cost(real, loss.network, lambda: loss.loss(blank_batch(real, batch_size), 0).loss)
     per_sample = update.cost.saved * batch_size
     real.requires_grad_(False)
-    loss.module.requires_grad_(True)
+    loss.network.requires_grad_(True)
     with saved_bytes(real) as saved:
-        loss.loss(blank_batch(real, batch_size)).mean()
+        loss.loss(blank_batch(real, batch_size), 0).loss.mean()
     # what does not grow with the batch (a codebook that is kept once) is not the sample's
     assert sum(saved) - update.fixed.saved <= per_sample * 1.01 and per_sample <= sum(saved) * 1.01
     assert cost.peak == pytest.approx(update.cost.peak * batch_size + update.fixed.peak, rel=0.01)

@@ -6,9 +6,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.execution import Execution, blocks_of
 from dd2_lightning.models.student import build_student
 from dd2_lightning.stages import CSDDistill, Stage
+from dd2_lightning.stages.execution import Execution, blocks_of
 from runs import STAGES, any_config, fit, two_sequences
 from teachers import llamagen_teacher, var_teacher
 
@@ -54,9 +54,9 @@ def losses_of(root, directory, remember) -> list[float]:
     seen = []
     original = CSDDistill.guidance_loss
 
-    def guidance_loss(self, batch, update):
+    def guidance_loss(self, batch, k):
         losses = original(self, batch, 0)
-        seen.append(losses.mean().item())
+        seen.append(losses.loss.mean().item())
         return losses
 
     def autocast(self):

@@ -65,18 +65,18 @@ def test_an_iteration_is_one_batch_and_one_tick_whatever_k(chain, tmp_path, reco
 
 def test_guidance_is_updated_k_times_before_the_generator(chain, tmp_path, monkeypatch):
     calls = []
-    original = CSDDistill.update
+    original = CSDDistill.perform
 
-    def update(self, optimizer, settings, lr, batch, loss, name, ticks=True):
-        calls.append((name, self.trainer.global_step))
-        return original(self, optimizer, settings, lr, batch, loss, name, ticks)
+    def perform(self, update, optimizer, batch, k):
+        calls.append((update.name, k, self.trainer.global_step))
+        original(self, update, optimizer, batch, k)
 
-    monkeypatch.setattr(CSDDistill, "update", update)
+    monkeypatch.setattr(CSDDistill, "perform", perform)
     config = stage_config(chain, "csd", guidance_updates=3)
     config["trainer"] |= {"default_root_dir": str(tmp_path), "max_steps": 2}
     fit(config, tmp_path)
-    once = ["guidance"] * 3 + ["generator"]
-    assert calls == [(name, 0) for name in once] + [(name, 1) for name in once]
+    once = [("guidance", 0), ("guidance", 1), ("guidance", 2), ("generator", 0)]
+    assert calls == [(*step, 0) for step in once] + [(*step, 1) for step in once]
 
 
 def test_alignment_starts_from_the_ema_and_first_trains_guidance_only(chain, tmp_path, recorder):
@@ -117,13 +117,13 @@ def test_learning_rate_rises_holds_and_falls():
 
 def test_both_learning_rates_run_on_the_guidance_count(chain, tmp_path, monkeypatch):
     rates = []
-    original = CSDDistill.update
+    original = CSDDistill.perform
 
-    def update(self, optimizer, settings, lr, *rest, **kwargs):
-        rates.append(lr)
-        return original(self, optimizer, settings, lr, *rest, **kwargs)
+    def perform(self, update, optimizer, batch, k):
+        original(self, update, optimizer, batch, k)
+        rates.append(optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(CSDDistill, "update", update)
+    monkeypatch.setattr(CSDDistill, "perform", perform)
     adam = {"lr": 1.0, "warmup": 100, "lr_start": 0.0}
     config = stage_config(chain, "csd", guidance_optimizer=adam, generator_optimizer=adam)
     config["trainer"] |= {"default_root_dir": str(tmp_path), "max_steps": 2}

@@ -1,5 +1,7 @@
 """Errors a user can mend. The command line prints them without a traceback."""
 
+from collections.abc import Sequence
+
 
 class DD2Error(Exception):
     """Something outside the program is not as it must be; the message says what, where and what to do."""
@@ -56,3 +58,35 @@ def check_samples(seed: int = 0, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value > MOST_SAMPLES:
             raise ValueError(f"--{name} must be at most {MOST_SAMPLES:,}, got {value:,}")
+
+
+def check_range(prefix: str, interval: str, **values: float | Sequence[float] | None) -> None:
+    """Refuse numbers outside an interval, and NaN.
+
+    Args:
+        prefix: what stands before their names for the user: ``--``, ``model.``.
+        interval: as in mathematics, ``(0, 1]``; ``inf`` for an end that there is not.
+        values: by name, one number or several; None is not given.
+
+    Raises:
+        ValueError: naming the first, and the interval.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    wanted = RANGE_WORDS.get(interval, f"in {interval}")
+    for name, value in values.items():
+        for number in value if isinstance(value, Sequence) else [value]:
+            if number is None:
+                continue
+            above = number >= low if interval[0] == "[" else number > low
+            below = number <= high if interval[-1] == "]" else number < high
+            if not (above and below):
+                raise ValueError(f"{prefix}{name} must be {wanted}, got {number}")
+
+
+RANGE_WORDS = {
+    "[0, inf)": "0 or more",
+    "[1, inf)": "at least 1",
+    "(0, inf)": "positive",
+    "(-inf, inf)": "a finite number",
+}
+"""Intervals as people say them."""

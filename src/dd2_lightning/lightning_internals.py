@@ -13,6 +13,7 @@ from subprocess import Popen
 
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
 
 GRACE = 10.0
 """Seconds that the main process has to end by itself after one of its processes failed."""
@@ -84,3 +85,18 @@ def failed_status(trainer: Trainer, seconds: float = 5.0) -> int:
                 return exit_status(process.returncode)
         time.sleep(0.05)
     return 0
+
+
+@contextmanager
+def uncounted(optimizer: LightningOptimizer) -> Iterator[None]:
+    """Within this context, steps of ``optimizer`` do not advance ``trainer.global_step``.
+
+    In manual optimization Lightning counts every ``optimizer.step``, through two callbacks that it binds to each
+    optimizer before every ``training_step``.
+    """
+    counters = optimizer._on_before_step, optimizer._on_after_step
+    optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+    try:
+        yield
+    finally:
+        optimizer._on_before_step, optimizer._on_after_step = counters

@@ -1,4 +1,4 @@
-"""``dd2 plan``: what a run would take, counted on the shapes of its networks."""
+"""``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
 import json
 import math
@@ -15,12 +15,14 @@ from rich.table import Table
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.errors import check_range
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.stages import ARDiffusionInit, Stage
-from dd2_lightning.stages.base import DistillationStage
+from dd2_lightning.stages.distillation import DistillationStage
+from dd2_lightning.stages.updates import Update
 
 GIGA = 1e9
 USABLE = 0.9
@@ -32,7 +34,7 @@ COUNTED_AT = (8, 16)
 
 @dataclass
 class UpdatePlan:
-    """One kind of optimizer step.
+    """Cost of one kind of optimizer step.
 
     Attributes:
         name: what is updated.
@@ -48,13 +50,13 @@ class UpdatePlan:
 
     @property
     def parameters(self) -> int:
-        """How many it changes."""
+        """Number of parameters that it changes."""
         return self.fixed.updated
 
 
 @dataclass
 class Plan:
-    """What a run takes.
+    """Networks, updates and teacher sequences of a run.
 
     Attributes:
         stage: its name.
@@ -129,47 +131,48 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
         release: published size that stands in for a teacher's directory that is not there.
 
     Raises:
-        ValueError: for a stage that trains a teacher, or settings that cannot be.
+        ValueError: for a stage that trains a teacher, or settings that do not fit together.
         ArtifactError: if the teacher's directory is missing, and no published size stands in for it.
     """
     if not isinstance(stage, DistillationStage):
         raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
     iterations, devices = trainer["max_steps"], device_count(trainer)
-    share, rest = divmod(data.batch_size, devices * stage.settings.accumulate)
+    share, rest = divmod(data.batch_size, devices * stage.accumulate)
     if iterations < 1:
         raise ValueError("set trainer.max_steps: the number of iterations of this stage")
     if rest:
         raise ValueError(
             f"data.batch_size {data.batch_size} is not divisible by {devices} GPUs times "
-            f"model.accumulate {stage.settings.accumulate}"
+            f"model.accumulate {stage.accumulate}"
         )
-    adapted = stage.leaves != "teacher"  # a stage that leaves a teacher starts from one as it was published
-    stage.teacher, source = outlined_teacher(stage.settings.teacher, release, adapted)
+    adapted = stage.artifact_kind != "teacher"  # a stage that makes a teacher starts from one as it was published
+    stage.teacher, source = outlined_teacher(stage.teacher_path, release, adapted)
     with torch.device("meta"):
-        stage.outline_students(head_of(stage))
+        stage.build(source_config(stage))
     networks = {name: module for name, module in stage.named_children() if name != "teacher"}
-    parts = ("backbone", "classifier", "tokenizer")
-    parameters = {f"teacher's {part}": count_parameters(getattr(stage.teacher, part)) for part in parts}
+    parameters = {f"teacher's {name}": count_parameters(module) for name, module in stage.teacher.named_children()}
     parameters |= {name: count_parameters(module) for name, module in networks.items()}
+    precision = trainer.get("precision")
     with shapes_only(stage):
-        updates = [planned(stage, update, trainer.get("precision")) for update in stage.updates(iterations)]
+        due = [update for update in stage.updates() if update.count(iterations)]
+        updates = [planned(stage, update, iterations, precision) for update in due]
         guided = data.sampling.guidance_scale is not None
-        pair_steps = getattr(data, "steps", 0)
-        sequence = sampling_flops(stage.teacher, guided, trainer.get("precision"), pair_steps)
+        sequence = sampling_flops(stage.teacher, guided, precision, data.pair_steps or 0)
         weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
     sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
     return Plan(stage.name, source, parameters, weights, updates, data.batch_size, devices, share, sequences, sequence)
 
 
-def planned(stage: DistillationStage, update: Any, precision: Any) -> UpdatePlan:
+def planned(stage: DistillationStage, update: Update, iterations: int, precision: Any) -> UpdatePlan:
     """Count one kind of update, at two sizes of the batch: what grows is the sample's."""
     few, many = (
-        loss_cost(stage, update.module, lambda b=b: update.loss(blank_batch(stage, b)), precision) for b in COUNTED_AT
+        loss_cost(stage, update.network, lambda b=b: update.loss(blank_batch(stage, b), 0).loss, precision)
+        for b in COUNTED_AT
     )
     added = COUNTED_AT[1] - COUNTED_AT[0]
     cost = Cost(*((second - first) // added for first, second in zip(few, many, strict=True)))
-    fixed = Cost(*(max(0, whole - COUNTED_AT[1] * part) for whole, part in zip(many, cost, strict=True)))
-    return UpdatePlan(update.name, update.count, cost, fixed)
+    fixed = Cost(*(max(0, total - COUNTED_AT[1] * sample) for total, sample in zip(many, cost, strict=True)))
+    return UpdatePlan(update.name, update.count(iterations), cost, fixed)
 
 
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
@@ -180,19 +183,18 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
 
 
 def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
-    """The shapes of a teacher, from its directory or, while that is not there, a published size; and which it was."""
+    """A teacher on the meta device, from its directory or while that is missing a published size, and its name."""
     if release and not (Path(directory) / "config.json").is_file():
         return build_meta(*published(release, adapted)), f"{release} ({directory} is not there yet)"
     config = Artifact.open(directory, ("teacher",), "model.teacher").config
     return build_meta(config["family"], config["architecture"]), directory
 
 
-def head_of(stage: DistillationStage) -> dict[str, int]:
-    """The head's sizes from the stage that comes before, or the defaults while it is not there."""
-    path = Path(getattr(stage.settings, "init_from", "")) / "config.json"
-    if path.is_file():
-        return json.loads(path.read_text())["head"]
-    return ARDiffusionInit(teacher="").head_config
+def source_config(stage: DistillationStage) -> dict[str, Any]:
+    """Settings of the stage that comes before, or the defaults while its directory is not there."""
+    path = Path(getattr(stage, "init_from", "")) / "config.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 
 def device_count(trainer: dict[str, Any]) -> int:
@@ -212,14 +214,10 @@ def device_count(trainer: dict[str, Any]) -> int:
 
 
 class PlanTrainer(Trainer):
-    """Stands where the trainer stands on the command line, and does not train."""
+    """A trainer for the command line that plans instead of training."""
 
     def plan(
-        self,
-        model: Stage,
-        datamodule: LightningDataModule,
-        memory: float = 80.0,
-        throughput: float = 100.0,
+        self, model: Stage, datamodule: LightningDataModule, memory: float = 80.0, throughput: float = 100.0
     ) -> None:
         """Count parameters, memory and operations of a stage, without running it.
 
@@ -232,30 +230,21 @@ class PlanTrainer(Trainer):
         Raises:
             ValueError: for values that are not positive, and as :func:`make_plan`.
         """
-        for name, value in (("memory", memory), ("throughput", throughput)):
-            if not value > 0:
-                raise ValueError(f"--{name} must be positive, got {value}")
+        check_range("--", "(0, inf)", memory=memory, throughput=throughput)
         plan = make_plan(model, datamodule, self.settings, self.release)
         print_plan(plan, memory * GIGA, throughput * 1e12)
 
     @classmethod
     def of_settings(cls, settings: dict[str, Any], release: str | None) -> "PlanTrainer":
-        """One that knows what a trainer would be told; a real one would look for its GPUs."""
+        """A plan trainer of a trainer's settings; it looks for no GPU."""
         trainer = cls.__new__(cls)
         trainer.settings, trainer.release = settings, release
         return trainer
 
 
-def print_plan(plan: Plan, memory: float, throughput: float, console: Console | None = None) -> None:
-    """The plan as tables.
-
-    Args:
-        plan: see :func:`make_plan`.
-        memory: of one GPU, in bytes.
-        throughput: of one GPU, in operations a second.
-        console: where to.
-    """
-    console = console or Console()
+def print_plan(plan: Plan, memory: float, throughput: float) -> None:
+    """Print a plan as tables, for GPUs of so many bytes and operations a second."""
+    console = Console()
     fits, needed = plan.fits(memory), plan.constant + plan.micro_batch * plan.activations
     batch = f"{plan.batch_size} = {plan.devices} GPUs x {plan.batch_size // plan.devices // plan.micro_batch}"
     tables = {
@@ -273,8 +262,11 @@ def print_plan(plan: Plan, memory: float, throughput: float, console: Console | 
             (f"micro-batch that fits {memory / GIGA:g} GB", f"{fits:,} samples" if fits else "none"),
         ],
         ("time", "sequences", "PFLOP", "hours"): [
-            time_row(plan, "training", plan.batch_size * sum(u.count for u in plan.updates), throughput),
-            time_row(plan, "sampling the teacher", plan.sequences, throughput),
+            (name, f"{sequences:,}", f"{flops / 1e15:,.3f}", f"{plan.hours(flops, throughput):,.2f}")
+            for name, sequences, flops in (
+                ("training", plan.batch_size * sum(u.count for u in plan.updates), plan.training_flops),
+                ("sampling the teacher", plan.sequences, plan.sampling_flops),
+            )
         ],
     }
     console.print(f"Stage {plan.stage}, teacher {plan.teacher}; batch {batch} x {plan.micro_batch}\n", highlight=False)
@@ -284,8 +276,7 @@ def print_plan(plan: Plan, memory: float, throughput: float, console: Console | 
             table.add_column(column, justify="right" if i else "left")
         for row in rows:
             table.add_row(*row)
-        console.print(table)
-        console.print()
+        console.print(table, "")
     console.print(
         f"Hours at {throughput / 1e12:g} TFLOP/s a GPU, on {plan.devices}. One teacher sequence: "
         f"{plan.sequence_flops / GIGA:,.3f} GFLOP. {1 - USABLE:.0%} of the memory is left for the runtime.",
@@ -294,14 +285,8 @@ def print_plan(plan: Plan, memory: float, throughput: float, console: Console | 
     )
 
 
-def time_row(plan: Plan, name: str, sequences: int, throughput: float) -> tuple[str, ...]:
-    """A row of the last table."""
-    flops = plan.sampling_flops if name.startswith("sampling") else plan.training_flops
-    return name, f"{sequences:,}", f"{flops / 1e15:,.3f}", f"{plan.hours(flops, throughput):,.2f}"
-
-
 def size(number: int) -> str:
-    """Bytes as people read them."""
+    """Bytes in kB, MB or GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
             return f"{number / scale:,.2f} {unit}"

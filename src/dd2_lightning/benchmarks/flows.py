@@ -34,13 +34,6 @@ def bench_flow(
         rounds: how often each is timed, after one round to warm up; medians count.
         draws: m, noise draws a token.
         device: where to compute.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: for numbers below 1, or a size that there is not.
-        ArtifactError: if the file cannot be written.
     """
     return measure(
         output,

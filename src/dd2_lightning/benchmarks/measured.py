@@ -1,4 +1,4 @@
-"""What every benchmark does: published sizes one after another, a line for each, one report."""
+"""The loop of every benchmark: published sizes one after another, a line for each, one report."""
 
 from collections.abc import Callable
 from pathlib import Path

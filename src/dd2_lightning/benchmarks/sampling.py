@@ -26,24 +26,17 @@ def bench_sample(
 ) -> dict[str, Any]:
     """Time a teacher against a one-step generator, at published sizes with random weights.
 
-    Weights do not change the time, so none are needed. Teacher, generator and decoder take turns.
+    Weights do not change the time. Teacher, generator and decoder take turns.
 
     Args:
         output: JSON file: ``{"models": {name: …}, "batch_size", "rounds", "sampling", "hardware", "torch", "commit"}``.
         models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         rounds: how often each is timed, after one round to warm up; medians count.
         sampling: guidance and truncation of the teacher.
         head_width: width of the generator's velocity head.
         head_depth: its residual blocks.
         device: where to compute.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: for numbers below 1, or a size that there is not.
-        ArtifactError: if the file cannot be written.
     """
     return measure(
         output,

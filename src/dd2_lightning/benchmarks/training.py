@@ -1,5 +1,6 @@
 """``dd2 bench train``: the updates of the stages."""
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -16,8 +17,8 @@ from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.planning import blank_batch
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import ARDiffusionInit, CSDDistill
-from dd2_lightning.stages.base import DistillationStage, Update
-from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.stages.distillation import DistillationStage
+from dd2_lightning.stages.updates import Update
 
 
 def bench_train(
@@ -34,8 +35,8 @@ def bench_train(
 ) -> dict[str, Any]:
     """Time every kind of update of stages 1 and 2, at published sizes with random weights.
 
-    An update is a loss, its gradient, and a clipped step of Adam. The updates of a stage take turns. The operations a
-    second that come out are what ``dd2 plan --throughput`` asks for.
+    An update is a loss, its gradient, a clipped step of Adam, and that of the EMA where it has one. The updates of a
+    stage take turns. The operations a second that come out are what ``dd2 plan --throughput`` asks for.
 
     Args:
         output: JSON file: ``{"models": {name: {update: …}}, …, "hardware", "torch", "commit"}``.
@@ -48,13 +49,6 @@ def bench_train(
         head_depth: its residual blocks.
         precision: of the trainer: 32-true, bf16-mixed or 16-mixed.
         device: where to compute.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: for numbers below 1, a precision or a size that there is not.
-        ArtifactError: if the file cannot be written.
     """
     computing_in(precision, device)  # refuses one that there is not
     head = {"width": head_width, "depth": head_depth}
@@ -108,18 +102,18 @@ def time_updates(
     """
     with torch.device(device):
         stage.teacher = teacher
-        stage.outline_students(head)
+        stage.build({"head": head})
         batch = blank_batch(stage, batch_size)
-    updates = {UPDATES[update.name]: update for update in stage.updates(iterations=1)}
-    steps = {name: Step(stage, update, batch, precision, device) for name, update in updates.items()}
-    timed = interleaved(steps, rounds, device)
     results = {}
+    updates = {UPDATES[update.name]: update for update in stage.updates() if update.count(iterations=1)}
+    steps = {name: step_of(stage, update, batch, precision, device) for name, update in updates.items()}
+    timed = interleaved(steps, rounds, device)
     for name, step in steps.items():
         with count_flops() as flops:
             step()
         seconds, operations = median(timed[name]), flops.get_total_flops()
         results[name] = {
-            "parameters": step.parameters,
+            "parameters": count_parameters(updates[name].network),
             "flops": operations // batch_size,
             "seconds": timed[name],
             "seconds_per_sample": seconds / batch_size,
@@ -128,35 +122,20 @@ def time_updates(
     return results
 
 
-class Step:
-    """One update, as a stage takes it on one device.
+def step_of(stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str) -> Callable[[], None]:
+    """One optimizer step of a stage as a function: loss, gradient, clipping, Adam, EMA."""
+    optimizer = update.optimizer.build(update.network.requires_grad_(True))
 
-    Args:
-        stage: whose other networks get no gradients.
-        update: which of its updates.
-        batch: a micro-batch.
-        precision: of the trainer.
-        device: where it computes.
-    """
-
-    def __init__(self, stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str):
-        self.stage, self.update, self.batch = stage, update, batch
-        self.precision, self.device = precision, device
-        self.settings = OptimizerSettings()
-        self.optimizer = self.settings.build(update.module.requires_grad_(True))
-
-    @property
-    def parameters(self) -> int:
-        """How many it changes."""
-        return count_parameters(self.update.module)
-
-    def __call__(self) -> None:
-        """Loss, gradient, clipping, Adam."""
-        self.stage.requires_grad_(False)
-        self.update.module.requires_grad_(True)
-        with computing_in(self.precision, self.device):
-            loss = self.update.loss(self.batch).mean()
+    def step() -> None:
+        stage.requires_grad_(False)
+        update.network.requires_grad_(True)
+        with computing_in(precision, device):
+            loss = update.loss(batch, 0).loss.mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.update.module.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        nn.utils.clip_grad_norm_(update.network.parameters(), update.optimizer.clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        if update.ema is not None:
+            update.ema.update(batch.iteration)
+
+    return step

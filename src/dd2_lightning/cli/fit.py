@@ -46,10 +46,10 @@ from dd2_lightning.cli.arguments import (
 from dd2_lightning.cli.run_directory import RunDirectory
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.lightning_internals import end_launched_processes, end_with_failed_process
-from dd2_lightning.models.execution import Execution
 from dd2_lightning.overlays import resolve
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import Stage
+from dd2_lightning.stages.execution import Execution
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 TRAINER_DEFAULTS = {
@@ -71,6 +71,7 @@ EXPECTED_WARNINGS = (
     ".*was deprecated in v4",  # between Lightning and jsonargparse
     ".*parameter was deprecated",
     ".*isinstance.treespec",
+    "You have overridden .on_after_batch_transfer.",  # a stage samples the sequences that its batches lack
     ".*find_unused_parameters=True was specified",  # an update gives gradients to one of the networks
     ".*logger.*is not set.*|.*You called `self.log.*no logger configured",  # validate, test and predict write no logs
 )

@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "plan": Command(
         "parameters, memory, operations and hours of a stage, before it runs", "cli.plan:plan", trains=True
     ),
-    "cache": Command("sample teacher sequences in advance", "data.build:cache"),
+    "cache": Command("sample teacher sequences in advance", "cli.cache:cache"),
     "sample": Command("draw images with a generator", "commands:sample"),
     "evaluate": Command("compare generators with their teacher and all baselines", "evaluation.evaluate:evaluate"),
     "quality": Command("FID, KID, precision and recall of a file of images", "evaluation.measure:quality"),

@@ -1,4 +1,4 @@
-"""What the stages are fed: labels, sequences and pairs from a teacher, and image sets for small teachers."""
+"""Batches of labels, teacher sequences and images; a DataModule knows no network."""
 
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.images import DigitsData

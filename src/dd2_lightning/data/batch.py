@@ -15,6 +15,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dd2_lightning.noise import stream
+from dd2_lightning.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class SequenceRequest:
+    """Teacher sequences that a batch lacks; a stage samples them with its teacher.
+
+    Attributes:
+        purpose: key of their random numbers.
+        sampling: guidance and truncation of the teacher.
+        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
+    """
+
+    purpose: str
+    sampling: Sampling
+    pair_steps: int | None = None
 
 
 @dataclass
@@ -27,9 +43,10 @@ class Batch:
         seed: of the run.
         start: global index of the first sample of the slice.
         size: samples of the global batch.
-        tokens: teacher sequences as indices (b, n), if the stage wants them.
+        tokens: teacher sequences as indices (b, n).
         noise: what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs.
-        images: pictures (b, channels, H, W), where the data are pictures.
+        images: (b, channels, H, W), where the data are images.
+        request: the sequences that it lacks; None lacks nothing.
     """
 
     labels: Tensor
@@ -40,6 +57,7 @@ class Batch:
     tokens: Tensor | None = None
     noise: Tensor | None = None
     images: Tensor | None = None
+    request: SequenceRequest | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,11 +66,11 @@ class Batch:
         """Move the tensors; Lightning calls this."""
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
-    def part(self, index: int, parts: int) -> "Batch":
-        """One of ``parts`` equal consecutive pieces, for gradient accumulation."""
-        step = len(self) // parts
-        own = slice(index * step, (index + 1) * step)
-        return replace(self._each(lambda value: value[own]), start=self.start + own.start)
+    def micro_batch(self, index: int, count: int) -> "Batch":
+        """One of ``count`` equal consecutive slices, for gradient accumulation."""
+        size = len(self) // count
+        rows = slice(index * size, (index + 1) * size)
+        return replace(self._each(lambda value: value[rows]), start=self.start + rows.start)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Another batch with every tensor changed."""
@@ -60,20 +78,20 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     def stream(self, *key: int | str) -> torch.Generator:
-        """The random source of this iteration for one purpose, on the labels' device."""
+        """The random generator of this iteration for one purpose, on the labels' device."""
         return stream(self.seed, *key, self.iteration, device=self.labels.device)
 
-    def own(self, globally_drawn: Tensor) -> Tensor:
+    def local_rows(self, globally_drawn: Tensor) -> Tensor:
         """The rows of a (size, ...) tensor that belong to this slice."""
         return globally_drawn[self.start : self.start + len(self)]
 
     def randn(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal (b, *shape)."""
-        return self.own(torch.randn((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
+        return self.local_rows(torch.randn((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
 
     def rand(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
         """Uniform on [0, 1), (b, *shape)."""
-        return self.own(torch.rand((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
+        return self.local_rows(torch.rand((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
 
 
 class EpochOrder:
@@ -117,11 +135,10 @@ class IterationLoader(DataLoader):
     """A loader that resumes exactly: its only state is the iteration, which the trainer keeps."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        pass
 
 
 def iteration_loader(dataset: Dataset, trainer: Trainer) -> DataLoader:

@@ -13,8 +13,6 @@ Shards are read memory-mapped: a process touches the rows of its own batches onl
 """
 
 import io
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,66 +21,10 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.artifacts import remove_parts, settle_manifest, sha256, write_atomically
-from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
-from dd2_lightning.models.walk import noise_to_codes
+from dd2_lightning.errors import ArtifactError
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling
 
-FORMAT = 1
 SHARD_SIZE = 10_000
-SOLVER = "multistep, times shifted by the rms of the codes"
-"""How :func:`noise_to_codes` integrates: another solver makes other pairs."""
-
-
-def describe(
-    teacher_path: str | Path,
-    teacher: CodebookTeacher,
-    sampling: Sampling,
-    num: int,
-    seed: int,
-    pair_steps: int | None = None,
-) -> dict[str, Any]:
-    """All that determines the sequences of a cache: what its manifest must say.
-
-    Args:
-        teacher_path: its directory.
-        teacher: the same, opened.
-        sampling: guidance and truncation.
-        num: number of sequences.
-        seed: of labels and random numbers.
-        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
-
-    Raises:
-        InputTypeError: for the sampling settings of another family.
-    """
-    pairs = {"solver": SOLVER, "steps": pair_steps, "noise": [teacher.layout.length, teacher.token_dim]}
-    return {
-        "format": FORMAT,
-        "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
-        "sampling": json.loads(json.dumps(asdict(teacher.resolve_sampling(sampling)))),
-        "num": num,
-        "seed": seed,
-        **({"pairs": pairs} if pair_steps else {}),
-    }
-
-
-def sample_codes(
-    teacher: CodebookTeacher,
-    labels: Tensor,
-    sampling: Sampling,
-    generator: torch.Generator | None = None,
-    uniforms: Tensor | None = None,
-) -> Tensor:
-    """Teacher sequences as indices (B, n), see :meth:`CodebookTeacher.sample`.
-
-    Raises:
-        DD2Error: for settings that make soft tokens.
-    """
-    tokens = require_codebook(teacher).sample(labels, sampling, generator, uniforms=uniforms)
-    if tokens.is_floating_point():
-        raise DD2Error(f"data.sampling: stages learn from sequences of codes, {sampling} makes soft tokens")
-    return tokens
 
 
 class SequenceCache:
@@ -90,7 +32,7 @@ class SequenceCache:
 
     Args:
         directory: made if missing.
-        description: what the manifest must say, see :func:`describe`.
+        description: what the manifest must say, see :func:`~dd2_lightning.stages.sequences.describe_cache`.
         shard_size: sequences a shard, where there is no manifest yet.
 
     Raises:
@@ -123,27 +65,10 @@ class SequenceCache:
             k for k in self.shards if not (self.path(k).with_suffix(".sha256").is_file() and self.path(k).is_file())
         ]
 
-    def sample(self, shard: int, teacher: CodebookTeacher, sampling: Sampling, batch_size: int) -> None:
-        """Draw a shard and write it. Labels go round the classes.
-
-        Its sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the device
-        that they are drawn on.
-        """
-        device = require_codebook(teacher).codebook.device
+    def rows(self, shard: int) -> Tensor:
+        """Numbers of the sequences of a shard."""
         first = shard * self.shard_size
-        labels = torch.arange(first, min(first + self.shard_size, self.num)) % teacher.num_classes
-        if not self.pairs:
-            uniforms = torch.rand(len(labels), teacher.layout.length, generator=stream(self.seed, "cache", shard))
-        tokens = []
-        for rows in torch.arange(len(labels)).split(batch_size):
-            classes = labels[rows].to(device)
-            if self.pairs:
-                noise = self.noise(first + rows.numpy()).to(device)
-                made = noise_to_codes(teacher.walk(classes, sampling), noise, self.pairs["steps"])
-            else:
-                made = sample_codes(teacher, classes, sampling, uniforms=uniforms[rows].to(device))
-            tokens.append(made.cpu())
-        self.write(shard, torch.cat(tokens), labels, len(teacher.codebook))
+        return torch.arange(first, min(first + self.shard_size, self.num))
 
     def write(self, shard: int, tokens: Tensor, labels: Tensor, codes: int) -> None:
         """Write tokens (k, n) with their labels (k,) as a shard, then its checksum; a shard has one writer at a time.

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn brings along: real pictures without a download."""
+"""The 1,797 handwritten digits that scikit-learn brings along."""
 
 import torch
 from torch import Tensor

@@ -1,33 +1,48 @@
-"""The DataModule that the distillation stages share: labels, and sequences sampled from the teacher."""
+"""What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from dd2_lightning.data.batch import Batch, EpochOrder, iteration_loader, share
-from dd2_lightning.data.build import complete
-from dd2_lightning.data.cache import SequenceCache, describe, sample_codes
-from dd2_lightning.errors import check_at_least_one
+from dd2_lightning.data.batch import Batch, EpochOrder, SequenceRequest, iteration_loader, share
+from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
-from dd2_lightning.models.walk import PAIR_STEPS, noise_to_codes
+from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
 
 
 class LabelBatches(Dataset):
-    """Batch i of labels drawn uniformly, as a pure function of (seed, i)."""
+    """Batch i of labels drawn uniformly, as a pure function of (seed, i).
 
-    def __init__(self, num_classes: int, batch_size: int, seed: int, rank: int, world_size: int):
-        self.num_classes, self.size, self.seed = num_classes, batch_size, seed
+    Args:
+        num_classes: number of classes.
+        batch_size: samples of the global batch.
+        seed: of the labels.
+        rank: of this process.
+        world_size: number of processes.
+        request: the sequences that every batch lacks.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        request: SequenceRequest | None = None,
+    ):
+        self.num_classes, self.size, self.seed, self.request = num_classes, batch_size, seed, request
         self.start, self.local = share(batch_size, rank, world_size)
 
     def __getitem__(self, iteration: int) -> Batch:
         drawn = torch.randint(self.num_classes, (self.size,), generator=stream(self.seed, "labels", iteration))
-        return Batch(drawn[self.start : self.start + self.local], iteration, self.seed, self.start, self.size)
+        labels = drawn[self.start : self.start + self.local]
+        return Batch(labels, iteration, self.seed, self.start, self.size, request=self.request)
 
 
 class CachedBatches(Dataset):
@@ -60,8 +75,11 @@ class PrefixData(LightningDataModule):
         validation_size: held-out teacher sequences for validation; they are always sampled online, once.
         seed: of labels, order and noise; follows ``seed_everything``.
 
+    Attributes:
+        pair_steps: for DD1's pairs, evaluations of the teacher's flow a token; None for sequences without noise.
+
     Raises:
-        ValueError: for sizes below 1, or ``cached`` without ``cache_dir``.
+        ValueError: for a setting out of range, naming it and its range, or ``cached`` without ``cache_dir``.
     """
 
     def __init__(
@@ -76,61 +94,37 @@ class PrefixData(LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        if min(batch_size, cache_size, validation_size) < 1:
-            raise ValueError("data.batch_size, data.cache_size and data.validation_size must be at least 1")
+        check_at_least_one("data.", batch_size=batch_size, cache_size=cache_size, validation_size=validation_size)
+        check_range("data.", "[0, inf)", seed=seed, cache_seed=cache_seed)
         if sequences == "cached" and not cache_dir:
             raise ValueError("data.sequences is 'cached': name a directory in data.cache_dir")
         self.batch_size, self.sequences, self.sampling = batch_size, sequences, sampling or Sampling()
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
         self.validation_size, self.seed = validation_size, seed
-        self._held_out: Batch | None = None
+        self.pair_steps: int | None = None
+
+    def request(self, purpose: str) -> SequenceRequest:
+        """Sequences as these settings want them, from the random numbers of this purpose."""
+        return SequenceRequest(purpose, self.sampling, self.pair_steps)
 
     def train_dataloader(self) -> DataLoader:
-        """One item an iteration. Samples the cache first, if it is wanted and missing."""
-        trainer = self.trainer
-        where = (self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+        """One item an iteration. The stage samples the cache first, if it is wanted and missing."""
+        trainer, stage = self.trainer, self.trainer.lightning_module
+        processes = (self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
         if self.sequences == "cached":
-            return iteration_loader(CachedBatches(self._open_cache(trainer.lightning_module), *where), trainer)
-        return iteration_loader(LabelBatches(trainer.lightning_module.teacher.num_classes, *where), trainer)
-
-    def _open_cache(self, module: LightningModule) -> SequenceCache:
-        description = self.describe(module.settings.teacher, module.teacher)
-        if self.trainer.is_global_zero:
-            complete(self.cache_dir, description, module.teacher, self.sampling)
-        self.trainer.strategy.barrier("cache")
-        return SequenceCache(self.cache_dir, description)
-
-    def describe(self, path: str, teacher: CodebookTeacher) -> dict[str, Any]:
-        """What the manifest of the cache must say."""
-        return describe(path, teacher, self.sampling, self.cache_size, self.cache_seed)
+            cache = stage.open_cache(self.cache_dir, self.cache_size, self.cache_seed, self.request("cache"))
+            return iteration_loader(CachedBatches(cache, *processes), trainer)
+        request = self.request("online") if self.sequences == "online" else None
+        return iteration_loader(LabelBatches(stage.num_classes, *processes, request), trainer)
 
     def val_dataloader(self) -> DataLoader:
         """One batch of held-out teacher sequences with labels that go round the classes."""
-        labels = torch.arange(self.validation_size) % self.trainer.lightning_module.teacher.num_classes
-        return DataLoader([Batch(labels, 0, self.seed, 0, len(labels))], batch_size=None)
+        labels = torch.arange(self.validation_size) % self.trainer.lightning_module.num_classes
+        batch = Batch(labels, 0, self.seed, 0, len(labels), request=self.request("held out"))
+        return DataLoader([batch], batch_size=None)
 
-    def test_dataloader(self) -> DataLoader:
-        """The same as for validation."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        """The same as for validation."""
-        return self.val_dataloader()
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Sample the teacher where its sequences are not there yet, on the device."""
-        teacher = self.trainer.lightning_module.teacher
-        if not self.trainer.training:
-            if self._held_out is None:
-                self._held_out = self.sample(teacher, batch, "held out")
-            return self._held_out
-        return self.sample(teacher, batch, "online") if self.sequences == "online" else batch
-
-    def sample(self, teacher: CodebookTeacher, batch: Batch, purpose: str) -> Batch:
-        """The batch with teacher sequences of its labels."""
-        uniforms = batch.rand(purpose, shape=(teacher.layout.length,))
-        return replace(batch, tokens=sample_codes(teacher, batch.labels, self.sampling, uniforms=uniforms))
+    test_dataloader = predict_dataloader = val_dataloader
 
 
 class PairData(PrefixData):
@@ -151,14 +145,4 @@ class PairData(PrefixData):
     def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):
         super().__init__(sequences=sequences, **kwargs)
         check_at_least_one("data.", steps=steps)
-        self.steps = steps
-
-    def describe(self, path: str, teacher: CodebookTeacher) -> dict[str, Any]:
-        """What the manifest of the cache must say."""
-        return describe(path, teacher, self.sampling, self.cache_size, self.cache_seed, self.steps)
-
-    def sample(self, teacher: CodebookTeacher, batch: Batch, purpose: str) -> Batch:
-        """The batch with pairs of its labels."""
-        noise = batch.randn(purpose, shape=(teacher.layout.length, teacher.token_dim))
-        codes = noise_to_codes(teacher.walk(batch.labels, self.sampling), noise, self.steps)
-        return replace(batch, tokens=codes, noise=noise)
+        self.pair_steps = steps

@@ -7,14 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dd2_lightning.artifacts import Artifact, teacher_reference
+from dd2_lightning.artifacts import teacher_reference
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.families.registry import AnySampling, family_of
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage, Update
-from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
+from dd2_lightning.stages.distillation import DistillationStage
+from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.teacher import cross_entropy, drop_labels, with_noise
+from dd2_lightning.stages.updates import EMA, Losses, Update
 
 TOLERANCE = 0.005
 """What the adapted teacher's cross-entropy may exceed the original's by."""
@@ -24,9 +25,9 @@ class ContinuousInput(DistillationStage):
     r"""Replace the embedding table of a teacher's input by an MLP over codebook vectors, and lose nothing by it.
 
     First :math:`\sum_j \|\mathrm{mlp}(c_j) - \mathrm{emb}(j)\|^2` is minimised over the MLP, then the autoregressive
-    cross-entropy over the whole transformer. What the stage leaves is a teacher like the original, for all later
+    cross-entropy over the whole transformer. The stage makes a teacher like the original, for all later
     stages. Sequences are those of the data module: sampled from the original teacher (unguided, so that the adapted
-    one is drawn to the same distribution), or real pictures through its tokenizer.
+    one is drawn to the same distribution), or images through its tokenizer.
 
     Args:
         teacher: directory of the original teacher.
@@ -43,11 +44,11 @@ class ContinuousInput(DistillationStage):
         accumulate: micro-batches an update is split into.
 
     Raises:
-        ValueError: for ``accumulate`` below 1.
+        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "adapt"
-    leaves = "teacher"
+    artifact_kind = "teacher"
 
     def __init__(
         self,
@@ -62,74 +63,50 @@ class ContinuousInput(DistillationStage):
         sampling: AnySampling = Sampling(),
         accumulate: int = 1,
     ):
-        super().__init__()
-        self.keep_settings(locals())
-        self.check_at_least_one(accumulate=accumulate)
+        super().__init__(teacher, accumulate)
+        self.input_iterations, self.targets = input_iterations, targets
+        self.label_dropout, self.input_noise = label_dropout, input_noise
+        self.input_optimizer, self.optimizer = input_optimizer, optimizer
+        self.ema_limit, self.sampling = ema_limit, sampling
         self.ratio: float | None = None
+        self.save_settings(ContinuousInput)
 
-    def configure_students(self) -> None:
-        """The copy that is trained, and its EMA."""
+    def build(self, source: dict[str, Any]) -> None:
         self.model = self.teacher.continuous()
         self.model.tokenizer.requires_grad_(False)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
-    def outline_students(self, head: dict[str, int]) -> None:
-        """The same; there is no head."""
-        self.configure_students()
-
-    def updates(self, iterations: int) -> list[Update]:
-        """The input alone, then the whole transformer."""
-        first = min(self.settings.input_iterations, iterations)
-        transformer = self.transformer()
-        return [
-            Update("input", transformer, lambda _: self.input_loss(), first),
-            Update("transformer", transformer, self.transformer_loss, iterations - first),
-        ]
-
-    def transformer(self) -> nn.ModuleList:
-        """What is trained: backbone and classifier."""
-        return nn.ModuleList(self.trained())
-
-    def trained(self) -> list[nn.Module]:
-        """Backbone and classifier."""
+    def trained_networks(self) -> list[nn.Module]:
         return [self.model.backbone, self.model.classifier]
 
-    def replicas(self) -> list[nn.Module]:
-        """The same of the EMA."""
+    def ema_networks(self) -> list[nn.Module]:
         return [self.ema.backbone, self.ema.classifier]
 
-    def configure_optimizers(self):
-        """One optimizer a phase."""
-        transformer = self.transformer()
-        return [settings.build(transformer) for settings in (self.settings.input_optimizer, self.settings.optimizer)]
+    def updates(self) -> list[Update]:
+        boundary, transformer = self.input_iterations, nn.ModuleList(self.trained_networks())
+        copied, averaged = (EMA(self.ema, self.model, limit) for limit in (0.0, self.ema_limit))
+        return [
+            Update("input", transformer, self.input_loss, self.input_optimizer, stop=boundary, ema=copied),
+            Update(
+                "transformer",
+                transformer,
+                self.transformer_loss,
+                self.optimizer,
+                start=boundary,
+                ema=averaged,
+                logged_as="cross_entropy",
+            ),
+        ]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One iteration of the input alone or, after its last, of the whole transformer."""
-        input_only, full = self.optimizers()
-        boundary = self.settings.input_iterations
-        if batch.iteration < boundary:
-            self.tick_only(input_only)
-            settings = self.settings.input_optimizer
-            lr = settings.rate(batch.iteration, boundary)
-            self.update(input_only, settings, lr, batch, lambda _: self.input_loss(), "input")
-            update_ema(self.ema, self.model, 0.0)
-            return
-        self.tick_only(full)
-        settings, iteration = self.settings.optimizer, batch.iteration - boundary
-        lr = settings.rate(iteration, self.trainer.max_steps - boundary)
-        losses = self.update(full, settings, lr, batch, self.transformer_loss, "cross_entropy")
-        self.per_position["cross_entropy"] = losses
-        update_ema(self.ema, self.model, ema_rate(iteration, self.settings.ema_limit))
-
-    def input_loss(self) -> Tensor:
-        """‖mlp(c_j) - emb(j)‖², averaged over the codes, (1, 1)."""
-        return self.model.input_error(self.teacher).mean().view(1, 1)
+    def input_loss(self, batch: Batch, k: int) -> Losses:
+        """‖mlp(c_j) - emb(j)‖², averaged over the codes, (1, 1); it does not depend on the batch."""
+        return Losses(self.model.input_error(self.teacher).mean().view(1, 1))
 
     def indices(self, batch: Batch) -> Tensor:
         """The batch's sequences, (b, n).
 
         Raises:
-            DD2Error: if it has neither sequences nor pictures.
+            DD2Error: if it has neither sequences nor images.
         """
         if batch.tokens is not None:
             return batch.tokens
@@ -137,18 +114,18 @@ class ContinuousInput(DistillationStage):
             raise DD2Error("this stage reads sequences: set data.sequences to cached or online, or give pictures")
         return self.teacher.encode(batch.images)
 
-    def transformer_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy per token, (b, n), with some labels dropped."""
+    def transformer_loss(self, batch: Batch, k: int) -> Losses:
+        """Cross-entropy per token, with some labels dropped."""
         target = indices = self.indices(batch)
-        labels = drop_labels(self.model, batch, self.settings.label_dropout)
-        if self.settings.targets == "teacher":
+        labels = drop_labels(self.model, batch, self.label_dropout)
+        if self.targets == "teacher":
             with torch.no_grad():
                 target = self.teacher.predict(self.teacher.prepare(indices), labels).softmax(-1)
-        read = with_noise(self.model.prepare(indices), batch, self.settings.input_noise)
-        return cross_entropy(self.model, read, labels, target)
+        read = with_noise(self.model.prepare(indices), batch, self.input_noise)
+        losses = cross_entropy(self.model, read, labels, target)
+        return Losses(losses, {"cross_entropy": losses})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Cross-entropy of the original and of the adapted teacher on held-out sequences, and their ratio."""
         indices, means = self.indices(batch), {}
         for name, model in (("original", self.teacher), ("adapted", self.ema)):
             losses = cross_entropy(model, model.prepare(indices), batch.labels, indices)
@@ -160,35 +137,31 @@ class ContinuousInput(DistillationStage):
         self.log("val/input", self.ema.input_error(self.teacher).mean(), batch_size=len(batch), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """And the last validation's ratio: what the artifact says does not depend on interruptions."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["ratio"] = self.ratio
+        checkpoint["ratio"] = self.ratio  # for the artifact, which does not depend on interruptions
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """And the ratio."""
         super().on_load_checkpoint(checkpoint)
         self.ratio = checkpoint["ratio"]
 
     def pictures(self, batch: Batch) -> Tensor | None:
-        """Samples of the adapted teacher at the random numbers of this batch, for grids; None without pictures."""
+        """Images of the adapted teacher at the random numbers of this batch; None for a teacher without images."""
         if not self.teacher.tokenizer.has_images:
             return None
         uniforms = batch.rand("pictures", shape=(self.layout.length,))
-        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, uniforms=uniforms))
+        return self.ema.decode(self.ema.sample(batch.labels, self.sampling, uniforms=uniforms))
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        """The adapted teacher, with its cross-entropy relative to the original's at the last validation."""
         if self.ratio is not None and self.ratio > 1 + TOLERANCE:
             warnings.warn(
                 f"the adapted teacher's cross-entropy is {self.ratio:.4f} times the original's, "
                 f"{1 + TOLERANCE} is the goal: train it for more iterations",
                 stacklevel=2,
             )
-        original = Artifact.open(self.settings.teacher, ("teacher",), "model.teacher")
         config = {
             "family": family_of(self.teacher),
             "architecture": self.ema.config,
-            "original": teacher_reference(original, self.trainer.default_root_dir),
+            "original": teacher_reference(self.open_teacher(), self.trainer.default_root_dir),
             "cross_entropy_ratio": self.ratio,
         }
         return config, {"teacher": self.ema}

@@ -1,10 +1,12 @@
 """Stage 3: performance alignment (section 4.4 of the paper)."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
-from dd2_lightning.artifacts import load_student
-from dd2_lightning.models.student import Student
+from dd2_lightning.artifacts import Artifact
 from dd2_lightning.stages.csd import CSDDistill
+from dd2_lightning.stages.updates import Update
 
 
 class PerformanceAlign(CSDDistill):
@@ -26,6 +28,7 @@ class PerformanceAlign(CSDDistill):
     """
 
     name = "align"
+    starts_from = "csd"
 
     def __init__(
         self,
@@ -35,25 +38,22 @@ class PerformanceAlign(CSDDistill):
         **kwargs,
     ):
         super().__init__(guidance_updates=guidance_updates, head_time=head_time, **kwargs)
-        if align_guidance_updates < 0:
-            raise ValueError(f"model.align_guidance_updates must be 0 or more, got {align_guidance_updates}")
-        if self.settings.initialise != "both":
+        if self.initialise != "both":
             raise ValueError("model.initialise is for CSDDistill; here both networks are those of stage 2")
-        self.keep_settings({**vars(self.settings), "align_guidance_updates": align_guidance_updates})
+        self.align_guidance_updates = align_guidance_updates
         self.align_iterations = math.ceil(align_guidance_updates / guidance_updates)
+        self.save_settings(PerformanceAlign)
 
-    def start(self) -> tuple[Student, Student, dict[str, int]]:
-        """The EMA generator and the guidance network of stage 2."""
-        csd = self.open_init("csd")
-        if self.settings.head_time is None:
-            self.settings.head_time = csd.config["head_time"]
-        generator, guidance = (load_student(csd, self.teacher, name) for name in ("generator", "guidance"))
-        return generator, guidance, csd.config["head"]
+    def updates(self) -> list[Update]:
+        guidance, generator = super().updates()
+        return [guidance, replace(generator, start=self.align_iterations)]
 
-    def trains_generator(self, iteration: int) -> bool:
-        """Not before the guidance network has caught up."""
-        return iteration >= self.align_iterations
+    def build(self, source: dict[str, Any]) -> None:
+        super().build(source)
+        if self.head_time is None:
+            self.head_time = source["head_time"]
 
-    def ema_count(self, iteration: int) -> int:
-        """Counted from the resumed alternation."""
-        return iteration - self.align_iterations
+    def load(self, source: Artifact) -> None:
+        source.load_into(self.generator, "generator")  # the EMA of stage 2
+        source.load_into(self.guidance, "guidance")
+        self.ema.load_state_dict(self.generator.state_dict())

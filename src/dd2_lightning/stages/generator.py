@@ -1,4 +1,4 @@
-"""What the stages that leave a generator share: its EMA is drawn from, looked at and judged."""
+"""What the stages that make a generator share: its EMA is sampled, shown and scored."""
 
 from abc import abstractmethod
 
@@ -7,11 +7,11 @@ from torch import Tensor
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage
+from dd2_lightning.stages.distillation import DistillationStage
 
 
 class GeneratorStage(DistillationStage):
-    """A stage that leaves a generator."""
+    """A stage that makes a generator."""
 
     @abstractmethod
     def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
@@ -23,12 +23,11 @@ class GeneratorStage(DistillationStage):
             nll = sequence_nll(self.teacher, indices, batch.labels, sampling).mean()
             self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One-step pictures of the EMA, (b, channels, H, W)."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         return self.pictures(batch)
 
     def pictures(self, batch: Batch) -> Tensor | None:
-        """One-step pictures at the noise of this batch, for grids; None for a teacher without pictures."""
+        """One-step images (b, channels, H, W) at the noise of this batch; None for a teacher without images."""
         if not self.teacher.tokenizer.has_images:
             return None
         noise = batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))

@@ -9,8 +9,9 @@ from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.losses import fcs_loss, gts_loss
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.base import DistillationStage, Update
+from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.stages.updates import Losses, Update
 
 
 class ARDiffusionInit(DistillationStage):
@@ -31,7 +32,7 @@ class ARDiffusionInit(DistillationStage):
         accumulate: micro-batches an update is split into.
 
     Raises:
-        ValueError: for ``draws`` or ``accumulate`` below 1.
+        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "init"
@@ -51,69 +52,53 @@ class ARDiffusionInit(DistillationStage):
         optimizer: OptimizerSettings = OptimizerSettings(),
         accumulate: int = 1,
     ):
-        super().__init__()
-        self.keep_settings(locals())
-        self.check_at_least_one(draws=draws, accumulate=accumulate, head_width=head_width, head_depth=head_depth)
-
-    def configure_students(self) -> None:
-        """A student with the teacher's backbone and a fresh head."""
-        self.student = build_student(self.teacher, **self.head_config)
-
-    def outline_students(self, head: dict[str, int]) -> None:
-        """The same; the size of the head is a setting of this stage."""
-        self.configure_students()
-
-    def updates(self, iterations: int) -> list[Update]:
-        """The head alone, then everything."""
-        head = min(self.settings.head_iterations, iterations)
-        phases = ("head", self.student.head, head), ("whole model", self.student, iterations - head)
-        return [
-            Update(name, module, lambda part: self.losses(part, "init"), count)
-            for name, module, count in phases
-            if count
-        ]
-
-    def trained(self) -> list[nn.Module]:
-        """Backbone and head."""
-        return [self.student.backbone, self.student.head]
+        super().__init__(teacher, accumulate)
+        self.loss = loss
+        self.teacher_sampling = teacher_sampling
+        self.head_width, self.head_depth, self.head_octaves = head_width, head_depth, head_octaves
+        self.head_iterations = head_iterations
+        self.draws, self.t_min, self.t_logit_mean = draws, t_min, t_logit_mean
+        self.optimizer = optimizer
+        self.save_settings(ARDiffusionInit)
 
     @property
     def head_config(self) -> dict[str, int]:
-        """Size of the velocity head."""
-        settings = self.settings
-        return {"width": settings.head_width, "depth": settings.head_depth, "octaves": settings.head_octaves}
+        """Sizes of the velocity head."""
+        return {"width": self.head_width, "depth": self.head_depth, "octaves": self.head_octaves}
 
-    def configure_optimizers(self):
-        """One optimizer a phase: the head alone, then everything."""
-        return [self.settings.optimizer.build(module) for module in (self.student.head, self.student)]
+    def build(self, source: dict[str, Any]) -> None:
+        self.student = build_student(self.teacher, **self.head_config)
 
-    def losses(self, batch: Batch, *key: int | str) -> Tensor:
-        """Loss per token, (b, n), at noised teacher sequences."""
+    def trained_networks(self) -> list[nn.Module]:
+        return [self.student.backbone, self.student.head]
+
+    def updates(self) -> list[Update]:
+        def update(name: str, network: nn.Module, **phase: int) -> Update:
+            return Update(name, network, self.student_loss, self.optimizer, clock=1, logged_as=self.loss, **phase)
+
+        return [
+            update("head", self.student.head, stop=self.head_iterations),
+            update("whole model", self.student, start=self.head_iterations),
+        ]
+
+    def student_loss(self, batch: Batch, k: int) -> Losses:
+        """L_GTS (or the diffusion loss) per token at noised teacher sequences."""
+        losses = self.losses(batch, self.loss, "init")
+        return Losses(losses, {self.loss: losses})
+
+    def losses(self, batch: Batch, loss: str, key: str) -> Tensor:
+        """Loss per token, (b, n), at teacher sequences noised with the random numbers of a key."""
         q = self.teacher.embed(batch.tokens)
-        noised = self.noised(batch, q, self.settings.t_min, *key)
+        noised = self.noised(batch, q, self.t_min, key)
         flow = self.student.flow(q, batch.labels)
-        if self.settings.loss == "diffusion":
+        if loss == "diffusion":
             return fcs_loss(flow, noised)
         return gts_loss(flow, self.teacher_flow(q, batch.labels), noised)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One iteration."""
-        head_only, full = self.optimizers()
-        optimizer = head_only if batch.iteration < self.settings.head_iterations else full
-        self.tick_only(optimizer)
-        settings = self.settings.optimizer
-        lr = settings.rate(batch.iteration, self.trainer.max_steps)
-        losses = self.update(optimizer, settings, lr, batch, lambda part: self.losses(part, "init"), self.settings.loss)
-        self.per_position[self.settings.loss] = losses
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Velocity error against the exact teacher on held-out sequences."""
-        q = self.teacher.embed(batch.tokens)
-        noised = self.noised(batch, q, self.settings.t_min, "validation")
-        error = gts_loss(self.student.flow(q, batch.labels), self.teacher_flow(q, batch.labels), noised)
+        error = self.losses(batch, "gts", "validation")
         self.log("val/gts", error.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.per_position["val_gts"] = error.mean(0)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        """The AR-diffusion model."""
-        return {**self.distilled(), "head": self.head_config}, {"student": self.student}
+        return {**self.provenance(), "head": self.head_config}, {"student": self.student}

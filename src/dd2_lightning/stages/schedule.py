@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dd2_lightning.errors import check_range
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -17,12 +19,9 @@ class OptimizerSettings:
         lr_start: rate at the first update.
         decay_from: fraction of the run from which the rate falls linearly; 1 is never.
         lr_end: fraction of ``lr`` that is left at the end of the decay.
-        betas: Adam's.
+        betas: Adam's decay rates of the two moments, in [0, 1).
         weight_decay: decoupled weight decay.
         clip: largest gradient norm; 0 is no clipping.
-
-    Raises:
-        ValueError: for values that no run can have; the message names the key.
     """
 
     lr: float = 2e-4
@@ -34,13 +33,20 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
 
-    def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must be 0 or more updates, got {self.warmup}")
-        if not 0 <= self.decay_from <= 1:
-            raise ValueError(f"decay_from is a fraction of the run, got {self.decay_from}")
+    def check(self, prefix: str) -> None:
+        """Refuse values out of range.
+
+        Args:
+            prefix: what stands before their names for the user: ``model.optimizer.``.
+
+        Raises:
+            ValueError: naming the first and its range.
+        """
+        check_range(prefix, "(0, inf)", lr=self.lr)
+        counts = {"warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip}
+        check_range(prefix, "[0, inf)", **counts, lr_start=self.lr_start, lr_end=self.lr_end)
+        check_range(prefix, "[0, 1]", decay_from=self.decay_from)
+        check_range(prefix, "[0, 1)", betas=self.betas)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Adam over the parameters of ``module`` that can be trained."""

@@ -1,4 +1,4 @@
-"""Training a small teacher from pictures: tokenizer first, then the autoregressive transformer."""
+"""Training a small teacher from images: tokenizer first, then the autoregressive transformer."""
 
 import copy
 from typing import Any
@@ -13,7 +13,8 @@ from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
-from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
+from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.stages.updates import EMA, Losses, Update
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def with_noise(read: Tensor, batch: Batch, std: float) -> Tensor:
 
 
 class TeacherTraining(Stage):
-    """Train a teacher of any family on labelled pictures.
+    """Train a teacher of any family on labelled images.
 
     Args:
         family: name of the family.
@@ -60,13 +61,13 @@ class TeacherTraining(Stage):
         tokenizer_iterations: iterations of the tokenizer; the transformer takes the rest of the run.
         reconstruction_weight: weight of the pixels' error against the codebook's in the tokenizer's loss.
         commitment_weight: weight of what the encoder is charged for its distance from the codes.
-        codebook_rms: root mean square of the codebook's entries, set (without changing a picture) when the tokenizer
+        codebook_rms: root mean square of the codebook's entries, set (without changing an image) when the tokenizer
             is done. Noise has 1.
         label_dropout: share of samples that learn the null label of classifier-free guidance.
         input_noise: standard deviation of noise on the embeddings that the transformer reads; a student will hand
             it tokens that are not quite codes. A teacher that reads indices takes no noise.
         input_swaps: share of the tokens that the transformer reads that are replaced by random codes; keeps a
-            transformer from learning a few pictures by heart.
+            transformer from learning a few images by heart.
         tokenizer_optimizer: Adam of the tokenizer.
         transformer_optimizer: Adam of the transformer.
         ema_limit: largest rate of the transformer's EMA, which is what is kept.
@@ -75,7 +76,7 @@ class TeacherTraining(Stage):
             its dead codes in a whole batch, are not.
 
     Raises:
-        ValueError: for an unknown family or sizes that it refuses.
+        ValueError: for an unknown family, sizes that it refuses, or a setting out of range.
     """
 
     name = "teacher"
@@ -97,102 +98,96 @@ class TeacherTraining(Stage):
         sampling: AnySampling = Sampling(),
         accumulate: int = 1,
     ):
-        super().__init__()
-        self.keep_settings(locals())
-        self.check_at_least_one(accumulate=accumulate)
+        super().__init__(accumulate)
+        self.family, self.architecture = family, architecture
+        self.tokenizer_iterations = tokenizer_iterations
+        self.reconstruction_weight, self.commitment_weight = reconstruction_weight, commitment_weight
+        self.codebook_rms = codebook_rms
+        self.label_dropout, self.input_noise, self.input_swaps = label_dropout, input_noise, input_swaps
+        self.tokenizer_optimizer, self.transformer_optimizer = tokenizer_optimizer, transformer_optimizer
+        self.ema_limit, self.sampling = ema_limit, sampling
+        self.save_settings(TeacherTraining)
         self.model = teacher_from_config(family, architecture)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
     @property
     def layout(self) -> Layout:
-        """Tokens per position."""
         return self.model.layout
 
     @property
     def num_classes(self) -> int:
-        """Classes of the pictures."""
+        """Classes of the images."""
         return self.model.num_classes
 
     def configure_model(self) -> None:
-        """Run the networks as wanted."""
         self.prepare_networks()
 
-    def trained(self) -> list[nn.Module]:
-        """Backbone and classifier; a tokenizer is small."""
-        return [self.model.backbone, self.model.classifier]
+    def trained_networks(self) -> list[nn.Module]:
+        return [self.model.backbone, self.model.classifier]  # a tokenizer is small
 
-    def replicas(self) -> list[nn.Module]:
-        """The same of the EMA."""
+    def ema_networks(self) -> list[nn.Module]:
         return [self.ema.backbone, self.ema.classifier]
 
-    def configure_optimizers(self):
-        """Adam of the tokenizer, Adam of the transformer."""
-        transformer = nn.ModuleList(self.trained())
+    def updates(self) -> list[Update]:
+        boundary = self.tokenizer_iterations
         return [
-            self.settings.tokenizer_optimizer.build(self.model.tokenizer),
-            self.settings.transformer_optimizer.build(transformer),
+            Update(
+                "tokenizer",
+                self.model.tokenizer,
+                self.tokenizer_loss,
+                self.tokenizer_optimizer,
+                stop=boundary,
+                whole_batch=True,
+            ),
+            Update(
+                "transformer",
+                nn.ModuleList(self.trained_networks()),
+                self.transformer_loss,
+                self.transformer_optimizer,
+                start=boundary,
+                ema=EMA(self.ema, self.model, self.ema_limit),
+                logged_as="cross_entropy",
+                begin=self.finish_tokenizer,
+            ),
         ]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One iteration of the tokenizer or, after its last, of the transformer."""
-        tokenizer, transformer = self.optimizers()
-        boundary = self.settings.tokenizer_iterations
-        if batch.iteration < boundary:
-            self.tick_only(tokenizer)
-            settings = self.settings.tokenizer_optimizer
-            lr = settings.rate(batch.iteration, boundary)
-            self.update(tokenizer, settings, lr, batch, self.tokenizer_loss, "tokenizer", parts=1)
-            return
-        if batch.iteration == boundary:
-            self.finish_tokenizer()
-        self.tick_only(transformer)
-        settings, iteration = self.settings.transformer_optimizer, batch.iteration - boundary
-        lr = settings.rate(iteration, self.trainer.max_steps - boundary)
-        losses = self.update(transformer, settings, lr, batch, self.transformer_loss, "cross_entropy")
-        self.per_position["cross_entropy"] = losses
-        update_ema(self.ema, self.model, ema_rate(iteration, self.settings.ema_limit))
-
-    def tokenizer_loss(self, batch: Batch) -> Tensor:
+    def tokenizer_loss(self, batch: Batch, k: int) -> Losses:
         """Reconstruction and commitment, (1, 1)."""
         losses = self.model.tokenizer.training_losses(
-            batch.images,
-            batch.stream("codes"),
-            self.settings.reconstruction_weight,
-            self.settings.commitment_weight,
+            batch.images, batch.stream("codes"), self.reconstruction_weight, self.commitment_weight
         )
-        self.record(batch, {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}, prog_bar=True)
-        return losses.loss.view(1, 1)
+        watch = {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}
+        return Losses(losses.loss.view(1, 1), watch, progress=tuple(watch))
 
     def finish_tokenizer(self) -> None:
         """Bring the codebook to the scale of noise and hand the tokenizer to the transformer."""
-        self.model.tokenizer.rescale_codebook(self.settings.codebook_rms)
+        self.model.tokenizer.rescale_codebook(self.codebook_rms)
         self.model.adopt_tokenizer()
         self.ema.load_state_dict(self.model.state_dict())
 
-    def transformer_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy per token, (b, n), with some labels dropped."""
+    def transformer_loss(self, batch: Batch, k: int) -> Losses:
+        """Cross-entropy per token, with some labels dropped."""
         with torch.no_grad():
             indices = self.model.encode(batch.images)
-        labels = drop_labels(self.model, batch, self.settings.label_dropout)
-        read = self.model.prepare(swapped(indices, len(self.model.codebook), batch, self.settings.input_swaps))
-        return cross_entropy(self.model, with_noise(read, batch, self.settings.input_noise), labels, indices)
+        labels = drop_labels(self.model, batch, self.label_dropout)
+        read = self.model.prepare(swapped(indices, len(self.model.codebook), batch, self.input_swaps))
+        losses = cross_entropy(self.model, with_noise(read, batch, self.input_noise), labels, indices)
+        return Losses(losses, {"cross_entropy": losses})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Reconstruction error and cross-entropy on held-out pictures."""
         indices = self.model.encode(batch.images)
         error = F.mse_loss(self.model.decode(indices), batch.images)
         self.log("val/reconstruction", error, batch_size=len(batch), sync_dist=True)
-        if self.trainer.global_step > self.settings.tokenizer_iterations:
+        if self.trainer.global_step > self.tokenizer_iterations:
             losses = cross_entropy(self.ema, self.ema.prepare(indices), batch.labels, indices)
             self.log("val/cross_entropy", losses.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     def pictures(self, batch: Batch) -> Tensor | None:
-        """Teacher samples at the random numbers of this batch, for grids; None while there is no transformer."""
-        if self.trainer.global_step <= self.settings.tokenizer_iterations:
+        """Images of the teacher at the random numbers of this batch; None while there is no transformer."""
+        if self.trainer.global_step <= self.tokenizer_iterations:
             return None
         uniforms = batch.rand("pictures", shape=(self.layout.length,))
-        return self.ema.decode(self.ema.sample(batch.labels, self.settings.sampling, uniforms=uniforms))
+        return self.ema.decode(self.ema.sample(batch.labels, self.sampling, uniforms=uniforms))
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        """The teacher with the transformer's EMA weights."""
-        return {"family": self.settings.family, "architecture": self.ema.config}, {"teacher": self.ema}
+        return {"family": self.family, "architecture": self.ema.config}, {"teacher": self.ema}

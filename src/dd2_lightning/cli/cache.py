@@ -1,17 +1,14 @@
 """``dd2 cache``: fill a cache of teacher sequences, in several processes."""
 
-from pathlib import Path
-
 import torch
 from torch import multiprocessing
-from tqdm import tqdm
 
 from dd2_lightning.artifacts import Artifact, load_teacher
-from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache, describe
+from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache
 from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.sequences import describe_cache, fill
 
 
 def cache(
@@ -37,7 +34,8 @@ def cache(
         sampling: guidance and truncation.
         seed: of the sequences; the runs' data.cache_seed, by default their seed_everything.
         processes: how many sample at a time, each its own shards.
-        shard_size: sequences a file; what an interruption can cost.
+        shard_size: sequences a file; what an interruption can cost. Where that would leave processes without a shard,
+            shards are smaller.
         batch_size: sequences at a time.
         device: where to compute; cuda gives every process its own GPU.
         part: for several machines: which part of the shards is this one's, from 0.
@@ -51,8 +49,8 @@ def cache(
         raise ValueError(f"--part must be in 0..{parts - 1}, got {part}")
     Artifact.open(teacher, ("teacher",), "--teacher")
     network = load_teacher(teacher)
-    description = describe(teacher, network, sampling, num, seed, pair_steps)
-    sequences = SequenceCache(output, description, shard_size)
+    description = describe_cache(teacher, network, sampling, num, seed, pair_steps)
+    sequences = SequenceCache(output, description, min(shard_size, -(-num // (processes * parts))))
     mine = [shard for shard in sequences.missing() if shard % parts == part]
     shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
     if len(shares) > 1:
@@ -79,32 +77,8 @@ def sample_share(
     batch_size: int,
     device: str,
 ) -> None:
-    """One process's shards."""
+    """Sample one process's shards; the first process shows its progress."""
     torch.set_num_threads(1)
     device = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
     sequences = SequenceCache(output, description)
-    fill(sequences, load_teacher(teacher).to(device), sampling, shares[rank], batch_size, rank)
-
-
-def fill(
-    sequences: SequenceCache,
-    teacher: CodebookTeacher,
-    sampling: Sampling,
-    shards: list[int],
-    batch_size: int,
-    rank: int = 0,
-) -> None:
-    """Sample these shards, one after the other."""
-    for shard in tqdm(shards, desc="teacher sequences", unit="shard", position=rank, disable=not shards):
-        sequences.sample(shard, teacher, sampling, batch_size)
-
-
-def complete(directory: str | Path, description: dict, teacher: CodebookTeacher, sampling: Sampling) -> None:
-    """What a run does before it reads: sample what is missing, on the teacher's device, and check the rest.
-
-    Raises:
-        ArtifactError: if the directory holds another cache or a damaged shard.
-    """
-    sequences = SequenceCache(directory, description)
-    fill(sequences, teacher, sampling, sequences.missing(), batch_size=500)
-    sequences.verify()
+    fill(sequences, load_teacher(teacher).to(device), sampling, shares[rank], batch_size, show=rank == 0)

@@ -1,4 +1,4 @@
-"""How networks are run, which changes no result but for rounding: recomputed activations, compilation, sharding."""
+"""How networks are run: recomputed activations, compilation, sharding. Results change by rounding only."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ class Execution:
     compile: str | None = None
 
     def apply(self, network: nn.Module) -> None:
-        """Run this network so from now on; the names of its parameters stay what they are."""
+        """Run a network so from now on; the names of its parameters stay the same."""
         if self.activation_checkpointing:
             for block in blocks_of(network):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -39,7 +39,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Divide parameters, gradients and optimizer states among the processes of a mesh (FSDP2), block by block.
 
-    Gathered parameters are given up after every forward pass: those that stayed would keep the ``requires_grad`` of the
+    Gathered parameters are freed after every forward pass: those that stayed would keep the ``requires_grad`` of the
     update before, in which this network may have been frozen.
     """
     for module in (*blocks_of(network), network):

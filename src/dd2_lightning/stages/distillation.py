@@ -1,0 +1,173 @@
+"""Stages with a frozen teacher: what they load, complete in their batches, and say of their origin."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dd2_lightning.artifacts import Artifact, check_family, check_hash, load_teacher, sha256, teacher_reference
+from dd2_lightning.data.batch import Batch, SequenceRequest
+from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.errors import ArtifactError
+from dd2_lightning.families.registry import family_of
+from dd2_lightning.flow import CodebookFlow, Noised, add_noise
+from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.base import Stage
+from dd2_lightning.stages.sequences import complete, complete_cache, describe_cache
+
+
+class DistillationStage(Stage):
+    """A stage with a frozen teacher.
+
+    Args:
+        teacher: directory of the teacher.
+        accumulate: micro-batches an update is split into.
+
+    Attributes:
+        teacher: loaded in ``configure_model`` from ``teacher_path``.
+        starts_from: the stage whose directory ``init_from`` names; None starts from the teacher alone.
+        learns_from_pairs: whether it reads ``Batch.noise``.
+    """
+
+    teacher: CodebookTeacher
+    starts_from: ClassVar[str | None] = None
+    learns_from_pairs: ClassVar[bool] = False
+
+    teacher_sampling: Sampling
+    draws: int
+    t_logit_mean: float | None
+
+    def __init__(self, teacher: str, accumulate: int):
+        super().__init__(accumulate)
+        self.teacher_path = teacher
+        self._held_out: Batch | None = None
+
+    @property
+    def layout(self) -> Layout:
+        return self.teacher.layout
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the teacher."""
+        return self.teacher.num_classes
+
+    # --- networks ----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if hasattr(self, "teacher"):
+            return
+        self.teacher = load_teacher(self.teacher_path)
+        self.teacher_sha256 = sha256(Path(self.teacher_path) / "teacher.safetensors")
+        if self.starts_from is None:
+            self.build({})
+        else:
+            source = self.open_init(self.starts_from)
+            self.build(source.config)
+            self.load(source)
+        self.prepare_networks()
+
+    def build(self, source: dict[str, Any]) -> None:
+        """Make the trained networks and their averages from the teacher, which may be on the meta device.
+
+        Args:
+            source: settings of the stage that this one starts from, with the sizes of the velocity head as ``head``;
+                empty for stages that start from the teacher alone.
+        """
+        raise NotImplementedError
+
+    def load(self, source: Artifact) -> None:
+        """Fill the networks from the directory that ``init_from`` names."""
+
+    def open_init(self, stage: str) -> Artifact:
+        """The artifact that ``init_from`` names, made from this very teacher.
+
+        Raises:
+            ArtifactError: if it is missing, from another stage, family or teacher.
+        """
+        artifact = Artifact.open(self.init_from, (stage,), "model.init_from")
+        check_family(artifact, self.teacher)
+        check_hash(self.open_teacher(), artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
+        return artifact
+
+    def open_teacher(self) -> Artifact:
+        """The teacher's directory."""
+        return Artifact.open(self.teacher_path, ("teacher",), "model.teacher")
+
+    def provenance(self) -> dict[str, Any]:
+        """What every student's ``config.json`` says of its origin."""
+        reference = teacher_reference(self.open_teacher(), self.trainer.default_root_dir)
+        return {"family": family_of(self.teacher), "teacher": reference}
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Sample the teacher sequences that a batch lacks, on the device; held-out ones only once."""
+        if batch.request is None:
+            return batch
+        if self.trainer.training:
+            return complete(batch, self.teacher)
+        if self._held_out is None:
+            self._held_out = complete(batch, self.teacher)
+        return self._held_out
+
+    def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
+        """A cache of teacher sequences, checked, its missing shards sampled by the first process.
+
+        Args:
+            directory: made if missing.
+            num: number of sequences.
+            seed: of the sequences.
+            request: how they are sampled.
+
+        Raises:
+            ArtifactError: if the directory holds another cache or a damaged shard.
+        """
+        description = describe_cache(self.teacher_path, self.teacher, request.sampling, num, seed, request.pair_steps)
+        if self.trainer.is_global_zero:
+            complete_cache(directory, description, self.teacher, request.sampling)
+        self.trainer.strategy.barrier("cache")
+        return SequenceCache(directory, description)
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def teacher_flow(self, q: Tensor, labels: Tensor) -> CodebookFlow:
+        """The teacher's flow at tokens (b, n, C), with ``teacher_sampling``; a constant."""
+        with torch.no_grad():
+            return self.teacher.flow(q, labels, self.teacher_sampling)
+
+    def noised(self, batch: Batch, q: Tensor, t_min: float, *key: int | str) -> Noised:
+        """Noise every token of (b, n, C) ``draws`` times, at flow times on [t_min, 1].
+
+        They are uniform, or with ``t_logit_mean`` the logistic function of N(mean, 1), clamped.
+        """
+        m, (n, C) = self.draws, q.shape[1:]
+        if self.t_logit_mean is None:
+            t = t_min + (1 - t_min) * batch.rand(*key, "t", shape=(n, m))
+        else:
+            t = (self.t_logit_mean + batch.randn(*key, "t", shape=(n, m))).sigmoid().clamp(min=t_min)
+        return add_noise(q, t, batch.randn(*key, "eps", shape=(n, m, C)))
+
+    # --- training and checkpoints ------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self.teacher.eval()  # Lightning sets all modules to training mode
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher_sha256"] = self.teacher_sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a run with another teacher.
+
+        Raises:
+            ArtifactError: naming the teacher's file.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["teacher_sha256"] != self.teacher_sha256:
+            raise ArtifactError(
+                f"{Path(self.teacher_path) / 'teacher.safetensors'} is not the teacher that the run of this "
+                f"checkpoint began with: put that one back, or start the stage again in another directory"
+            )

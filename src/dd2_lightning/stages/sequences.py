@@ -1,0 +1,132 @@
+"""Teacher sequences: what determines them, and how batches and caches get them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd2_lightning.artifacts import sha256
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.errors import DD2Error
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
+from dd2_lightning.models.walk import noise_to_codes
+from dd2_lightning.noise import stream
+from dd2_lightning.progress import tracked
+from dd2_lightning.sampling import Sampling
+
+FORMAT = 1
+SOLVER = "multistep, times shifted by the rms of the codes"
+"""How :func:`noise_to_codes` integrates: another solver makes other pairs."""
+
+
+def describe_cache(
+    teacher_path: str | Path,
+    teacher: CodebookTeacher,
+    sampling: Sampling,
+    num: int,
+    seed: int,
+    pair_steps: int | None = None,
+) -> dict[str, Any]:
+    """All that determines the sequences of a cache: what its manifest must say.
+
+    Args:
+        teacher_path: its directory.
+        teacher: the same, opened.
+        sampling: guidance and truncation.
+        num: number of sequences.
+        seed: of labels and random numbers.
+        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
+
+    Raises:
+        InputTypeError: for the sampling settings of another family.
+    """
+    pairs = {"solver": SOLVER, "steps": pair_steps, "noise": [teacher.layout.length, teacher.token_dim]}
+    return {
+        "format": FORMAT,
+        "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
+        "sampling": json.loads(json.dumps(asdict(teacher.resolve_sampling(sampling)))),
+        "num": num,
+        "seed": seed,
+        **({"pairs": pairs} if pair_steps else {}),
+    }
+
+
+def sample_codes(teacher: CodebookTeacher, labels: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    """Teacher sequences as indices (B, n) from uniform numbers (B, n), see :meth:`CodebookTeacher.sample`.
+
+    Raises:
+        DD2Error: for settings that make soft tokens.
+    """
+    tokens = teacher.sample(labels, sampling, uniforms=uniforms)
+    if tokens.is_floating_point():
+        raise DD2Error(f"data.sampling: stages learn from sequences of codes, {sampling} makes soft tokens")
+    return tokens
+
+
+def complete(batch: Batch, teacher: CodebookTeacher) -> Batch:
+    """The batch with the sequences, or pairs of noise and sequence, that it requests."""
+    request, layout = batch.request, teacher.layout
+    if request.pair_steps:
+        noise = batch.randn(request.purpose, shape=(layout.length, teacher.token_dim))
+        tokens = noise_to_codes(teacher.walk(batch.labels, request.sampling), noise, request.pair_steps)
+        return replace(batch, tokens=tokens, noise=noise, request=None)
+    uniforms = batch.rand(request.purpose, shape=(layout.length,))
+    return replace(batch, tokens=sample_codes(teacher, batch.labels, request.sampling, uniforms), request=None)
+
+
+def complete_cache(
+    directory: str | Path, description: dict[str, Any], teacher: CodebookTeacher, sampling: Sampling
+) -> None:
+    """Sample the missing shards of a cache on the teacher's device, and check all of them.
+
+    Raises:
+        ArtifactError: if the directory holds another cache or a damaged shard.
+    """
+    cache = SequenceCache(directory, description)
+    fill(cache, teacher, sampling, cache.missing(), batch_size=500)
+    cache.verify()
+
+
+def fill(
+    cache: SequenceCache,
+    teacher: CodebookTeacher,
+    sampling: Sampling,
+    shards: Iterable[int],
+    batch_size: int,
+    show: bool = True,
+) -> None:
+    """Sample shards of a cache, one after the other. Labels go round the classes.
+
+    Their sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the device
+    that they are drawn on.
+
+    Args:
+        cache: where they go.
+        teacher: on the device that samples.
+        sampling: guidance and truncation.
+        shards: their numbers.
+        batch_size: sequences at a time.
+        show: whether progress is reported.
+    """
+    device, made = require_codebook(teacher).codebook.device, []
+    batches = [(shard, rows) for shard in shards for rows in cache.rows(shard).split(batch_size)]
+    total = sum(len(rows) for _, rows in batches)
+    progress = tracked(batches, "teacher sequences", total, "sequences", batch_size) if show else batches
+    for shard, rows in progress:
+        labels = rows.to(device) % teacher.num_classes
+        if cache.pairs:
+            noise = cache.noise(rows.numpy()).to(device)
+            tokens = noise_to_codes(teacher.walk(labels, sampling), noise, cache.pairs["steps"])
+        else:
+            every = cache.rows(shard)
+            uniforms = torch.rand(len(every), teacher.layout.length, generator=stream(cache.seed, "cache", shard))
+            tokens = sample_codes(teacher, labels, sampling, uniforms[rows - every[0]].to(device))
+        made.append(tokens.cpu())
+        if rows[-1] == cache.rows(shard)[-1]:
+            cache.write(shard, torch.cat(made), cache.rows(shard) % teacher.num_classes, len(teacher.codebook))
+            made.clear()

@@ -1,0 +1,123 @@
+"""The optimizer steps of an iteration as data: ``fit`` performs, ``plan`` counts and ``bench train`` times them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
+
+
+@dataclass
+class Losses:
+    """What a micro-batch gives: the loss to differentiate, and quantities to watch.
+
+    Attributes:
+        loss: per token, (b, n); its mean is differentiated.
+        watch: by name, values per token (b, n), kept for plots per position, or a single number ().
+        weight: of every token in the means of ``watch``, (b, n); None weighs all alike.
+        progress: names of the watched quantities whose mean is also logged and shown on the progress bar.
+    """
+
+    loss: Tensor
+    watch: dict[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
+    progress: tuple[str, ...] = ()
+
+    def detach(self) -> "Losses":
+        """The same numbers without their graph."""
+        watch = {name: value.detach() for name, value in self.watch.items()}
+        return Losses(self.loss.detach(), watch, self.weight, self.progress)
+
+
+def watched_means(parts: list[Losses]) -> dict[str, Tensor]:
+    """Watched quantities averaged over the samples of equal micro-batches: name -> (n,), or () for single numbers."""
+
+    def mean(name: str) -> Tensor:
+        values = [part.watch[name] for part in parts]
+        if parts[0].weight is None:
+            return torch.stack([value.mean(0) for value in values]).mean(0)
+        weights = [part.weight for part in parts]
+        total = sum((weight * value).sum(0) for weight, value in zip(weights, values, strict=True))
+        return total / sum(weight.sum(0) for weight in weights).clamp(min=1)
+
+    return {name: mean(name) for name in parts[0].watch}
+
+
+class EMA(NamedTuple):
+    """An exponential moving average of a network's parameters.
+
+    Attributes:
+        average: the network that holds it.
+        network: the network it follows.
+        limit: largest rate; the rate after i updates is min(limit, (i+1)/(i+10)). 0 copies the network.
+    """
+
+    average: nn.Module
+    network: nn.Module
+    limit: float
+
+    def update(self, count: int) -> float:
+        """Take in the network after ``count`` earlier updates, and return the rate of that."""
+        rate = ema_rate(count, self.limit)
+        update_ema(self.average, self.network, rate)
+        return rate
+
+
+@dataclass(frozen=True)
+class Update:
+    """One kind of optimizer step: which network learns from which loss, and in which iterations.
+
+    Attributes:
+        name: of what is updated.
+        network: its parameters get gradients.
+        loss: ``(micro-batch, k) -> Losses`` of the k-th repetition within an iteration.
+        optimizer: Adam, its schedule and the gradient clipping.
+        repeat: steps an iteration.
+        start: first iteration that has it.
+        stop: first iteration that does not have it any more; None is the end of the run.
+        ema: updated after the last repetition, counted from ``start``.
+        clock: what the learning rate counts: None the steps of this update, from ``start`` to ``stop``; a number N
+            counts N steps in every iteration of the run, of which this update's ``repeat`` are the last.
+        logged_as: name of the loss in logs and errors; None is ``name``.
+        whole_batch: whether the loss needs all samples of a process at once, and is never accumulated.
+        begin: called once, in iteration ``start``, before the first step.
+    """
+
+    name: str
+    network: nn.Module
+    loss: Callable[[Batch, int], Losses]
+    optimizer: OptimizerSettings
+    repeat: int = 1
+    start: int = 0
+    stop: int | None = None
+    ema: EMA | None = None
+    clock: int | None = None
+    logged_as: str | None = None
+    whole_batch: bool = False
+    begin: Callable[[], None] | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the loss in logs and errors."""
+        return self.logged_as or self.name
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether this iteration has the update."""
+        return self.start <= iteration and (self.stop is None or iteration < self.stop)
+
+    def count(self, iterations: int) -> int:
+        """Number of optimizer steps in a run."""
+        stop = iterations if self.stop is None else min(self.stop, iterations)
+        return max(0, stop - self.start) * self.repeat
+
+    def learning_rate(self, iteration: int, k: int, iterations: int) -> float:
+        """Learning rate of the k-th repetition in one iteration of a run."""
+        if self.clock is None:
+            start, stop, steps = self.start, iterations if self.stop is None else self.stop, self.repeat
+        else:
+            start, stop, steps = 0, iterations, self.clock
+        return self.optimizer.rate((iteration - start + 1) * steps - self.repeat + k, (stop - start) * steps)
