@@ -12,7 +12,7 @@ from dd2_lightning.cli import main
 from dd2_lightning.cli.arguments import configs_first
 from runs import fails, fit, make_teacher, run_chain, stage_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")

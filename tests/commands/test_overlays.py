@@ -15,7 +15,7 @@ from dd2_lightning.models.student import build_student
 from dd2_lightning.overlays import resolve
 from runs import fails, fit, make_teacher, stage_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign"}
 
 # section 9 of the settings: learning rate, batch, micro-batches, iterations of the head alone, iterations
