@@ -1,14 +1,10 @@
 """``dd2 cache``: fill a cache of teacher sequences, in several processes."""
 
-import torch
-from torch import multiprocessing
+from typing import Any
 
-from dd2_lightning.artifacts import Artifact, load_teacher
-from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache
 from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.sequences import describe_cache, fill
 
 
 def cache(
@@ -18,7 +14,7 @@ def cache(
     sampling: AnySampling = Sampling(),
     seed: int = 0,
     processes: int = 1,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int = 10_000,
     batch_size: int = 500,
     device: str = "cpu",
     part: int = 0,
@@ -43,6 +39,12 @@ def cache(
         pair_steps: for DD1's pairs of noise and sequence; data.steps of the runs that read them. By default sequences
             alone are sampled.
     """
+    from torch import multiprocessing
+
+    from dd2_lightning.artifacts import Artifact, load_teacher
+    from dd2_lightning.data.cache import SequenceCache
+    from dd2_lightning.stages.sequences import describe_cache, fill
+
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
     check_at_least_one("--", **counts, pair_steps=pair_steps)
     if not 0 <= part < parts:
@@ -71,13 +73,19 @@ def sample_share(
     rank: int,
     teacher: str,
     output: str,
-    description: dict,
+    description: dict[str, Any],
     sampling: Sampling,
     shares: list[list[int]],
     batch_size: int,
     device: str,
 ) -> None:
     """Sample one process's shards; the first process shows its progress."""
+    import torch
+
+    from dd2_lightning.artifacts import load_teacher
+    from dd2_lightning.data.cache import SequenceCache
+    from dd2_lightning.stages.sequences import fill
+
     torch.set_num_threads(1)
     device = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
     sequences = SequenceCache(output, description)
