@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from dd2_lightning import commands
-from dd2_lightning.artifacts import settle_manifest, state_hash, write_artifact, write_teacher
+from dd2_lightning.artifacts import state_hash, write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.samplers import OneStepSampler
+from dd2_lightning.files import open_manifest
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import ImageFile, write_images
 from dd2_lightning.images.sample_sets import SampleSet
@@ -171,7 +172,7 @@ def test_damaged_parts_are_named(model, tmp_path, monkeypatch, capsys):
     for content, word in (("{", "damaged"), ("{}", "num = None")):
         manifest.write_text(content)
         with pytest.raises(ArtifactError, match=word):
-            settle_manifest(manifest, {"num": 1}, "")
+            open_manifest(manifest, {"num": 1}, "")
 
 
 def test_a_directory_and_a_grid_hold_the_same_pictures(model, tmp_path):

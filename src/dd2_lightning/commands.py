@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash, write_atomically
+from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
 from dd2_lightning.devices import autocast, check_precision, resolve_device
 from dd2_lightning.errors import check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.files import check_writable, sha256, write_atomically
 from dd2_lightning.images.files import check_grid, encode_image, output_kind, save_grid, to_bytes
 from dd2_lightning.images.sample_sets import SampleSet
 from dd2_lightning.metrics.protocols import protocol_named

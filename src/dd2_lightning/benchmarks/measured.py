@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import check_writable, write_atomically
 from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.evaluation.report import commit, hardware, to_json
+from dd2_lightning.files import check_writable, write_atomically
 from dd2_lightning.hub.cards import published
 
 

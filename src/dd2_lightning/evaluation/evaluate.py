@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import Artifact, check_writable
+from dd2_lightning.artifacts import Artifact
 from dd2_lightning.devices import check_precision, resolve_device
 from dd2_lightning.errors import DD2Error, check_samples
 from dd2_lightning.evaluation.compare import Evaluator, compare
@@ -15,6 +15,7 @@ from dd2_lightning.evaluation.figures import blank_figure, save_comparison, save
 from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
 from dd2_lightning.evaluation.samplers import Sampler
 from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.files import check_writable
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.metrics.features import FeatureNetwork, feature_network
 from dd2_lightning.metrics.warning import collect_warnings

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import check_writable, write_atomically
 from dd2_lightning.devices import resolve_device
 from dd2_lightning.errors import ArtifactError, check_samples
 from dd2_lightning.evaluation.report import results_path, to_json
+from dd2_lightning.files import check_writable, write_atomically
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.images.npz import ImageFile, read_arrays
 from dd2_lightning.metrics.features import feature_network, features_of, identity
