@@ -161,8 +161,8 @@ def measure(
     """
     import torch
 
-    from dd2_lightning.artifacts import check_writable, write_atomically
     from dd2_lightning.evaluation.report import to_json
+    from dd2_lightning.files import check_writable, write_atomically
     from dd2_lightning.hub.cards import published
     from dd2_lightning.provenance import commit, hardware
 

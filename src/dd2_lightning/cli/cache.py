@@ -1,5 +1,7 @@
 """``dd2 cache``: fill a cache of teacher sequences, in several processes."""
 
+import signal
+from collections.abc import Callable
 from typing import Any
 
 from dd2_lightning.errors import DD2Error, check_at_least_one
@@ -58,7 +60,7 @@ def cache(
     if len(shares) > 1:
         work = (teacher, output, description, sampling, shares, batch_size, device)
         try:
-            multiprocessing.spawn(sample_share, work, nprocs=len(shares))
+            run_processes(sample_share, work, len(shares))
         except multiprocessing.ProcessRaisedException as error:
             raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
         except multiprocessing.ProcessExitedException as error:
@@ -90,3 +92,22 @@ def sample_share(
     device = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
     sequences = SequenceCache(output, description)
     fill(sequences, load_teacher(teacher).to(device), sampling, shares[rank], batch_size, show=rank == 0)
+
+
+def run_processes(function: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
+    """Run a function in several processes, which SIGINT reaches through this one alone.
+
+    Raises:
+        ProcessRaisedException, ProcessExitedException: if one of them fails; the others are ended.
+    """
+    from torch import multiprocessing
+
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it
+    context = multiprocessing.spawn(function, arguments, number, join=False)
+    signal.signal(signal.SIGINT, handler)
+    try:
+        while not context.join():
+            pass
+    finally:
+        for process in context.processes:
+            process.terminate()

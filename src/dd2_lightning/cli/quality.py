@@ -35,10 +35,10 @@ def quality(
     Returns:
         The results, as they are written: settings, scores and ``"warnings"``.
     """
-    from dd2_lightning.artifacts import check_writable, write_atomically
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.measure import measure_quality, resolve_protocol
     from dd2_lightning.evaluation.report import results_path, to_json
+    from dd2_lightning.files import check_writable, write_atomically
     from dd2_lightning.images.files import check_not_directory
     from dd2_lightning.images.npz import ImageFile
     from dd2_lightning.metrics.features import feature_network
@@ -78,9 +78,9 @@ def statistics(
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
     """
-    from dd2_lightning.artifacts import check_writable
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.measure import fit_features
+    from dd2_lightning.files import check_writable
     from dd2_lightning.images.files import check_not_directory
     from dd2_lightning.images.npz import ImageFile
     from dd2_lightning.metrics.features import feature_network

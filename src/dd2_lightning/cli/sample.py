@@ -52,8 +52,9 @@ def sample(
     """
     import torch
 
-    from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash
+    from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
     from dd2_lightning.devices import autocast, check_precision, resolve_device
+    from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
     from dd2_lightning.images.sample_sets import SampleSet
     from dd2_lightning.noise import SampleNoise
@@ -155,7 +156,7 @@ def draw_grid(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_
 
 def write_images(images: "Tensor", classes: "Tensor", directory: Path, start: int) -> None:
     """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
-    from dd2_lightning.artifacts import write_atomically
+    from dd2_lightning.files import write_atomically
     from dd2_lightning.images.files import encode_image
 
     width = len(str(len(classes) - 1))

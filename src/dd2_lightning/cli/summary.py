@@ -11,8 +11,8 @@ def summary(results: list[str | Path], output: str | Path) -> dict[str, Any]:
         results: the files.
         output: the JSON file to write; the table gets its name with ``.md``.
     """
-    from dd2_lightning.artifacts import write_atomically
     from dd2_lightning.evaluation.report import aggregate, markdown, print_table, read_report, to_json
+    from dd2_lightning.files import write_atomically
 
     medians = aggregate([read_report(path) for path in results])
     write_atomically(Path(output).with_suffix(".md"), markdown(medians).encode())

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from dd2_lightning.artifacts import check_writable
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.compare import Evaluator, compare
 from dd2_lightning.evaluation.figures import blank_figure, save_comparison, save_curves
 from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
 from dd2_lightning.evaluation.samplers import Sampler
+from dd2_lightning.files import check_writable
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.warning import collect_warnings

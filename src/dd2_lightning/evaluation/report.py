@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score, ratios
+from dd2_lightning.files import write_atomically
 from dd2_lightning.provenance import commit, hardware
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dd2_lightning.artifacts import check_writable, difference, sha256, write_teacher
+from dd2_lightning.artifacts import difference, write_teacher
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.families.registry import build_meta, published_family
 from dd2_lightning.families.release import Release
+from dd2_lightning.files import check_writable, sha256
 from dd2_lightning.hub.cards import Card, identify, load_card
 from dd2_lightning.hub.checkpoint import locate, read_checkpoint
 from dd2_lightning.models.teacher import Teacher

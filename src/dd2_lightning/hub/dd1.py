@@ -5,9 +5,10 @@ from typing import Literal
 
 import torch
 
-from dd2_lightning.artifacts import Artifact, check_writable, difference, sha256, teacher_reference, write_artifact
+from dd2_lightning.artifacts import Artifact, difference, teacher_reference, write_artifact
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.families.registry import build_meta
+from dd2_lightning.files import check_writable, sha256
 from dd2_lightning.hub.cards import identify, load_card
 from dd2_lightning.hub.checkpoint import locate, read_checkpoint
 from dd2_lightning.models.dd1_generator import DD1Generator

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.data.digits import load_digits_images
+from dd2_lightning.files import write_atomically
 from dd2_lightning.noise import stream
 
 VERSION = 1

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import write_atomically
 from dd2_lightning.images.npz import ImageFile, open_npz, read_arrays
 from dd2_lightning.metrics.features import FeatureNetwork, InceptionFeatures, features_of, identity
 from dd2_lightning.metrics.frechet import FeatureGaussian, Gaussian
