@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dd2_lightning.tables import distil_table_dd1, independent_total_variation, random_table
+from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_generator, load_teacher
