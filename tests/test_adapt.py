@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dd2_lightning.artifacts import load_teacher, sha256, write_teacher
+from dd2_lightning.artifacts import load_teacher, write_teacher
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.files import sha256
 from dd2_lightning.stages.adapt import TOLERANCE
 from dd2_lightning.stages.teacher import cross_entropy, swapped, with_noise
 from runs import adapt_config, fails, fit, original, stage_config

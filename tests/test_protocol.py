@@ -14,8 +14,9 @@ from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
 from dd2_lightning.models.teacher import Teacher
+from dd2_lightning.models.truncation import draw, keep_top_k
 from dd2_lightning.models.walk import integrate_walk
-from dd2_lightning.sampling import Sampling, draw, keep_top_k
+from dd2_lightning.sampling import Sampling
 from helpers import circle
 from teachers import FAMILIES, labels_for, random_indices, student_of, table_teacher, two_sequences
 

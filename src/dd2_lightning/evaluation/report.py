@@ -13,11 +13,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score
+from dd2_lightning.files import write_atomically
 from dd2_lightning.provenance import commit, hardware
-
 
 Row = dict[str, Any]
 """A :class:`Score` as the report has it."""
@@ -268,17 +267,3 @@ def read_report(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is no report of this version ({error}); run dd2 evaluate again") from error
     return report
-
-
-def write_benchmark(results: list[str | Path], output: str | Path) -> dict[str, Any]:
-    """Medians and ranges of several results.json, as JSON and as a Markdown table beside it.
-
-    Args:
-        results: the files.
-        output: the JSON file to write; the table gets its name with ``.md``.
-    """
-    summary = aggregate([read_report(path) for path in results])
-    write_atomically(Path(output).with_suffix(".md"), markdown(summary).encode())
-    write_atomically(Path(output), to_json(summary))
-    print_table(summary)
-    return summary

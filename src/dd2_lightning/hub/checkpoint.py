@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd2_lightning.artifacts import sha256
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import sha256
 from dd2_lightning.hub.cards import Card, DD1Card
 
 HUB = "hf://"

@@ -1,0 +1,24 @@
+"""Sampling settings of the LlamaGen family."""
+
+from dataclasses import dataclass
+
+from dd2_lightning.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class LlamaGenSampling(Sampling):
+    """How LlamaGen is sampled. A ``guidance_scale`` of 1 is no guidance.
+
+    Attributes:
+        cfg_interval: m: guidance for tokens 0..m+1 and none after them, as the release counts; -1 is everywhere.
+
+    Raises:
+        ValueError: for an interval below -1, and as :class:`Sampling`.
+    """
+
+    cfg_interval: int = -1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cfg_interval < -1:
+            raise ValueError(f"cfg_interval must be -1 (everywhere) or more, got {self.cfg_interval}")
