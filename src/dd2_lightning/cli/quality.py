@@ -42,6 +42,7 @@ def quality(
     from dd2_lightning.images.files import check_not_directory
     from dd2_lightning.images.npz import ImageFile
     from dd2_lightning.metrics.features import feature_network
+    from dd2_lightning.metrics.references import check_sizes, open_reference
 
     check_samples(batch_size=batch_size, manifold_samples=manifold_samples)
     chosen, path = resolve_device(device), results_path(output)
@@ -49,8 +50,10 @@ def quality(
     check_writable(path.parent)
     images = ImageFile(samples)
     protocol = resolve_protocol(images, protocol)
+    against = open_reference(reference)
+    check_sizes(images, against)
     network = feature_network(features, path.parent, inception, chosen)
-    results = measure_quality(images, reference, network, protocol, manifold_samples, batch_size, chosen)
+    results = measure_quality(images, against, network, protocol, manifold_samples, batch_size, chosen)
     write_atomically(path, to_json(results))
     for name, value in results.items():
         if name != "warnings":

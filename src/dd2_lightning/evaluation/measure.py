@@ -13,7 +13,7 @@ from dd2_lightning.metrics.features import FeatureNetwork, features_of, identity
 from dd2_lightning.metrics.frechet import FeatureGaussian
 from dd2_lightning.metrics.protocols import protocol_named
 from dd2_lightning.metrics.quality import Quality
-from dd2_lightning.metrics.references import check_sizes, open_reference
+from dd2_lightning.metrics.references import Reference
 from dd2_lightning.metrics.warning import SampleWarning, collect_warnings
 from dd2_lightning.progress import tracked
 
@@ -21,51 +21,44 @@ from dd2_lightning.progress import tracked
 @torch.no_grad()
 def measure_quality(
     images: ImageFile,
-    reference: str,
+    reference: Reference,
     network: FeatureNetwork,
     protocol: str | None,
     manifold_samples: int | None,
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Measure images against a reference.
+    """Measure images against a reference: settings, scores and ``"warnings"``.
 
     Args:
         images: the samples.
-        reference: file of images or of statistics.
+        reference: images of the same size, or statistics.
         network: features.
         protocol: how the samples were drawn.
         manifold_samples: samples that precision, recall and KID take; those of the protocol by default, else 10,000.
         batch_size: images at a time.
         device: where the network is.
-
-    Returns:
-        Settings, scores and ``"warnings"``.
     """
-    if manifold_samples is None:
-        manifold_samples = 10_000 if protocol is None else protocol_named(protocol).manifold_samples
+    drawn = None if protocol is None else protocol_named(protocol)
+    limit = manifold_samples or (drawn.manifold_samples if drawn else 10_000)
     with collect_warnings() as messages:
-        against = open_reference(reference, network)
-        check_sizes(images, against)
-        wanted = protocol and protocol_named(protocol).samples
-        if wanted and len(images) < wanted:
+        if drawn and drawn.samples and len(images) < drawn.samples:
             warnings.warn(
-                f"{len(images):,} samples, protocol {protocol} takes {wanted:,}: these figures are not comparable",
+                f"{len(images):,} samples, protocol {protocol} takes {drawn.samples:,}: these figures are not comparable",
                 SampleWarning,
                 stacklevel=1,
             )
-        measured = against.measured(network, manifold_samples, batch_size, device)
-        metrics = Quality(*measured, manifold_samples).to(device)
+        quality = Quality(*reference.measured(network, limit, batch_size, device), limit).to(device)
         for pixels in tracked(images.batches(batch_size), "quality: samples", len(images), size=batch_size):
-            found = features_of(network, pixels, device)
-            metrics.update(found, network.logits(found))
-        scores = metrics.compute()
+            features = features_of(network, pixels, device)
+            quality.update(features, network.logits(features))
+        scores = quality.compute()
     return {
         "protocol": protocol,
         "features": identity(network),
-        "reference": against.path.name,
+        "reference": reference.path.name,
         "samples": len(images),
-        "manifold_samples": None if against.images is None else min(manifold_samples, len(images)),
+        "manifold_samples": None if reference.images is None else min(limit, len(images)),
         **asdict(scores),
         "warnings": messages,
     }
