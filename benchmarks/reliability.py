@@ -285,7 +285,7 @@ def reliability(
     """
     directory = Path(work).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    import_module("dd2_lightning.cli.fit")  # imports everything once instead of in every forked process
+    import_module("dd2_lightning.cli.training")  # imports everything once instead of in every forked process
     results = measure(kills, directory)
     write_atomically(Path(output), json.dumps(results, indent=1).encode())
     write_atomically(Path(document), report(results).encode())

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from benchmarks.command import run_command
 from benchmarks.training import Config, LearningCurve, build, fit, read_config
-from dd2_lightning.artifacts import check_writable, write_atomically, write_teacher
+from dd2_lightning.artifacts import write_teacher
 from dd2_lightning.evaluation.report import commit, hardware, to_json
 from dd2_lightning.families.table.model import TableTeacher
+from dd2_lightning.files import check_writable, write_atomically
 from dd2_lightning.noise import stream
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -13,8 +13,8 @@ from benchmarks.ablations.problems import open_problem
 from benchmarks.ablations.report import Content, Outcome, as_json, asked, markdown, summary
 from benchmarks.ablations.runs import plan_runs
 from benchmarks.command import run_command
-from dd2_lightning.artifacts import check_writable, write_atomically
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.files import check_writable, write_atomically
 
 WORK = "runs/ablations"
 RESULTS = "benchmarks/ablations.json"

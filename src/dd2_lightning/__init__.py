@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dd2_lightning.artifacts import load_generator, load_init, load_teacher, write_teacher
-    from dd2_lightning.families.llamagen.model import LlamaGenSampling
-    from dd2_lightning.families.var.model import VARSampling
+    from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
+    from dd2_lightning.families.var.sampling import VARSampling
     from dd2_lightning.sampling import Sampling
 
 try:
@@ -25,9 +25,9 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0"
 
 _PUBLIC = {
-    "LlamaGenSampling": "dd2_lightning.families.llamagen.model",
+    "LlamaGenSampling": "dd2_lightning.families.llamagen.sampling",
     "Sampling": "dd2_lightning.sampling",
-    "VARSampling": "dd2_lightning.families.var.model",
+    "VARSampling": "dd2_lightning.families.var.sampling",
     "load_generator": "dd2_lightning.artifacts",
     "load_init": "dd2_lightning.artifacts",
     "load_teacher": "dd2_lightning.artifacts",

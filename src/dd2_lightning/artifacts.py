@@ -27,15 +27,7 @@ from torch import Tensor, nn
 
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.families.registry import family_of, teacher_from_config
-from dd2_lightning.files import (  # noqa: F401
-    atomic_path,
-    check_writable,
-    sha256,
-    write_atomically,
-)
-from dd2_lightning.files import atomic_path as whole_or_not_at_all  # noqa: F401
-from dd2_lightning.files import open_manifest as settle_manifest  # noqa: F401
-from dd2_lightning.files import remove_temporary as remove_parts  # noqa: F401
+from dd2_lightning.files import atomic_path, sha256, write_atomically
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.dd1_generator import DD1Generator

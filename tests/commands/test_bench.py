@@ -5,8 +5,6 @@ import json
 import pytest
 import torch
 
-from dd2_lightning.benchmarks.flows import stored_posterior_mean, time_flow
-from dd2_lightning.benchmarks.training import step_of, time_updates
 from dd2_lightning.cli import main
 from dd2_lightning.costs import shapes_only
 from dd2_lightning.evaluation.timing import interleaved
@@ -18,6 +16,8 @@ from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.planning import blank_batch, planned
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import CSDDistill
+from dd2_lightning.timing.flows import stored_posterior_mean, time_flow
+from dd2_lightning.timing.training import step_of, time_updates
 from reference import release_files
 from runs import fails
 

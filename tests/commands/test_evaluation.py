@@ -9,13 +9,14 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
+from dd2_lightning.cli.summary import summary
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, ratios, time_samplers
 from dd2_lightning.evaluation.evaluate import evaluate_samplers
 from dd2_lightning.evaluation.figures import save_comparison, save_curves
-from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, write_benchmark
+from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
     OneStepSampler,
@@ -328,12 +329,12 @@ def test_medians_and_ranges_of_several_seeds(tmp_path, capsys):
         }
         reports.append(make_report(scores, seed, 100))
         (tmp_path / f"{seed}.json").write_text(json.dumps(reports[-1]))
-    summary = write_benchmark([tmp_path / f"{seed}.json" for seed in range(3)], tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text()) == summary
-    assert summary["runs"] == reports
-    assert summary["median"]["ratios"] == {"frechet": pytest.approx(0.2), "nll": None}
-    assert summary["range"]["ratios"] == {"frechet": pytest.approx([0.1, 0.3]), "nll": None}
-    middle, ends = (summary[part]["contenders"]["one-step"] for part in ("median", "range"))
+    combined = summary([tmp_path / f"{seed}.json" for seed in range(3)], tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == combined
+    assert combined["runs"] == reports
+    assert combined["median"]["ratios"] == {"frechet": pytest.approx(0.2), "nll": None}
+    assert combined["range"]["ratios"] == {"frechet": pytest.approx([0.1, 0.3]), "nll": None}
+    middle, ends = (combined[part]["contenders"]["one-step"] for part in ("median", "range"))
     assert middle["frechet"] == pytest.approx(0.2) and ends["frechet"] == pytest.approx([0.1, 0.3])
     assert middle["kind"] == "one_step" and middle["snapped"] is False and middle["parameters"] == 10
     table = (tmp_path / "out.md").read_text()
@@ -350,7 +351,7 @@ def test_a_file_that_is_no_report_is_named(tmp_path):
     for text, message in (("{", "Expecting"), ("[]", "list"), (json.dumps(old), "teacher has no kind")):
         (tmp_path / "0.json").write_text(text)
         with pytest.raises(ArtifactError, match=rf"0\.json is no report of this version \(.*{message}"):
-            write_benchmark([tmp_path / "0.json"], tmp_path / "out.json")
+            summary([tmp_path / "0.json"], tmp_path / "out.json")
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

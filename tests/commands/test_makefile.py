@@ -65,12 +65,17 @@ def test_the_adaptation_reads_the_original(tmp_path):
 
 
 def test_an_interrupted_stage_is_resumed(tmp_path):
+    """And a fresh one starts: --ckpt_path auto; the run itself is in test_user_machine."""
     finish(tmp_path, "teacher", "init")
-    checkpoint = tmp_path / "csd" / "checkpoints" / "last.ckpt"
-    assert "--ckpt_path" not in plan(tmp_path, "csd")
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
-    assert "--ckpt_path last" in plan(tmp_path, "csd")
+    assert "--ckpt_path auto" in next(line for line in plan(tmp_path, "csd").splitlines() if "dd2 fit" in line)
+
+
+def test_a_copied_run_is_not_trained_again(tmp_path):
+    """Its files are as old as the copy, in any order."""
+    for age, name in enumerate(["teacher", "init", "csd", "align"]):
+        finish(tmp_path, name)
+        os.utime(tmp_path / name / "config.json", (time.time() - 100 * age,) * 2)
+    assert stages(plan(tmp_path, "demo"), "var") == []
 
 
 @pytest.mark.parametrize("family", STAGES)
@@ -79,11 +84,8 @@ def test_the_baseline_needs_a_teacher_only(tmp_path, family):
     assert stages(text, family) == STAGES[family][:-3] and f"--config configs/dd1_{family}.yaml" in text
     assert f"--model.teacher {tmp_path}/{LAST[family]}" in text
     finish(tmp_path, *STAGES[family][:-3])
-    checkpoint = tmp_path / "dd1" / "checkpoints" / "last.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
     text = plan(tmp_path, "dd1", family)
-    assert stages(text, family) == [] and "--ckpt_path last" in text
+    assert stages(text, family) == [] and "--ckpt_path auto" in text
 
 
 def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):

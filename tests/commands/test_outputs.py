@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dd2_lightning import commands
+from dd2_lightning import artifacts
 from dd2_lightning.artifacts import write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
@@ -26,7 +26,7 @@ def model(tmp_path, monkeypatch):
     write_teacher(tmp_path / "teacher", teacher)
     student = toy_student(teacher)
     write_artifact(tmp_path / "csd", "csd", {"family": "table"}, {"generator": student.state_dict()})
-    monkeypatch.setattr(commands, "load_generator", lambda _: OneStepGenerator(student, teacher.tokenizer, 0.4).eval())
+    monkeypatch.setattr(artifacts, "load_generator", lambda _: OneStepGenerator(student, teacher.tokenizer, 0.4).eval())
     return tmp_path / "csd"
 
 

@@ -9,9 +9,9 @@ import yaml
 
 from dd2_lightning.artifacts import Artifact, teacher_reference, write_artifact, write_teacher
 from dd2_lightning.cli import main
+from dd2_lightning.cli.evaluate import evaluate
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.config import KINDS, Models, open_samplers, read_samplers, standard_samplers
-from dd2_lightning.evaluation.evaluate import evaluate
 from dd2_lightning.evaluation.samplers import OneStepSampler
 from dd2_lightning.sampling import Sampling
 from runs import fails

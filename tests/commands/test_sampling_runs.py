@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from dd2_lightning import commands
-from dd2_lightning.artifacts import settle_manifest, state_hash, write_artifact, write_teacher
+from dd2_lightning import artifacts
+from dd2_lightning.artifacts import state_hash, write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.samplers import OneStepSampler
+from dd2_lightning.files import open_manifest
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import ImageFile, write_images
 from dd2_lightning.images.sample_sets import SampleSet
@@ -36,8 +37,8 @@ def model(tmp_path, monkeypatch):
     write_teacher(tmp_path / "teacher", teacher)
     student = toy_student(teacher)
     write_artifact(tmp_path / "csd", "csd", {"family": "table"}, {"generator": student.state_dict()})
-    monkeypatch.setattr(commands, "load_generator", lambda _: OneStepGenerator(student, teacher.tokenizer, 0.4).eval())
-    monkeypatch.setattr(commands, "load_teacher", lambda _: teacher)
+    monkeypatch.setattr(artifacts, "load_generator", lambda _: OneStepGenerator(student, teacher.tokenizer, 0.4).eval())
+    monkeypatch.setattr(artifacts, "load_teacher", lambda _: teacher)
     return tmp_path / "csd"
 
 
@@ -143,7 +144,7 @@ def test_parts_of_another_model_are_refused(model, tmp_path, monkeypatch, capsys
     student = toy_student(teacher)
     student.head.output.weight.mul_(1.5)
     changed = OneStepGenerator(student, teacher.tokenizer, 0.4).eval()
-    monkeypatch.setattr(commands, "load_generator", lambda _: changed)
+    monkeypatch.setattr(artifacts, "load_generator", lambda _: changed)
     with fails(capsys, 1, "model = "):
         draw(model, tmp_path / "set.npz")
 
@@ -171,7 +172,7 @@ def test_damaged_parts_are_named(model, tmp_path, monkeypatch, capsys):
     for content, word in (("{", "damaged"), ("{}", "num = None")):
         manifest.write_text(content)
         with pytest.raises(ArtifactError, match=word):
-            settle_manifest(manifest, {"num": 1}, "")
+            open_manifest(manifest, {"num": 1}, "")
 
 
 def test_a_directory_and_a_grid_hold_the_same_pictures(model, tmp_path):

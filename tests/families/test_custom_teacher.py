@@ -13,7 +13,7 @@ import torch
 import dd2_lightning as dd2
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.families.registry import family_class, family_of
+from dd2_lightning.families.registry import FAMILIES, family_class, family_of
 from dd2_lightning.families.table.model import TableTeacher
 from teachers import DOCUMENT, code_of_the_document, gru_teacher, table_teacher
 
@@ -66,11 +66,23 @@ def test_a_family_is_named_by_its_class():
     assert family_of(table_teacher()) == "table"
 
 
-def test_the_names_of_families_are_known_without_torch():
+def test_families_and_their_sampling_settings_are_known_without_torch():
     """So that the help of the command line is quick."""
-    code = "import sys; from dd2_lightning.families.registry import FAMILIES; print(*FAMILIES, 'torch' in sys.modules)"
+    code = """if True:
+        import sys
+        import dd2_lightning as dd2
+        from dd2_lightning.families.registry import FAMILIES, AnySampling
+
+        assert AnySampling == dd2.Sampling | dd2.VARSampling | dd2.LlamaGenSampling
+        print(*FAMILIES, 'torch' in sys.modules)
+    """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["var", "llamagen", "table", "False"]
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_is_registered_with_the_sampling_settings_of_its_teacher(family):
+    assert family.teacher.sampling_type is family.sampling
 
 
 def test_classes_that_cannot_be_named():

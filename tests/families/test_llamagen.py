@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.layers import rope_table, rotate, swiglu_width
-from dd2_lightning.families.llamagen.model import LlamaGenSampling, LlamaGenTeacher
+from dd2_lightning.families.llamagen.model import LlamaGenTeacher
 from dd2_lightning.families.llamagen.release import from_release
-from dd2_lightning.families.var.model import VARSampling
+from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
+from dd2_lightning.families.var.sampling import VARSampling
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling

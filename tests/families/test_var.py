@@ -10,11 +10,11 @@ from dd2_lightning.families.var.config import VARConfig
 from dd2_lightning.families.var.model import (
     VARBackbone,
     VARClassifier,
-    VARSampling,
     VARTeacher,
     smooth_weights,
 )
 from dd2_lightning.families.var.release import from_release
+from dd2_lightning.families.var.sampling import VARSampling
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling

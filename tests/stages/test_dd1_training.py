@@ -19,8 +19,8 @@ from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.losses import dd1_loss
+from dd2_lightning.metrics.perceptual import lpips_distance
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.perceptual import lpips_distance
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.planning import make_plan
 from dd2_lightning.sampling import Sampling

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_generator, load_init, load_teacher
-from dd2_lightning.cli.fit import FitCLI
+from dd2_lightning.cli.training import FitCLI
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 from faults import poisoned

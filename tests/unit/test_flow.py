@@ -237,7 +237,7 @@ def test_a_learned_flow_answers_in_float32():
 
 MEMORY = """
 import torch
-from dd2_lightning.benchmarks.flows import stored_posterior_mean as stored
+from dd2_lightning.timing.flows import stored_posterior_mean as stored
 from dd2_lightning.flow import CodebookFlow
 from memory import peak
 

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from dd2_lightning.evaluation.compare import finite
-from dd2_lightning.families.llamagen.model import LlamaGenSampling
+from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
 from dd2_lightning.families.table.model import TableTeacher
 from dd2_lightning.metrics.diversity import WithinClassVariance
 from dd2_lightning.metrics.frechet import FeatureGaussian, FrechetDistance, Gaussian, frechet_distance

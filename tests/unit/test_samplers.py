@@ -12,7 +12,7 @@ from dd2_lightning.evaluation.samplers import (
     RefinedSampler,
     TeacherSampler,
 )
-from dd2_lightning.families.var.model import VARSampling
+from dd2_lightning.families.var.sampling import VARSampling
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.noise import SampleNoise

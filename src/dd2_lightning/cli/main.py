@@ -47,20 +47,20 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "parameters, memory, operations and hours of a stage, before it runs", "cli.plan:plan", trains=True
     ),
     "cache": Command("sample teacher sequences in advance", "cli.cache:cache"),
-    "sample": Command("draw images with a generator", "commands:sample"),
-    "evaluate": Command("compare generators with their teacher and all baselines", "evaluation.evaluate:evaluate"),
-    "quality": Command("FID, KID, precision and recall of a file of images", "evaluation.measure:quality"),
-    "statistics": Command("feature statistics of a file of images", "evaluation.measure:statistics"),
-    "summary": Command("medians and ranges over the reports of several seeds", "evaluation.report:write_benchmark"),
+    "sample": Command("draw images with a generator", "cli.sample:sample"),
+    "evaluate": Command("compare generators with their teacher and all baselines", "cli.evaluate:evaluate"),
+    "quality": Command("FID, KID, precision and recall of a file of images", "cli.quality:quality"),
+    "statistics": Command("feature statistics of a file of images", "cli.quality:statistics"),
+    "summary": Command("medians and ranges over the reports of several seeds", "cli.summary:summary"),
     "convert": {
-        "var": Command("published VAR weights to a teacher", "hub.convert:convert_var"),
-        "llamagen": Command("published LlamaGen weights to a teacher", "hub.convert:convert_llamagen"),
-        "dd1": Command("published DD1 weights to a generator", "hub.dd1:convert_dd1"),
+        "var": Command("published VAR weights to a teacher", "cli.convert:convert_var"),
+        "llamagen": Command("published LlamaGen weights to a teacher", "cli.convert:convert_llamagen"),
+        "dd1": Command("published DD1 weights to a generator", "cli.convert:convert_dd1"),
     },
     "bench": {
-        "sample": Command("time a teacher against one step", "benchmarks:bench_sample"),
-        "train": Command("time the updates of the stages", "benchmarks:bench_train"),
-        "flow": Command("time the teacher's flow against its formula", "benchmarks:bench_flow"),
+        "sample": Command("time a teacher against one step", "cli.bench:bench_sample"),
+        "train": Command("time the updates of the stages", "cli.bench:bench_train"),
+        "flow": Command("time the teacher's flow against its formula", "cli.bench:bench_flow"),
     },
 }
 """All commands, in the order of the help; a dictionary is a group."""

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningCLI
 
 from dd2_lightning.cli.arguments import UsageError
-from dd2_lightning.cli.fit import StageCLI, run_stage
+from dd2_lightning.cli.training import StageCLI, run_stage
 from dd2_lightning.planning import PlanTrainer
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import remove_parts, settle_manifest, sha256, write_atomically
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import open_manifest, remove_temporary, sha256, write_atomically
 from dd2_lightning.noise import stream
 
 SHARD_SIZE = 10_000
@@ -42,7 +42,7 @@ class SequenceCache:
     def __init__(self, directory: str | Path, description: dict[str, Any], shard_size: int = SHARD_SIZE):
         self.directory = Path(directory)
         advice = "delete it or name another directory (data.cache_dir, dd2 cache --output)"
-        found = settle_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
+        found = open_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
         self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
         self.pairs = found.get("pairs")
         self._maps: dict[int, np.memmap] = {}
@@ -81,7 +81,7 @@ class SequenceCache:
         records["label"], records["tokens"] = labels.numpy(), tokens.numpy()
         buffer, path = io.BytesIO(), self.path(shard)
         np.save(buffer, records, allow_pickle=False)
-        remove_parts(self.directory, f"{path.stem}.*")  # of a process that was killed while it wrote this one
+        remove_temporary(self.directory, f"{path.stem}.*")  # of a process that was killed while it wrote this one
         write_atomically(path, buffer.getvalue())
         write_atomically(path.with_suffix(".sha256"), f"{sha256(path)}  {path.name}\n".encode())
 

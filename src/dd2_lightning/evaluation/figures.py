@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.files import write_atomically
 from dd2_lightning.images.grids import mosaic
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The families of teachers, by name. A new family is one folder beside this file and one line here.
 
 A user's teacher is named by where its class is imported from, ``my_module.MyTeacher``, and needs no line. Importing
-this module imports no family and no torch: what a family consists of is looked up when it is used.
+this module imports the sampling settings of the families and no torch: the rest of a family is looked up when used.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from functools import reduce
 from importlib import import_module, resources
 from operator import or_
 from typing import TYPE_CHECKING, Any
+
+from dd2_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dd2_lightning.families.release import Release
@@ -21,12 +23,14 @@ class Family:
 
     Attributes:
         name: what artifacts and configs call it.
-        teacher_class: in ``model.py``. The class knows the rest: ``sampling_type`` and :meth:`Teacher.dd1_student`.
+        teacher_class: in ``model.py``.
+        sampling_class: in ``sampling.py``; None where the family has the common settings only.
         published: whether weights were published: there are ``cards.yaml``, and ``RELEASE`` in ``release.py``.
     """
 
     name: str
     teacher_class: str
+    sampling_class: str | None = None
     published: bool = False
 
     @property
@@ -38,6 +42,13 @@ class Family:
     def teacher(self) -> "type[Teacher]":
         """Class of the teacher."""
         return getattr(import_module(f"{self.folder}.model"), self.teacher_class)
+
+    @property
+    def sampling(self) -> type[Sampling]:
+        """Class of the sampling settings."""
+        if self.sampling_class is None:
+            return Sampling
+        return getattr(import_module(f"{self.folder}.sampling"), self.sampling_class)
 
     @property
     def release(self) -> "Release":
@@ -53,20 +64,17 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("var", "VARTeacher", published=True),
-        Family("llamagen", "LlamaGenTeacher", published=True),
+        Family("var", "VARTeacher", "VARSampling", published=True),
+        Family("llamagen", "LlamaGenTeacher", "LlamaGenSampling", published=True),
         Family("table", "TableTeacher"),
     )
 }
 
-
-def __getattr__(name: str) -> Any:
-    """``AnySampling``, made at its first use: the common sampling settings, or those of any family."""
-    if name != "AnySampling":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dd2_lightning.sampling import Sampling
-
-    return reduce(or_, (family.teacher.sampling_type for family in FAMILIES.values()), Sampling)
+if TYPE_CHECKING:
+    AnySampling = Sampling
+else:
+    AnySampling = reduce(or_, (family.sampling for family in FAMILIES.values()), Sampling)
+    """The common sampling settings, or those of any family: what a config may give."""
 
 
 def published_family(name: str) -> Family:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dd2_lightning.artifacts import write_atomically
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import write_atomically
 from dd2_lightning.images.grids import mosaic
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import whole_or_not_at_all
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import atomic_path
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every entry, so that the same images make the same file."""
@@ -49,7 +49,7 @@ def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarra
         batches: the images, in order, uint8 (B, H, W, channels).
         others: arrays to put beside them.
     """
-    with whole_or_not_at_all(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy", EPOCH), "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
             np.lib.format.write_array_header_1_0(file, header)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dd2_lightning.artifacts import remove_parts, settle_manifest, write_atomically
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import open_manifest, remove_temporary, write_atomically
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import write_images
 from dd2_lightning.progress import tracked
@@ -46,13 +46,13 @@ class SampleSet:
         manifest = self.directory / "manifest.json"
         if not any(self.directory.glob("*.npy")):
             manifest.unlink(missing_ok=True)  # nothing was drawn by it
-        settle_manifest(
+        open_manifest(
             manifest,
             json.loads(json.dumps(description)),
             f"delete {self.directory} to begin again, or name another --output",
         )
-        remove_parts(self.directory)
-        remove_parts(self.output.parent, self.output.name)
+        remove_temporary(self.directory)
+        remove_temporary(self.output.parent, self.output.name)
 
     @property
     def starts(self) -> range:

@@ -13,8 +13,9 @@ from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.teacher import Teacher, check_labels
 from dd2_lightning.models.tokenizer import Tokenizer
+from dd2_lightning.models.truncation import draw, keep_top_k, keep_top_p
 from dd2_lightning.models.walk import Walk
-from dd2_lightning.sampling import Sampling, draw, keep_top_k, keep_top_p
+from dd2_lightning.sampling import Sampling
 
 
 class CodebookTeacher(Teacher):

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import Artifact, check_family, check_hash, load_teacher, sha256, teacher_reference
+from dd2_lightning.artifacts import Artifact, check_family, check_hash, load_teacher, teacher_reference
 from dd2_lightning.data.batch import Batch, SequenceRequest
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.families.registry import family_of
+from dd2_lightning.files import sha256
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher

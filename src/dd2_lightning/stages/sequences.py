@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd2_lightning.artifacts import sha256
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.files import sha256
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.noise import stream

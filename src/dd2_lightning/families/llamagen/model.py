@@ -6,7 +6,7 @@ space takes the table's place (DD2, arXiv 2510.21003, appendix on LlamaGen); see
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +15,14 @@ from dd2_lightning.errors import InputTypeError
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.dd1 import DD1LlamaGen
 from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
+from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
 from dd2_lightning.families.llamagen.tokenizer import SphereVQ
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import Cache, exact_linear, init_linear, visibility
 from dd2_lightning.models.sizes import Sized
-from dd2_lightning.sampling import Sampling
 
 NOT_ADAPTED = "this LlamaGen's input is an embedding table; run configs/adapt_llamagen.yaml first"
-
-
-@dataclass(frozen=True)
-class LlamaGenSampling(Sampling):
-    """How LlamaGen is sampled. A ``guidance_scale`` of 1 is no guidance.
-
-    Attributes:
-        cfg_interval: m: guidance for tokens 0..m+1 and none after them, as the release counts; -1 is everywhere.
-
-    Raises:
-        ValueError: for an interval below -1, and as :class:`Sampling`.
-    """
-
-    cfg_interval: int = -1
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.cfg_interval < -1:
-            raise ValueError(f"cfg_interval must be -1 (everywhere) or more, got {self.cfg_interval}")
 
 
 class LlamaGenBackbone(Backbone):

@@ -7,7 +7,6 @@ adaptive layer norm.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from dd2_lightning.families.var.config import VARConfig
 from dd2_lightning.families.var.dd1 import DD1VAR
 from dd2_lightning.families.var.pyramid import ScalePyramid
+from dd2_lightning.families.var.sampling import VARSampling
 from dd2_lightning.families.var.tokenizer import MultiScaleVQ
 from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.models.backbone import Backbone
@@ -29,19 +29,8 @@ from dd2_lightning.models.layers import (
     visibility,
 )
 from dd2_lightning.models.sizes import Sized
-from dd2_lightning.sampling import Sampling, keep_top_k
-
-
-@dataclass(frozen=True)
-class VARSampling(Sampling):
-    """How VAR is sampled.
-
-    Attributes:
-        more_smooth: soft tokens, means of codes under a Gumbel-softmax that hardens along the scales: smoother
-            images, but not samples of the model. For looking at, never for training or measuring.
-    """
-
-    more_smooth: bool = False
+from dd2_lightning.models.truncation import keep_top_k
+from dd2_lightning.sampling import Sampling
 
 
 class VARBackbone(Backbone):

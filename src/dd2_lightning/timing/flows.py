@@ -1,4 +1,4 @@
-"""``dd2 bench flow``: the teacher's flow, against one that keeps its weights in memory."""
+"""Time and memory of the teacher's flow, against one that keeps its weights in memory."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,43 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.costs import Ledger
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.flow import codebook_posterior_mean
-
-
-def bench_flow(
-    output: str,
-    models: list[str],
-    batch_size: int = 1,
-    rounds: int = 5,
-    draws: int = 4,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Time the posterior mean of every token, and its gradient, at published sizes.
-
-    The flow that the losses use never holds a weight for every draw and code; it takes turns with the formula as it is
-    written, which does.
-
-    Args:
-        output: JSON file: ``{"models": {name: …}, …, "hardware", "torch", "commit"}``.
-        models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
-        batch_size: sequences at a time.
-        rounds: how often each is timed, after one round to warm up; medians count.
-        draws: m, noise draws a token.
-        device: where to compute.
-    """
-    return measure(
-        output,
-        models,
-        device,
-        lambda *size: time_flow(*size, batch_size, draws, rounds, device),
-        "{name}: posterior mean {median_seconds[fused]:.3f} s, as written {median_seconds[stored]:.3f} s; "
-        "with gradient {median_seconds[fused_gradient]:.3f} s, {median_seconds[stored_gradient]:.3f} s",
-        {"batch_size": batch_size, "rounds": rounds, "draws": draws},
-    )
 
 
 def stored_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``dd2 bench train``: the updates of the stages."""
+"""Time of the updates of the stages."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.costs import computing_in, count_flops
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.evaluation.timing import interleaved
-from dd2_lightning.families.registry import AnySampling, teacher_from_config
+from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.planning import blank_batch
@@ -20,69 +19,33 @@ from dd2_lightning.stages import ARDiffusionInit, CSDDistill
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
 
-
-def bench_train(
-    output: str,
-    models: list[str],
-    batch_size: int = 1,
-    rounds: int = 3,
-    draws: int = 4,
-    sampling: AnySampling = Sampling(guidance_scale=2.0),
-    head_width: int = 1024,
-    head_depth: int = 4,
-    precision: str = "32-true",
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Time every kind of update of stages 1 and 2, at published sizes with random weights.
-
-    An update is a loss, its gradient, a clipped step of Adam, and that of the EMA where it has one. The updates of a
-    stage take turns. The operations a second that come out are what ``dd2 plan --throughput`` asks for.
-
-    Args:
-        output: JSON file: ``{"models": {name: {update: …}}, …, "hardware", "torch", "commit"}``.
-        models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
-        batch_size: samples of a micro-batch.
-        rounds: how often each is timed, after one round to warm up; medians count.
-        draws: m, noise draws a token.
-        sampling: guidance and truncation of the teacher inside the loss.
-        head_width: width of the velocity head.
-        head_depth: its residual blocks.
-        precision: of the trainer: 32-true, bf16-mixed or 16-mixed.
-        device: where to compute.
-    """
-    computing_in(precision, device)  # refuses one that there is not
-    head = {"width": head_width, "depth": head_depth}
-
-    def of_size(family: str, architecture: dict[str, Any]) -> dict[str, Any]:
-        with torch.device(device):
-            teacher = teacher_from_config(family, architecture).eval().requires_grad_(False)
-        common = {"teacher": "", "draws": draws, "teacher_sampling": sampling}
-        stages = {
-            ARDiffusionInit: {**common, "head_width": head_width, "head_depth": head_depth},
-            CSDDistill: {**common, "init_from": ""},
-        }
-        timed = {}
-        for stage, settings in stages.items():  # one after the other: networks and Adam's moments are large
-            timed |= time_updates(stage(**settings), teacher, head, batch_size, rounds, precision, device)
-        return timed
-
-    return measure(
-        output,
-        models,
-        device,
-        of_size,
-        "{name}: "
-        + ", ".join(f"{{{name}[seconds_per_sample]:.3f}} s a sample of {name}" for name in UPDATES.values())
-        + " ({generator[tflops]:.3g} TFLOP/s)",
-        {"batch_size": batch_size, "rounds": rounds, "draws": draws},
-        head=head,
-        sampling=vars(sampling),
-        precision=precision,
-    )
-
-
 UPDATES = {"whole model": "init", "guidance": "guidance", "generator": "generator"}
 """What the stages call an update, and what the report does."""
+
+
+def time_stages(
+    family: str,
+    architecture: dict[str, Any],
+    batch_size: int,
+    rounds: int,
+    draws: int,
+    sampling: Sampling,
+    head: dict[str, int],
+    precision: str,
+    device: str,
+) -> dict[str, dict[str, Any]]:
+    """Time the updates of stages 1 and 2; see :func:`time_updates`."""
+    with torch.device(device):
+        teacher = teacher_from_config(family, architecture).eval().requires_grad_(False)
+    common = {"teacher": "", "draws": draws, "teacher_sampling": sampling}
+    stages = {
+        ARDiffusionInit: {**common, "head_width": head["width"], "head_depth": head["depth"]},
+        CSDDistill: {**common, "init_from": ""},
+    }
+    timed = {}
+    for stage, settings in stages.items():  # one after the other: networks and Adam's moments are large
+        timed |= time_updates(stage(**settings), teacher, head, batch_size, rounds, precision, device)
+    return timed
 
 
 def time_updates(

@@ -1,54 +1,16 @@
-"""``dd2 bench sample``: a teacher against one step."""
+"""Time of a teacher against one step."""
 
 from statistics import median
 from typing import Any
 
 import torch
 
-from dd2_lightning.benchmarks.measured import measure
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
-
-
-def bench_sample(
-    output: str,
-    models: list[str],
-    batch_size: int = 1,
-    rounds: int = 3,
-    sampling: Sampling = Sampling(guidance_scale=2.0),
-    head_width: int = 1024,
-    head_depth: int = 4,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Time a teacher against a one-step generator, at published sizes with random weights.
-
-    Weights do not change the time. Teacher, generator and decoder take turns.
-
-    Args:
-        output: JSON file: ``{"models": {name: …}, "batch_size", "rounds", "sampling", "hardware", "torch", "commit"}``.
-        models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
-        batch_size: images at a time.
-        rounds: how often each is timed, after one round to warm up; medians count.
-        sampling: guidance and truncation of the teacher.
-        head_width: width of the generator's velocity head.
-        head_depth: its residual blocks.
-        device: where to compute.
-    """
-    return measure(
-        output,
-        models,
-        device,
-        lambda *size: time_sampling(*size, batch_size, rounds, sampling, (head_width, head_depth), device),
-        "{name}: teacher {median_seconds[teacher]:.3f} s in {steps} steps, "
-        "one step {median_seconds[one_step]:.3f} s ({ratio:.1f}x), "
-        "decoder {median_seconds[decoder]:.3f} s ({ratio_with_decoder:.1f}x with it)",
-        {"batch_size": batch_size, "rounds": rounds},
-        sampling=vars(sampling),
-    )
 
 
 @torch.no_grad()

@@ -3,24 +3,16 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from dd2_lightning.artifacts import check_writable, load_generator, load_teacher, sha256, state_hash, write_atomically
-from dd2_lightning.devices import autocast, check_precision, resolve_device
 from dd2_lightning.errors import check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.images.files import check_grid, encode_image, output_kind, save_grid, to_bytes
-from dd2_lightning.images.sample_sets import SampleSet
-from dd2_lightning.metrics.protocols import protocol_named
-from dd2_lightning.models.teacher import check_labels
-from dd2_lightning.noise import SampleNoise
-from dd2_lightning.progress import tracked
 from dd2_lightning.sampling import Sampling
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@torch.no_grad()
+
 def sample(
     model: str,
     output: str,
@@ -58,6 +50,15 @@ def sample(
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
     """
+    import torch
+
+    from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.devices import autocast, check_precision, resolve_device
+    from dd2_lightning.files import check_writable, sha256
+    from dd2_lightning.images.files import output_kind
+    from dd2_lightning.images.sample_sets import SampleSet
+    from dd2_lightning.noise import SampleNoise
+
     check_samples(seed, num=num, batch_size=batch_size)
     check_at_least_one("--", steps=steps)
     if protocol is not None and (labels is not None or num is None):
@@ -71,7 +72,8 @@ def sample(
     tokens_of = generator.sampler(steps, refiner, sampling, split)
     n, C = generator.layout.length, generator.token_dim
 
-    def draw(start: int, labels: Tensor) -> Tensor:
+    @torch.no_grad()
+    def draw(start: int, labels: "Tensor") -> "Tensor":
         noise = SampleNoise(seed, start, len(labels), chosen)
         with autocast(chosen, precision):
             tokens = tokens_of(labels.to(chosen), *noise.for_generators(n, C))
@@ -101,8 +103,13 @@ def sample(
 
 def choose_labels(
     num_classes: int, labels: str | None = None, num: int | None = None, protocol: str | None = None, seed: int = 0
-) -> Tensor:
+) -> "Tensor":
     """Classes of all images, (num,), as the options of ``dd2 sample`` say; a ValueError if they cannot be."""
+    import torch
+
+    from dd2_lightning.metrics.protocols import protocol_named
+    from dd2_lightning.models.teacher import check_labels
+
     if protocol is not None:
         return protocol_named(protocol).labels(num, num_classes, seed)
     classes = torch.arange(num_classes) if labels is None else parse_labels(labels)
@@ -111,8 +118,10 @@ def choose_labels(
     return classes.repeat(-(-num // len(classes)))[:num]
 
 
-def parse_labels(text: str) -> Tensor:
+def parse_labels(text: str) -> "Tensor":
     """Parse ``0,1,2``."""
+    import torch
+
     try:
         return torch.tensor([int(part) for part in text.split(",")])
     except (ValueError, RuntimeError):
@@ -120,16 +129,23 @@ def parse_labels(text: str) -> Tensor:
 
 
 def drawn_batches(
-    draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size: int, path: Path
-) -> Iterator[tuple[int, Tensor]]:
+    draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path
+) -> "Iterator[tuple[int, Tensor]]":
     """Draw all images with progress: the index of the first of a batch, and the batch as bytes."""
+    from dd2_lightning.images.files import to_bytes
+    from dd2_lightning.progress import tracked
+
     starts = range(0, len(classes), batch_size)
     for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
         yield start, to_bytes(draw(start, classes[start : start + batch_size]))
 
 
-def draw_grid(draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size: int, path: Path) -> None:
+def draw_grid(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path) -> None:
     """Draw all images and write them as one, ten or fewer a row; one too large is refused after its first batch."""
+    import torch
+
+    from dd2_lightning.images.files import check_grid, save_grid
+
     columns, batches = min(len(classes), 10), []
     for start, images in drawn_batches(draw, classes, batch_size, path):
         if start == 0:
@@ -138,8 +154,11 @@ def draw_grid(draw: Callable[[int, Tensor], Tensor], classes: Tensor, batch_size
     save_grid(torch.cat(batches), path, columns)
 
 
-def write_images(images: Tensor, classes: Tensor, directory: Path, start: int) -> None:
+def write_images(images: "Tensor", classes: "Tensor", directory: Path, start: int) -> None:
     """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
+    from dd2_lightning.files import write_atomically
+    from dd2_lightning.images.files import encode_image
+
     width = len(str(len(classes) - 1))
     for i, image in enumerate(images, start):
         write_atomically(directory / f"{i:0{width}d}_class{int(classes[i])}.png", encode_image(image))
