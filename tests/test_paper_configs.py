@@ -41,6 +41,7 @@ DD1 = {
 # guidance updates alone, then of both networks
 ALIGN = {"var_d16": (8_000, 15_000, 7_500), "var_d20": (8_000, 36_000, 18_000)}
 PAPER_SIZES = {"var_d16": 329e6, "var_d20": 619e6, "var_d24": 1.04e9, "llamagen_l": 335e6}
+EVERY = sorted(CONFIGS.glob("paper/*/*.yaml"))
 PAPER = sorted(CONFIGS.glob("paper/*"))
 
 
@@ -142,16 +143,14 @@ def test_students_have_the_papers_size(path):
     assert size == pytest.approx(PAPER_SIZES[path.name], rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("paper/*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path):
     """The very networks of the config, on the meta device; only the counting of what they do is left out."""
     seen = []
 
-    def planned(stage, update, precision):
+    def planned(stage, update, iterations, precision):
         seen.append((type(stage).__name__, {parameter.device.type for parameter in stage.teacher.parameters()}))
-        return planning.UpdatePlan(update.name, update.count, Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
+        return planning.UpdatePlan(update.name, update.count(iterations), Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
 
     @contextmanager
     def as_they_are(stage):
@@ -167,7 +166,7 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path)
 
 
 def test_the_first_lines_say_how_to_run_it():
-    for path in CONFIGS.glob("paper/*/*.yaml"):
+    for path in EVERY:
         assert f"dd2 fit --config {path.relative_to(CONFIGS.parent)}" in path.read_text()
 
 
