@@ -19,7 +19,7 @@ from dd2_lightning.noise import SampleNoise
 from reference import release_files
 from runs import fails
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 SMALL = {"--trainer.enable_progress_bar": "false", "--trainer.log_every_n_steps": "1", "--checkpoint_every": "2"}

@@ -17,7 +17,7 @@ from dd2_lightning.cli.arguments import configs_first
 from processes import DD2, dd2, environment
 from runs import fails, fit, make_teacher, run_chain, stage_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from dd2_lightning.hub.cards import published
 from dd2_lightning.models.student import build_student
 from runs import fit, make_teacher, stage_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign"}
 
 # section 9 of the settings: learning rate, batch, micro-batches, iterations of the head alone, iterations

@@ -20,7 +20,7 @@ from dd2_lightning.stages import ARDiffusionInit, ContinuousInput, CSDDistill, P
 from runs import fails, run_chain, stage_config
 from teachers import FAMILIES, llamagen_teacher
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 HEAD = {"head_width": 16, "head_depth": 2}
 TRAINER = {"max_steps": 10, "devices": 2}
 
