@@ -161,10 +161,9 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
     """
     opened: dict[str, Sampler] = {}
     for where, sampler in samplers.items():
-        if isinstance(sampler, DistilledSampler) and sampler.optional and isinstance(sampler.model, str):
-            if not (models.runs / sampler.model / "config.json").is_file():
-                print(f"{where} is left out: {models.runs / sampler.model} is not finished")
-                continue
+        if isinstance(sampler, DistilledSampler) and sampler.optional and not models.finished(sampler.model):
+            print(f"{where} is left out: {models.runs / sampler.model} is not finished")
+            continue
         named = bool(sampler.name)
         try:
             sampler.bind(models.teacher, models.sampling, models.open)
