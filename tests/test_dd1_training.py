@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dd2_lightning.tables import distil_table_dd1, independent_total_variation, random_table
+from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from safetensors.torch import load_file
 
 from dd2_lightning.artifacts import load_generator, load_teacher
@@ -19,8 +19,8 @@ from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.flow import CodebookFlow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.losses import dd1_loss
+from dd2_lightning.metrics.perceptual import lpips_distance
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.perceptual import lpips_distance
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.planning import make_plan
 from dd2_lightning.sampling import Sampling

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 import dd2_lightning as dd2
 from dd2_lightning.artifacts import difference
 from dd2_lightning.cli import main
+from dd2_lightning.errors import ArtifactError
 from dd2_lightning.families.registry import FAMILIES, build_meta
 from dd2_lightning.hub.cards import load_card, published
 from dd2_lightning.hub.checkpoint import read_checkpoint
@@ -191,6 +193,22 @@ def test_files_that_are_no_checkpoint(files, capsys):
     files.refused(capsys, 1, "is a directory", transformer=str(files.root))
     files.refused(capsys, 1, "holds no state dict", transformer=files.write("list.pth", [torch.ones(2)]))
     files.refused(capsys, 1, "entry 'epoch' is int", transformer=files.write("number.pth", {"epoch": 3}))
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["compressed", "overlapping"])
+def test_an_archive_that_grows_when_read_is_not_opened(tmp_path, monkeypatch, overlap):
+    path = tmp_path / "bomb.pt"
+    torch.save({"weight": torch.zeros(1 << 12)}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if overlap else zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        if overlap:  # the index lists the same bytes again and again
+            archive.filelist += archive.filelist * 3
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the archive was opened"))
+    with pytest.raises(ArtifactError, match=r"bomb.pt was not opened: it declares [\d,]+ bytes .* file of [\d,]+, "):
+        read_checkpoint(path)
 
 
 def test_the_two_files_exchanged(files, capsys):

@@ -153,9 +153,9 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overl
     """The very networks of the config, on the meta device; only the counting of what they do is left out."""
     seen = []
 
-    def planned(stage, update, precision):
+    def planned(stage, update, iterations, precision):
         seen.append((type(stage).__name__, {parameter.device.type for parameter in stage.teacher.parameters()}))
-        return planning.UpdatePlan(update.name, update.count, Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
+        return planning.UpdatePlan(update.name, update.count(iterations), Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
 
     @contextmanager
     def as_they_are(stage):

@@ -21,6 +21,7 @@ from runs import fails
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 SMALL = {"--trainer.enable_progress_bar": "false", "--trainer.log_every_n_steps": "1", "--checkpoint_every": "2"}
 
 
@@ -185,11 +186,11 @@ def test_validate_and_predict_read_a_checkpoint(inside, tmp_path):
         main([command, "--config", config, *common, "--trainer.enable_progress_bar", "false"])
 
 
-# --- what the README promises ----------------------------------------------------------------------------------------
+# --- what the documents promise ---------------------------------------------------------------------------------------
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.S)
+    blocks = [block for text in DOCUMENTS for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(blocks))
     lines = (line.split("#")[0].strip() for line in joined.splitlines())
     return sorted({line for line in lines if line})
@@ -201,8 +202,10 @@ def replaced(words: list[str], values: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_of_the_readme(command, inside, capsys, tmp_path, monkeypatch):
+def test_commands_of_the_documents(command, inside, capsys, tmp_path, monkeypatch):
     words = shlex.split(command)
+    if words[0] in ("torchrun", "srun"):  # test_user_machine launches them; here the settings
+        words = ["dd2", *words[words.index("fit") :]]
     if words[0] == "make":
         assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
     elif words[:2] == ["dd2", "fit"]:

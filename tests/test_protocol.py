@@ -1,6 +1,7 @@
 """What every teacher and every student promises, whatever its family; and the table teacher, which must be exact."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -454,10 +455,18 @@ def test_top_p_of_one_keeps_all():
     assert torch.equal(table_teacher().truncate(logits, Sampling()), logits)
 
 
-@pytest.mark.parametrize("setting", [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}])
-def test_impossible_sampling_settings_are_refused(setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        Sampling(**setting)
+IMPOSSIBLE = {
+    "guidance_scale": (-1.0, math.nan, math.inf),
+    "top_k": (-1, math.nan, math.inf),
+    "top_p": (0.0, -0.5, 1.5, math.nan),
+    "temperature": (0.0, -1.0, math.nan, math.inf),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in IMPOSSIBLE for value in IMPOSSIBLE[name]])
+def test_impossible_sampling_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}$"):
+        Sampling(**{name: value})
 
 
 def test_draw_inverts_the_distribution_function():

@@ -84,6 +84,7 @@ def check_range(prefix: str, interval: str, **values: float | Sequence[float] | 
 
 
 RANGE_WORDS = {
+    "[-1, inf)": "-1 or more",
     "[0, inf)": "0 or more",
     "[1, inf)": "at least 1",
     "(0, inf)": "positive",

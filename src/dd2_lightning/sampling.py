@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from dd2_lightning.errors import check_range
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -14,7 +16,7 @@ class Sampling:
         temperature: logits are divided by it before truncation.
 
     Raises:
-        ValueError: for values that no distribution can have.
+        ValueError: naming the setting, for a value that is out of range, infinite or NaN.
     """
 
     guidance_scale: float | None = None
@@ -23,9 +25,6 @@ class Sampling:
     temperature: float = 1.0
 
     def __post_init__(self):
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_range("", "[0, inf)", guidance_scale=self.guidance_scale, top_k=self.top_k)
+        check_range("", "(0, 1]", top_p=self.top_p)
+        check_range("", "(0, inf)", temperature=self.temperature)

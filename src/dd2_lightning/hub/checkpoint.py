@@ -20,6 +20,9 @@ HUB = "hf://"
 WRAPPERS = ("model", "module", "state_dict")
 """Entries that published checkpoints keep their weights in, tried in this order (DeepSpeed's is the second)."""
 
+MOST_GROWTH = 2
+"""Bytes of content a byte of an archive, above which it is refused."""
+
 
 def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
@@ -93,9 +96,13 @@ def _unpickle(path: Path, head: bytes) -> Any:
     if head.startswith(b"PK") and not complete:
         raise ArtifactError(f"{path} is truncated: its index, which comes last, is missing; get the file again")
     try:
+        if complete:
+            _check_stored(path)
         # training checkpoints keep their command line, a plain record, beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=complete)
+    except ArtifactError:
+        raise
     except Exception as error:  # a damaged stream makes the unpickler stumble in any way it can
         code = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global)[^\w]+([\w.]+)", str(error))
         if code:
@@ -106,6 +113,18 @@ def _unpickle(path: Path, head: bytes) -> Any:
         raise ArtifactError(
             f"{path} is truncated, damaged or no checkpoint of PyTorch ({first_line(error)}); get the file again"
         ) from error
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse an archive that would grow when it is read: torch stores its tensors uncompressed."""
+    with zipfile.ZipFile(path) as archive:
+        content = sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if content > MOST_GROWTH * size:
+        raise ArtifactError(
+            f"{path} was not opened: it declares {content:,} bytes of content in a file of {size:,}, and checkpoints "
+            f"of PyTorch are not compressed; get the file again"
+        )
 
 
 def _state_dict(content: Any, path: Path, wrappers: tuple[str, ...], only_there: bool) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.losses import DD1Loss, dd1_loss
+from dd2_lightning.metrics.perceptual import lpips_distance
 from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
-from dd2_lightning.models.perceptual import lpips_distance
 from dd2_lightning.stages.generator import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dd2_lightning.errors import check_range
 from dd2_lightning.sampling import Sampling
 
 
@@ -11,14 +12,10 @@ class LlamaGenSampling(Sampling):
 
     Attributes:
         cfg_interval: m: guidance for tokens 0..m+1 and none after them, as the release counts; -1 is everywhere.
-
-    Raises:
-        ValueError: for an interval below -1, and as :class:`Sampling`.
     """
 
     cfg_interval: int = -1
 
     def __post_init__(self):
         super().__post_init__()
-        if self.cfg_interval < -1:
-            raise ValueError(f"cfg_interval must be -1 (everywhere) or more, got {self.cfg_interval}")
+        check_range("", "[-1, inf)", cfg_interval=self.cfg_interval)
