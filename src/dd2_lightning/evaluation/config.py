@@ -161,9 +161,11 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
     """
     opened: dict[str, Sampler] = {}
     for where, sampler in samplers.items():
-        if isinstance(sampler, DistilledSampler) and sampler.optional and not models.finished(sampler.model):
-            print(f"{where} is left out: {models.runs / sampler.model} is not finished")
-            continue
+        if isinstance(sampler, DistilledSampler) and sampler.optional:
+            directory = models.runs / str(sampler.model)
+            if not (directory / "config.json").is_file():
+                print(f"{where} is left out: {directory} is not finished")
+                continue
         named = bool(sampler.name)
         try:
             sampler.bind(models.teacher, models.sampling, models.open)
