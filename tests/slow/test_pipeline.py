@@ -250,4 +250,4 @@ def test_commands_of_the_documents(command, inside, capsys, tmp_path, monkeypatc
             ablations([*words[3:], "--problems", "[benchmarks/ablations/tables.yaml]", "--work", str(tmp_path)])
         assert end.value.code == 1 and "no run with these settings is finished" in capsys.readouterr().err
     else:
-        assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"
+        assert words[0] in ("git", "cd", "export", "tensorboard", "pip"), f"no test runs `{command}`"
