@@ -31,13 +31,11 @@ export OMP_NUM_THREADS ?= 2
 VENV := .venv
 BIN  := $(VENV)/bin
 DD2  := $(BIN)/dd2
-FIT   = $(DD2) fit --seed_everything $(SEED)
+# on the CPU wherever there is a GPU, too: the budgets are for it; an unfinished run is resumed
+FIT   = $(DD2) fit --seed_everything $(SEED) --trainer.accelerator cpu --ckpt_path auto
 
 comma := ,
 space := $(subst ,, )
-
-# an unfinished run (checkpoints, but no config.json yet) is resumed
-resume = $(if $(wildcard $(1)/config.json),,$(if $(wildcard $(1)/checkpoints/last.ckpt),--ckpt_path last))
 
 # budgets of `make benchmark`, in iterations; those of DD1 take the processor time of DD2's three stages, pairs included
 BENCH_SEEDS := 0 1 2
@@ -80,32 +78,33 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# a stage that is there is not made again, whatever the dates of its files: a directory that was copied has new ones
 $(ORIGINAL)/config.json: | install
-	$(FIT) --config configs/teacher_$(FAMILY).yaml --trainer.default_root_dir $(@D) $(call resume,$(@D)) $(call steps,$(@D))
+	$(FIT) --config configs/teacher_$(FAMILY).yaml --trainer.default_root_dir $(@D) $(call steps,$(@D))
 
-$(dir $(TEACHER))adapt/config.json: $(ORIGINAL)/config.json | install
+$(dir $(TEACHER))adapt/config.json: | $(ORIGINAL)/config.json install
 	$(FIT) --config configs/adapt_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(ORIGINAL) --data.cache_dir $(@D)/cache $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(ORIGINAL) --data.cache_dir $(@D)/cache $(call steps,$(@D))
 
-$(RUNS)/init/config.json: $(TEACHER)/config.json | install
+$(RUNS)/init/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/init_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/cache $(sequences) $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/cache $(sequences) $(call steps,$(@D))
 
-$(RUNS)/csd/config.json: $(RUNS)/init/config.json | install
+$(RUNS)/csd/config.json: | $(RUNS)/init/config.json install
 	$(FIT) --config configs/csd_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(TEACHER) --model.init_from $(RUNS)/init $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(TEACHER) --model.init_from $(RUNS)/init $(call steps,$(@D))
 
-$(RUNS)/align/config.json: $(RUNS)/csd/config.json | install
+$(RUNS)/align/config.json: | $(RUNS)/csd/config.json install
 	$(FIT) --config configs/align_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(TEACHER) --model.init_from $(RUNS)/csd $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(TEACHER) --model.init_from $(RUNS)/csd $(call steps,$(@D))
 
-$(RUNS)/dd1/config.json: $(TEACHER)/config.json | install
+$(RUNS)/dd1/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
-		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call resume,$(@D)) $(call steps,$(@D))
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call steps,$(@D))
 
-$(RUNS)/dd1-%/config.json: $(TEACHER)/config.json | install
+$(RUNS)/dd1-%/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(FAMILY).yaml --trainer.default_root_dir $(@D) --trainer.max_steps $* \
-		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call resume,$(@D))
+		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences)
 
 # DD1 runs that are there are in the table
 $(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json) | install
@@ -116,7 +115,7 @@ benched = RUNS=runs/$(FAMILY)/seed$* TEACHER=$(TEACHER) SEED=$* \
 	$(foreach stage,init csd align dd1,STEPS_$(stage)=$(BENCH_$(stage)_$(FAMILY)))
 
 # the teacher is the same for all seeds: what is measured is its distillation
-seed%: $(TEACHER)/config.json
+seed%: | $(TEACHER)/config.json
 	$(MAKE) align dd1 $(benched)
 	$(MAKE) evaluate $(benched)
 
@@ -132,7 +131,7 @@ benchmark: $(addprefix seed,$(BENCH_SEEDS))
 scarcely = RUNS=runs/$(FAMILY)/scarce/seed$* TEACHER=$(TEACHER) SEED=$* SEQUENCES=$(SCARCE) \
 	LINE_UP='--config configs/scarce.yaml'
 
-scarce%: $(TEACHER)/config.json
+scarce%: | $(TEACHER)/config.json
 	$(MAKE) align $(scarcely)
 	$(MAKE) $(patsubst %,runs/$(FAMILY)/scarce/seed$*/dd1-%/config.json,$(SCARCE_dd1)) $(scarcely)
 	$(MAKE) evaluate $(scarcely)
@@ -175,11 +174,12 @@ test: | install
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
 		$(addprefix dd2_lightning.,flow losses sampling layout noise models families data stages callbacks evaluation \
-		artifacts hub overlays costs planning benchmarks)
+		artifacts hub overlays costs planning timing)
 
 lint: | install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf runs

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))  # its runs and faults are those of the tests
+sys.path.append(str(ROOT / "tests/support"))  # its runs and faults are those of the tests
 
 from benchmarks.command import run_command  # noqa: E402
 from dd2_lightning.cli import main as dd2  # noqa: E402
@@ -285,7 +285,7 @@ def reliability(
     """
     directory = Path(work).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    import_module("dd2_lightning.cli.fit")  # imports everything once instead of in every forked process
+    import_module("dd2_lightning.cli.training")  # imports everything once instead of in every forked process
     results = measure(kills, directory)
     write_atomically(Path(output), json.dumps(results, indent=1).encode())
     write_atomically(Path(document), report(results).encode())

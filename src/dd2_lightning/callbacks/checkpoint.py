@@ -117,5 +117,7 @@ class IterationCheckpoint(ModelCheckpoint):
             started = dict.fromkeys(("ready", "started", "processed"), iterations)
             loops["epoch_loop.batch_progress"][counter].update(started, completed=iterations - 1)
             loops["epoch_progress"][counter].update(ready=1, started=1, processed=0, completed=0)
+        # when the next iteration begins, this is already that of its batch
+        loops["epoch_loop.batch_progress"]["is_last_batch"] = iterations >= trainer.max_steps
         # a restart counts a validation that fell on the checkpoint as another one
         loops["epoch_loop.val_loop.batch_progress"]["total"].update(ready=0, started=0, processed=0, completed=0)

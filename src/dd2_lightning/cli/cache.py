@@ -1,14 +1,12 @@
 """``dd2 cache``: fill a cache of teacher sequences, in several processes."""
 
-import torch
-from torch import multiprocessing
+import signal
+from collections.abc import Callable
+from typing import Any
 
-from dd2_lightning.artifacts import Artifact, load_teacher
-from dd2_lightning.data.cache import SHARD_SIZE, SequenceCache
 from dd2_lightning.errors import DD2Error, check_at_least_one
 from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.sequences import describe_cache, fill
 
 
 def cache(
@@ -18,7 +16,7 @@ def cache(
     sampling: AnySampling = Sampling(),
     seed: int = 0,
     processes: int = 1,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int = 10_000,
     batch_size: int = 500,
     device: str = "cpu",
     part: int = 0,
@@ -43,6 +41,12 @@ def cache(
         pair_steps: for DD1's pairs of noise and sequence; data.steps of the runs that read them. By default sequences
             alone are sampled.
     """
+    from torch import multiprocessing
+
+    from dd2_lightning.artifacts import Artifact, load_teacher
+    from dd2_lightning.data.cache import SequenceCache
+    from dd2_lightning.stages.sequences import describe_cache, fill
+
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
     check_at_least_one("--", **counts, pair_steps=pair_steps)
     if not 0 <= part < parts:
@@ -56,7 +60,7 @@ def cache(
     if len(shares) > 1:
         work = (teacher, output, description, sampling, shares, batch_size, device)
         try:
-            multiprocessing.spawn(sample_share, work, nprocs=len(shares))
+            run_processes(sample_share, work, len(shares))
         except multiprocessing.ProcessRaisedException as error:
             raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
         except multiprocessing.ProcessExitedException as error:
@@ -71,14 +75,39 @@ def sample_share(
     rank: int,
     teacher: str,
     output: str,
-    description: dict,
+    description: dict[str, Any],
     sampling: Sampling,
     shares: list[list[int]],
     batch_size: int,
     device: str,
 ) -> None:
     """Sample one process's shards; the first process shows its progress."""
+    import torch
+
+    from dd2_lightning.artifacts import load_teacher
+    from dd2_lightning.data.cache import SequenceCache
+    from dd2_lightning.stages.sequences import fill
+
     torch.set_num_threads(1)
     device = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
     sequences = SequenceCache(output, description)
     fill(sequences, load_teacher(teacher).to(device), sampling, shares[rank], batch_size, show=rank == 0)
+
+
+def run_processes(function: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
+    """Run a function in several processes, which SIGINT reaches through this one alone.
+
+    Raises:
+        ProcessRaisedException, ProcessExitedException: if one of them fails; the others are ended.
+    """
+    from torch import multiprocessing
+
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it
+    context = multiprocessing.spawn(function, arguments, number, join=False)
+    signal.signal(signal.SIGINT, handler)
+    try:
+        while not context.join():
+            pass
+    finally:
+        for process in context.processes:
+            process.terminate()

@@ -1,7 +1,7 @@
 """Samplers without a network to train: independent tokens, a teacher that stops early, real images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,18 +34,24 @@ class Marginals:
         return self.indices[row, torch.arange(uniforms.shape[1], device=labels.device)]
 
 
+@dataclass(kw_only=True, eq=False)
 class IndependentSampler(Sampler):
-    """One step without a model: every token from its marginal at that position and class."""
+    """One step without a model: every token from its marginal at that position and class.
+
+    Attributes:
+        marginals: of a teacher sample; to be set before anything is drawn.
+    """
 
     kind = title = "independent"
     passes = 1
+    marginals: Marginals = field(init=False)
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         return self.marginals.draw(labels, noise.rand("independent", self.teacher.layout.length))
 
 
 @dataclass(kw_only=True, eq=False)
-class SkipSampler(Sampler):
+class SkipSampler(IndependentSampler):
     """Skip-n: the teacher stops before its last n positions, which are filled in at once with independent tokens.
 
     Positions 1..N-n are the teacher's, drawn with its key-value cache. Every token of the others is drawn from its
@@ -60,21 +66,17 @@ class SkipSampler(Sampler):
     kind = "skip"
     skipped: int
 
-    @property
-    def title(self) -> str:
-        return f"skip-{self.skipped}"
-
     def setup(self) -> None:
         N = self.teacher.layout.num_positions
         if not 0 <= self.skipped <= N:
             raise ValueError(f"skipped must be in 0..{N} for a teacher of {N} positions, got {self.skipped}")
-        self.passes = max(1, N - self.skipped)
+        self.title, self.passes = f"skip-{self.skipped}", max(1, N - self.skipped)
         self.networks = teacher_networks(self.teacher) if self.skipped < N else ()
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         n, until = self.teacher.layout.length, self.teacher.layout.num_positions - self.skipped
         drawn = self.teacher.sample(labels, self.sampling, uniforms=noise.rand("teacher", n), until=until)
-        rest = self.marginals.draw(labels, noise.rand("independent", n))[:, drawn.shape[1] :]
+        rest = super().generate(labels, noise)[:, drawn.shape[1] :]
         return torch.cat([drawn, self.teacher.embed(rest) if drawn.is_floating_point() else rest], 1)
 
 
@@ -92,10 +94,11 @@ class RealImages(Sampler):
         return self.draw(labels, noise).indices
 
     def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
-        order, count = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=self.teacher.num_classes)
+        count = torch.bincount(self.labels, minlength=self.teacher.num_classes)
         first = count.cumsum(0) - count
-        rows = order[first[labels] + (noise.rand("real").double() * count[labels]).long()]
-        return Samples(labels, self.images[rows], self.teacher.encode(self.images[rows]))
+        rows = first[labels] + (noise.rand("real").double() * count[labels]).long()
+        images = self.images[self.labels.argsort(stable=True)[rows]]
+        return Samples(labels, images, self.teacher.encode(images))
 
     def batches(self, samples: int, seed: int, batch_size: int, precision: str | int = "32") -> Iterator[Samples]:
         """Every real image once, whatever the number of samples."""

@@ -2,20 +2,22 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dd2_lightning.devices import autocast
-from dd2_lightning.evaluation.baselines import Marginals
+from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals, RealImages
 from dd2_lightning.evaluation.samplers import ReferenceSampler, Sampler, Samples
 from dd2_lightning.evaluation.timing import interleaved
-from dd2_lightning.metrics.diversity import WithinClassVariance, agree
+from dd2_lightning.metrics.diversity import WithinClassVariance
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.metrics.path_length import feature_distance, path_length
@@ -31,14 +33,11 @@ from dd2_lightning.sampling import Sampling
 class Score:
     """A row of the table; None where a number is not defined or not to be trusted.
 
+    ``frechet`` to ``recall`` are :class:`~dd2_lightning.metrics.quality.QualityScores` against the reference sample.
+
     Attributes:
         kind: of the sampler.
         snapped: whether its tokens were replaced by their nearest codes before they were decoded.
-        frechet: Fréchet distance to the reference sample; FID if the features are Inception's.
-        kid: kernel distance to it.
-        inception_score: of the classifier's logits.
-        precision: share of samples in the manifold of the reference.
-        recall: share of the reference in the manifold of the samples.
         nll: mean negative log likelihood of the snapped sequences under the teacher, nats a sequence.
         accuracy: share of samples that the classifier sees as their class.
         diversity: within-class variance, divided by the teacher's.
@@ -64,27 +63,13 @@ class Score:
     path_length: float | None = None
 
 
-def first_of(scores: dict[str, Score], kind: str) -> Score | None:
-    """The first row of a kind; None if there is none."""
-    return next((score for score in scores.values() if score.kind == kind), None)
-
-
-@dataclass
-class Reference:
-    """What is kept of the teacher sample that everything is compared with: metrics, variance if known, marginals."""
-
-    quality: Quality
-    variance: float | None
-    marginals: Marginals
-
-
 class Evaluator:
-    """Teacher, feature network and reference: what a sampler is measured with.
+    """Teacher, feature network and a reference sample of the teacher: what a sampler is measured with.
 
     Likelihood, path length, features and metrics are in float32 or float64 whatever the ``precision``.
 
     Args:
-        teacher: reference of the distances, and the likelihood.
+        teacher: source of the reference sample, and the likelihood.
         network: features and classifier.
         sampling: guidance and truncation of the reference; of these, likelihood uses the guidance only.
         seed: of every sample.
@@ -114,13 +99,14 @@ class Evaluator:
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
         self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
         self.manifold_samples, self.progress, self.paths = manifold_samples, progress, paths
-        self.precision = precision
-        self.reference = self._sample_reference(reference_samples)
+        self.precision, self.device = precision, teacher.codebook.device
+        self._sample_reference(reference_samples)
 
     @torch.no_grad()
-    def _sample_reference(self, samples: int) -> Reference:
+    def _sample_reference(self, samples: int) -> None:
+        """Sample the teacher; keep metrics, within-class variance (None of too few samples) and marginals."""
         sampler = ReferenceSampler(name="reference").bind(self.teacher, self.sampling)
-        variance = self._variance()
+        variance = self._within_class_variance()
         features, indices, labels = [], [], []
         for batch in self._batches(sampler, samples):
             features.append(self.network.features(batch.images))
@@ -128,13 +114,12 @@ class Evaluator:
             indices.append(batch.indices)
             labels.append(batch.labels)
         quality = Quality.of(torch.cat(features), manifold_samples=self.manifold_samples, seed=self.seed)
-        quality.to(self.teacher.codebook.device)
-        marginals = Marginals(torch.cat(indices), torch.cat(labels), self.teacher.num_classes)
-        return Reference(quality, variance.compute() if variance.enough else None, marginals)
+        self.quality = quality.to(self.device)
+        self.variance = variance.compute() if variance.enough else None
+        self.marginals = Marginals(torch.cat(indices), torch.cat(labels), self.teacher.num_classes)
 
-    def _variance(self) -> WithinClassVariance:
-        variance = WithinClassVariance(self.teacher.num_classes, self.network.width, self.minimum)
-        return variance.to(self.teacher.codebook.device)
+    def _within_class_variance(self) -> WithinClassVariance:
+        return WithinClassVariance(self.teacher.num_classes, self.network.width, self.minimum).to(self.device)
 
     def _batches(self, sampler: Sampler, samples: int) -> Iterator[Samples]:
         batches = sampler.batches(samples, self.seed, self.batch_size, self.precision)
@@ -149,44 +134,45 @@ class Evaluator:
         ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
         Diversity still has to pass :func:`check_diversity`.
         """
-        device = self.teacher.codebook.device
-        quality = self.reference.quality
-        quality.reset()
-        sampler.marginals = self.reference.marginals
-        samples = samples if sampler.synthetic else len(sampler.images)
-        variance, nll = self._variance(), MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
-        accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(device)
+        if isinstance(sampler, IndependentSampler):
+            sampler.marginals = self.marginals
+        if isinstance(sampler, RealImages):
+            samples = len(sampler.images)
+        self.quality.reset()
+        variance = self._within_class_variance()
+        nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(self.device)
+        accuracy = MulticlassAccuracy(self.teacher.num_classes, average="micro").to(self.device)
+        held_out = self.network.held_out_accuracy  # None of Inception, whose classes are others
         for batch in self._batches(sampler, samples):
             features = self.network.features(batch.images)
             logits = self.network.logits(features)
-            quality.update(features, logits)
+            self.quality.update(features, logits)
             variance.update(features, batch.labels)
             if known is None:
                 nll.update(sequence_nll(self.teacher, batch.indices, batch.labels, self.sampling).double())
-            if self.network.held_out_accuracy is not None:  # Inception's classes are others
+            if logits is not None and held_out is not None:
                 accuracy.update(logits, batch.labels)
-        score = Score(sampler.kind, sampler.snapped, **asdict(quality.compute()))
+        score = Score(sampler.kind, sampler.snapped, **asdict(self.quality.compute()))
         score.steps, score.parameters = sampler.passes, sampler.parameters
         score.nll = known.nll if known else finite(nll.compute().item())
-        if self.network.held_out_accuracy is not None:
-            # on real images it was trained on a classifier is always right
-            score.accuracy = accuracy.compute().item() if sampler.synthetic else self.network.held_out_accuracy
-        if variance.enough and self.reference.variance:
-            score.diversity = variance.compute() / self.reference.variance
+        if held_out is not None:  # on real images it was trained on a classifier is always right
+            score.accuracy = accuracy.compute().item() if sampler.synthetic else held_out
+        if variance.enough and self.variance:
+            score.diversity = variance.compute() / self.variance
         if sampler.smooth and self.paths:
-            score.path_length = self._path_length(sampler)
+            score.path_length = self._path_length(sampler.smooth)
         return score
 
-    def _path_length(self, sampler: Sampler) -> float:
+    def _path_length(self, smooth: Callable[[Tensor, Tensor], Tensor]) -> float:
         return path_length(
-            lambda labels, noise: self.teacher.decode(sampler.smooth(labels, noise)),
+            lambda labels, noise: self.teacher.decode(smooth(labels, noise)),
             (self.teacher.layout.length, self.teacher.token_dim),
             self.teacher.num_classes,
             feature_distance(self.network),
             self.paths,
             seed=self.seed,
             batch_size=self.batch_size,
-            device=self.teacher.codebook.device,
+            device=self.device,
             progress=self.progress,
         ).mean
 
@@ -196,10 +182,10 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def check_diversity(scores: dict[str, Score]) -> None:
-    """Withdraw all diversities unless two teacher samples agree within 5%; says so in a warning."""
-    teacher = first_of(scores, "teacher").diversity
-    if teacher is None or agree(teacher, 1.0):
+def check_diversity(scores: dict[str, Score], tolerance: float = 0.05) -> None:
+    """Withdraw all diversities, with a warning, unless two teacher samples agree in within-class variance."""
+    teacher = next(score.diversity for score in scores.values() if score.kind == "teacher")
+    if teacher is None or abs(teacher - 1) <= tolerance:
         return
     warnings.warn(
         f"two teacher samples differ by the factor {teacher:.3f} in within-class variance: diversity is left out; "
@@ -209,23 +195,6 @@ def check_diversity(scores: dict[str, Score]) -> None:
     )
     for score in scores.values():
         score.diversity = None
-
-
-def ratios(scores: dict[str, Score]) -> dict[str, float | None]:
-    """How much of the independent tokens' error is left in DD2's one step: 0 is the teacher, 1 is independent.
-
-    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to the
-    reference; ``nll`` is (N(one-step) - N(teacher)) / (N(independent) - N(teacher)). None where a number is missing or
-    independent tokens are no worse than the teacher.
-    """
-    rows = [first_of(scores, kind) for kind in ("one_step", "teacher", "independent")]
-    result = {}
-    for metric in ("frechet", "nll"):
-        parts = [getattr(row, metric) if row else None for row in rows]
-        one_step, teacher, independent = parts
-        defined = None not in parts and independent > teacher
-        result[metric] = (one_step - teacher) / (independent - teacher) if defined else None
-    return result
 
 
 @torch.no_grad()
@@ -261,7 +230,7 @@ def compare(
     if len(set(names)) < len(names) or not any(sampler.kind == "teacher" for sampler in samplers):
         raise ValueError(f"samplers need different names and one of them must be the teacher, got {names}")
     scores: dict[str, Score] = {}
-    same_sequences: dict[tuple, Score] = {}
+    same_sequences: dict[tuple[Any, ...], Score] = {}
     for sampler in samplers:
         score = evaluator.score(sampler, samples, same_sequences.get(sampler.key))
         same_sequences[sampler.key] = scores[sampler.name] = score

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.evaluation.compare import Score, ratios
+from dd2_lightning.evaluation.compare import Score
 from dd2_lightning.files import write_atomically
 from dd2_lightning.provenance import commit, hardware
+
+Row = dict[str, Any]
+"""A :class:`Score` as the report has it."""
 
 
 class Column(NamedTuple):
@@ -24,48 +27,32 @@ class Column(NamedTuple):
 
     Attributes:
         title: its head.
-        cell: a row of the report, and that of the teacher, to the number that is shown; None where there is none.
+        key: of a row of the report, or ``speed_up``.
         show: the number as text.
         drop_priority: of columns that a narrow terminal leaves out, the highest goes first; 0 is never left out.
     """
 
     title: str
-    cell: Callable[[dict[str, Any], dict[str, Any]], float | None]
+    key: str
     show: Callable[[float], str]
     drop_priority: int = 0
 
 
-def number(title: str, key: str, show: Callable[[float], str], drop_priority: int = 0) -> Column:
-    """A column of one number of the report."""
-    return Column(title, lambda row, teacher: row[key], show, drop_priority)
-
-
-def speed_up(row: dict[str, Any], teacher: dict[str, Any]) -> float | None:
-    """How many times faster than the teacher."""
-    seconds, reference = row["seconds_per_image"], teacher["seconds_per_image"]
-    return reference / seconds if seconds and reference else None
-
-
-def millions(parameters: float) -> str:
-    """``329.5M``."""
-    return f"{parameters / 1e6:.{1 if parameters >= 1e7 else 2}f}M"
-
-
 COLUMNS = (
-    number("steps", "steps", "{:g}".format),
-    number("Fréchet", "frechet", lambda value: f"{value:.{4 if value < 10 else 2}f}"),
-    number("IS", "inception_score", "{:.2f}".format, 4),
-    number("prec.", "precision", "{:.3f}".format, 3),
-    number("recall", "recall", "{:.3f}".format, 2),
-    number("NLL", "nll", "{:.2f}".format),
-    number("acc.", "accuracy", "{:.1%}".format),
-    number("div.", "diversity", "{:.3f}".format, 1),
-    number("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
-    Column("speed-up", speed_up, "{:.1f}x".format),
-    number("params", "parameters", millions, 6),
-    number("PPL", "path_length", "{:.1f}".format, 7),
+    Column("steps", "steps", "{:g}".format),
+    Column("Fréchet", "frechet", lambda value: f"{value:.{4 if value < 10 else 2}f}"),
+    Column("IS", "inception_score", "{:.2f}".format, 4),
+    Column("prec.", "precision", "{:.3f}".format, 3),
+    Column("recall", "recall", "{:.3f}".format, 2),
+    Column("NLL", "nll", "{:.2f}".format),
+    Column("acc.", "accuracy", "{:.1%}".format),
+    Column("div.", "diversity", "{:.3f}".format, 1),
+    Column("ms/image", "seconds_per_image", lambda seconds: f"{1000 * seconds:.3f}", 5),
+    Column("speed-up", "speed_up", "{:.1f}x".format),
+    Column("params", "parameters", lambda count: f"{count / 1e6:.{1 if count >= 1e7 else 2}f}M", 6),
+    Column("PPL", "path_length", "{:.1f}".format, 7),
 )
-"""After the sampler's name; a column in which no sampler has a number is left out."""
+"""The columns after the sampler's name; one in which no sampler has a number is left out."""
 
 
 def make_report(
@@ -85,7 +72,7 @@ def make_report(
     rows = {name: asdict(score) for name, score in scores.items()}
     return {
         "contenders": rows,
-        "ratios": ratios(scores),
+        "ratios": ratios(rows),
         "closed": gap_closed(rows),
         "seed": seed,
         "samples": samples,
@@ -95,33 +82,52 @@ def make_report(
     }
 
 
-def gap_closed(contenders: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
+"""Metrics in which one step is placed between the teacher and a baseline."""
+
+
+def numbers(rows: Iterable[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
+    """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse."""
+    rows = list(rows)
+    found = [[row[metric] for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
+    if any(not several or None in several for several in found):
+        return None
+    one_step, teacher, other = map(min, found)
+    return (one_step, teacher, other) if other > teacher else None
+
+
+def ratios(rows: dict[str, Row]) -> dict[str, float | None]:
+    """How much of the independent tokens' error is left in DD2's one step: 0 is the teacher, 1 is independent.
+
+    ``frechet`` is (F(one-step) - F0) / (F(independent) - F0), with F0 the distance of a second teacher sample to the
+    reference; ``nll`` is the same of likelihoods. Each is of the first row of its kind. None where a number is missing
+    or independent tokens are no worse than the teacher.
+    """
+    first = {row["kind"]: row for row in reversed(rows.values())}
+    found = {metric: numbers(first.values(), metric, "independent") for metric in RATIOS}
+    return {metric: three and (three[0] - three[1]) / (three[2] - three[1]) for metric, three in found.items()}
+
+
+def gap_closed(rows: dict[str, Row]) -> dict[str, float | None]:
     """How much of DD1's error DD2's one step does away with: 1 is the teacher, 0 is DD1, below 0 is worse than it.
 
-    ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), with F0 the distance of a second teacher sample to the
-    reference; ``nll`` is the same of likelihoods. DD1 is the best of those in one step, for each metric. None where a
-    number is missing or DD1 is no worse than the teacher.
+    ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), ``nll`` the same of likelihoods; see :func:`ratios`. DD1 is
+    the best of those in one step, for each metric.
     """
-    drawn = [
-        row for row in contenders.values() if not row["snapped"] and (row["steps"] == 1 or row["kind"] == "teacher")
-    ]
-    result = {}
-    for metric in RATIOS:
-        values = [[row[metric] for row in drawn if row["kind"] == kind] for kind in ("one_step", "teacher", "dd1")]
-        result[metric] = None
-        if all(several and None not in several for several in values):
-            one_step, teacher, dd1 = map(min, values)
-            result[metric] = (dd1 - one_step) / (dd1 - teacher) if dd1 > teacher else None
-    return result
+    drawn = [row for row in rows.values() if not row["snapped"] and (row["steps"] == 1 or row["kind"] == "teacher")]
+    found = {metric: numbers(drawn, metric, "dd1") for metric in RATIOS}
+    return {metric: three and (three[2] - three[0]) / (three[2] - three[1]) for metric, three in found.items()}
 
 
-def table(scores: dict[str, dict[str, Any]], width: float = math.inf) -> list[list[str]]:
+def table(rows: dict[str, Row], width: float = math.inf) -> list[list[str]]:
     """The table as text, head first; columns are left out until a line, with a space between them, fits the width."""
-    teacher = next(row for row in scores.values() if row["kind"] == "teacher")
-    names = ["sampler", *scores]
-    columns = {}
+    reference = next(row["seconds_per_image"] for row in rows.values() if row["kind"] == "teacher")
+    names, columns = ["sampler", *rows], {}
     for column in COLUMNS:
-        cells = [column.cell(row, teacher) for row in scores.values()]
+        cells = [row.get(column.key) for row in rows.values()]
+        if column.key == "speed_up":
+            seconds = [row["seconds_per_image"] for row in rows.values()]
+            cells = [reference / own if own and reference else None for own in seconds]
         if any(cell is not None for cell in cells):
             columns[column] = [column.title, *("–" if cell is None else column.show(cell) for cell in cells)]
     for column in sorted(columns, key=lambda column: -column.drop_priority):
@@ -129,17 +135,7 @@ def table(scores: dict[str, dict[str, Any]], width: float = math.inf) -> list[li
             break
         if column.drop_priority:
             del columns[column]
-    return [list(row) for row in zip(names, *columns.values(), strict=True)]
-
-
-RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
-
-
-def show_ratio(value: float | None, ends: list[float] | None = None) -> str:
-    """``0.200 (0.100 to 0.300)``."""
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + ("" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})")
+    return [list(line) for line in zip(names, *columns.values(), strict=True)]
 
 
 def caption(report: dict[str, Any]) -> list[str]:
@@ -147,29 +143,34 @@ def caption(report: dict[str, Any]) -> list[str]:
     runs = report.get("runs", [report])
     middle, ends, first = report.get("median", report), report.get("range", {}), runs[0]
 
-    def shown(what: str) -> str:
-        both = ((name, middle[what][key], ends.get(what, {}).get(key)) for key, name in RATIOS.items())
-        return ", ".join(f"{name} {show_ratio(value, between)}" for name, value, between in both)
+    def shown(key: str) -> str:
+        texts = []
+        for metric, name in RATIOS.items():
+            value, between = middle[key][metric], ends.get(key, {}).get(metric)
+            text = "–" if value is None else f"{value:.3f}"
+            texts.append(f"{name} {text}" + (f" ({between[0]:.3f} to {between[1]:.3f})" if between else ""))
+        return ", ".join(texts)
 
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    lines = [
+    lines = [f"Medians of {len(runs)} runs, and where they lie."] if len(runs) > 1 else []
+    lines.append(
         f"Left of the independent tokens' error in DD2's one step: {shown('ratios')} (0 is the teacher, 1 is "
-        "independent).",
-        f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
-        f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.",
-        f"{first['hardware']}, decoding included; params without the tokenizer; commit "
-        f"{(first['commit'] or 'unknown')[:10]}.",
-    ]
+        f"independent)."
+    )
     if any(value is not None for value in middle["closed"].values()):
-        closed = (
+        lines.append(
             f"Of the error of the best DD1 in one step, DD2's closes {shown('closed')} (1 is the teacher, 0 is DD1)."
         )
-        lines.insert(1, closed)
-    if len(runs) > 1:
-        lines.insert(0, f"Medians of {len(runs)} runs, and where they lie.")
+    lines.append(
+        f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
+        f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher."
+    )
     if any(row["kind"] == "real" for row in first["contenders"].values()):
-        real = "Real data: every image once, so its distance is biased upwards; accuracy on held-out ones."
-        lines.insert(-1, real)
+        lines.append("Real data: every image once, so its distance is biased upwards; accuracy on held-out ones.")
+    lines.append(
+        f"{first['hardware']}, decoding included; params without the tokenizer; commit "
+        f"{(first['commit'] or 'unknown')[:10]}."
+    )
     messages = dict.fromkeys(message for run in runs for message in run.get("warnings", ()))
     return [*lines, *(f"Warning: {message}" for message in messages)]
 
@@ -188,7 +189,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
-    """The table in the terminal, of one seed or of the medians of several, as much of it as fits."""
+    """Print the table of one seed, or of the medians of several, as much of it as fits the terminal."""
     console = console or Console()
     scores = report.get("median", report)["contenders"]
     head, *rows = table(scores, console.width)
@@ -200,7 +201,8 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     console.print(shown)
     console.print()
     for line in caption(report):
-        console.print(line, style="yellow" if line.startswith("Warning") else "dim", highlight=False)
+        warned = line.startswith("Warning")  # stays one line, to be searched for
+        console.print(line, style="yellow" if warned else "dim", highlight=False, soft_wrap=warned)
 
 
 def to_json(value: Any) -> bytes:
@@ -238,17 +240,16 @@ def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
     if not reports:
         raise ValueError("there is no report to take the median of")
     names = [set(report["contenders"]) for report in reports]
-    if any(other != names[0] for other in names):
+    if names != names[:1] * len(names):
         raise ValueError("the reports have different samplers: " + "; ".join(", ".join(sorted(n)) for n in names))
-    # the gap anew: reports from before there was one have none
-    numbers = [
-        {"contenders": report["contenders"], "ratios": report["ratios"], "closed": gap_closed(report["contenders"])}
+    found = [
+        {key: report[key] for key in ("contenders", "ratios")} | {"closed": gap_closed(report["contenders"])}
         for report in reports
-    ]
+    ]  # the gap anew: reports from before there was one have none
     return {
         "runs": reports,
-        "median": over_runs(median, numbers),
-        "range": over_runs(lambda values: [min(values), max(values)], numbers),
+        "median": over_runs(median, found),
+        "range": over_runs(lambda values: [min(values), max(values)], found),
     }
 
 
@@ -266,17 +267,3 @@ def read_report(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is no report of this version ({error}); run dd2 evaluate again") from error
     return report
-
-
-def write_benchmark(results: list[str | Path], output: str | Path) -> dict[str, Any]:
-    """Medians and ranges of several results.json, as JSON and as a Markdown table beside it.
-
-    Args:
-        results: the files.
-        output: the JSON file to write; the table gets its name with ``.md``.
-    """
-    summary = aggregate([read_report(path) for path in results])
-    write_atomically(Path(output).with_suffix(".md"), markdown(summary).encode())
-    write_atomically(Path(output), to_json(summary))
-    print_table(summary)
-    return summary

@@ -3,31 +3,34 @@
 A sampler is a dataclass whose fields are its settings, as a config lists them; :meth:`Sampler.bind` gives it the
 teacher and opens its network. A sample is a pure function of the seed and its global index: random numbers come from
 :class:`SampleNoise`, so neither the batch size nor the number of processes changes a set. A new kind is a subclass with
-``setup`` and ``generate``, and a line of :data:`~dd2_lightning.evaluation.config.KINDS`.
+``setup`` and ``generate``, and an entry of :data:`~dd2_lightning.evaluation.config.KINDS`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.devices import autocast
+from dd2_lightning.models import generator
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.sizes import count_parameters
+from dd2_lightning.models.student import Student
 from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
 OpenModel = Callable[[str, tuple[str, ...]], nn.Module]
-"""From a directory and the stages that it may come from to the network."""
+"""``(directory, stages that it may come from) -> network``."""
 
 
 @dataclass
 class Samples:
-    """A batch of samples, as the metrics read it.
+    """A batch of samples.
 
     Attributes:
         labels: (B,).
@@ -45,27 +48,25 @@ class Sampler(ABC):
     """A way to make tokens of given classes.
 
     Attributes:
-        name: its row in the table; by default ``title``.
         kind: its name in a config.
-        title: the default name, once it is bound.
         synthetic: False for real images, which have no cost and no seed.
+        name: its row in the table; by default ``title``.
+        title: the default name, set by ``setup`` or the class.
         snapped: whether tokens are replaced by their nearest codes before they are decoded.
         passes: sequential passes through a backbone for one sample; None for real images.
         networks: the networks it samples with, tokenizer excluded.
         smooth: ``(labels (B,), noise (B, n, C)) -> tokens``, where tokens change smoothly with noise and with nothing
             else, so that their images have a path length; None elsewhere.
-        marginals: of a teacher sample, which independent tokens are drawn from; set by whoever draws them.
     """
 
-    name: str | None = None
     kind: ClassVar[str]
-    title: ClassVar[str]
     synthetic: ClassVar[bool] = True
-    snapped: ClassVar[bool] = False
-
-    passes: ClassVar[int | None] = None
-    networks: ClassVar[tuple[nn.Module, ...]] = ()
-    smooth: ClassVar[Callable[[Tensor, Tensor], Tensor] | None] = None
+    name: str = ""
+    title: str = field(init=False)
+    snapped: bool = field(init=False, default=False)
+    passes: int | None = field(init=False, default=None)
+    networks: tuple[nn.Module, ...] = field(init=False, default=())
+    smooth: Callable[[Tensor, Tensor], Tensor] | None = field(init=False, default=None)
 
     def bind(
         self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
@@ -98,10 +99,9 @@ class Sampler(ABC):
         return count_parameters(*self.networks) if self.networks else None
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Equal for samplers whose snapped sequences are the same."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self), self.networks, *(settings[key] for key in settings if key not in IRRELEVANT)
+        return type(self), self.networks, *(getattr(self, key) for key in setting_names(self) if key not in IRRELEVANT)
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Tokens as they are decoded: those of :meth:`generate`, snapped if ``snapped``."""
@@ -130,12 +130,21 @@ IRRELEVANT = ("name", "snapped", "optional")
 """Settings that do not change the tokens that are generated."""
 
 
-@dataclass(kw_only=True, eq=False)
+def setting_names(sampler: Sampler | type[Sampler]) -> list[str]:
+    """The settings of a sampler: the keys of its entry in a config, without ``kind``."""
+    return [field.name for field in fields(sampler) if field.init]
+
+
+def teacher_networks(teacher: CodebookTeacher) -> tuple[nn.Module, ...]:
+    """The networks that a teacher samples with."""
+    return teacher.backbone, teacher.classifier
+
+
 class TeacherSampler(Sampler):
     """The teacher at its full number of steps."""
 
     kind = title = "teacher"
-    purpose: ClassVar[str] = "teacher"
+    purpose = "teacher"
     """Samples of different purposes are independent."""
 
     def setup(self) -> None:
@@ -151,11 +160,6 @@ class ReferenceSampler(TeacherSampler):
     purpose = "reference"
 
 
-def teacher_networks(teacher: CodebookTeacher) -> tuple[nn.Module, ...]:
-    """The networks that a teacher samples with."""
-    return teacher.backbone, teacher.classifier
-
-
 @dataclass(kw_only=True, eq=False)
 class DistilledSampler(Sampler):
     """A model that was distilled from the teacher; its tokens are continuous.
@@ -164,21 +168,27 @@ class DistilledSampler(Sampler):
     :class:`TeacherSampler`.
 
     Attributes:
-        model: directory of its finished stage; from Python also the network itself.
-        snapped: whether tokens are replaced by their nearest codes before they are decoded.
-        optional: leave it out, with a message, while the stage has not finished.
         stages: the stages that its directory may come from.
+        model: directory of its finished stage; from Python also the network itself.
+        optional: leave it out, with a message, while the stage has not finished.
+        transport: from labels, noise and the teacher's random numbers to tokens, set by ``setup``.
     """
 
+    stages: ClassVar[tuple[str, ...]] = ("csd", "align")
     model: str | nn.Module
     snapped: bool = False
     optional: bool = False
-    stages: ClassVar[tuple[str, ...]] = ("csd", "align")
+    network: Any = field(init=False)
+    transport: generator.Sampler = field(init=False)
 
     def bind(
         self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
     ) -> Self:
-        self.network: Any = open_model(self.model, self.stages) if isinstance(self.model, str) else self.model
+        if isinstance(self.model, nn.Module):
+            self.network = self.model
+        else:
+            assert open_model is not None, "a directory needs open_model"
+            self.network = open_model(self.model, self.stages)
         return super().bind(teacher, sampling)
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
@@ -189,6 +199,7 @@ class OneStepSampler(DistilledSampler):
     """DD2 in one step."""
 
     kind, title, passes = "one_step", "one-step", 1
+    network: generator.OneStepGenerator
 
     def setup(self) -> None:
         self.transport, self.networks = self.network.sampler(), (self.network.student,)
@@ -205,13 +216,11 @@ class RefinedSampler(DistilledSampler):
 
     kind = "refined"
     steps: int
-
-    @property
-    def title(self) -> str:
-        return f"refined {self.steps}-step"
+    network: generator.OneStepGenerator = field(init=False)
 
     def setup(self) -> None:
-        self.transport, self.passes = self.network.sampler(self.steps, self.teacher, self.sampling), self.steps
+        self.title, self.passes = f"refined {self.steps}-step", self.steps
+        self.transport = self.network.sampler(self.steps, self.teacher, self.sampling)
         self.networks = (self.network.student, *teacher_networks(self.teacher))
 
 
@@ -231,21 +240,20 @@ class DD1Sampler(DistilledSampler):
     steps: int | None = None
     start: int | None = None
     split: int | None = None
-
-    @property
-    def title(self) -> str:
-        return f"DD1 {self.steps}-step" if self.start is None else f"DD1 {self.start}-{self.network.second}"
+    network: DD1Generator = field(init=False)
 
     def setup(self) -> None:
-        if (self.steps is None) == (self.start is None):
-            raise ValueError("give steps (1 or 2) or start (the teacher in the middle)")
-        self.networks = (self.network.student,)
-        if self.start is None:
-            self.transport, self.passes = self.network.sampler(self.steps, split=self.split), self.steps
-        else:
-            self.transport = self.network.refiner(self.teacher, self.start, self.split, self.sampling)
-            self.passes = self.network.steps_from(self.start)
+        network = self.network
+        self.networks = (network.student,)
+        if self.steps is not None and self.start is None:
+            self.title, self.passes = f"DD1 {self.steps}-step", self.steps
+            self.transport = network.sampler(self.steps, split=self.split)
+        elif self.start is not None and self.steps is None:
+            self.title, self.passes = f"DD1 {self.start}-{network.second}", network.steps_from(self.start)
+            self.transport = network.refiner(self.teacher, self.start, self.split, self.sampling)
             self.networks += teacher_networks(self.teacher)
+        else:
+            raise ValueError("give steps (1 or 2) or start (the teacher in the middle)")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -259,6 +267,7 @@ class ARDiffusionSampler(DistilledSampler):
     kind, title = "ar_diffusion", "AR-diffusion"
     stages = ("init",)
     euler_steps: int = 10
+    network: Student = field(init=False)
 
     def setup(self) -> None:
         if self.euler_steps < 1:

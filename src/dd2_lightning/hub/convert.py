@@ -1,4 +1,4 @@
-"""``dd2 convert``: the two published files of a model to a teacher's directory."""
+"""Conversion of the two published files of a model to a teacher's directory, every key accounted for."""
 
 from pathlib import Path
 
@@ -15,35 +15,6 @@ from dd2_lightning.models.teacher import Teacher
 
 ROLES = {"backbone": "transformer", "classifier": "transformer", "tokenizer": "tokenizer"}
 """Network of a teacher to the file that it comes from; after the network's name keys are those of the release."""
-
-
-def convert_var(transformer: str, tokenizer: str, arch: str, output: str, latent_only: bool = False) -> None:
-    """Convert VAR (arXiv 2404.02905) into a teacher's directory.
-
-    Args:
-        transformer: the file of the transformer, or hf://FoundationVision/var/var_d16.pth and its kind.
-        tokenizer: the file of the tokenizer, or hf://FoundationVision/var/vae_ch160v4096z32.pth.
-        arch: d16, d20, d24, d30, d36, or a JSON file with the constructor arguments of transformer and tokenizer.
-        output: directory to write; dd2.load_teacher and model.teacher read it.
-        latent_only: take nothing of the tokenizer but its quantiser: such a teacher can be distilled, not decode.
-    """
-    convert("var", transformer, tokenizer, arch, output, None, latent_only)
-
-
-def convert_llamagen(
-    transformer: str, tokenizer: str, arch: str, grid: int, output: str, latent_only: bool = False
-) -> None:
-    """Convert class-conditional LlamaGen (arXiv 2406.06525) into a teacher's directory.
-
-    Args:
-        transformer: the file of the transformer, or hf://FoundationVision/LlamaGen/c2i_L_256.pt and its kind.
-        tokenizer: the file of the tokenizer, or hf://FoundationVision/LlamaGen/vq_ds16_c2i.pt.
-        arch: B, L, XL, XXL, 3B, or a JSON file with the constructor arguments of transformer and tokenizer.
-        grid: tokens a side, which no file tells: 16 at 256 pixels, 24 at 384.
-        output: directory to write; dd2.load_teacher and model.teacher read it.
-        latent_only: take nothing of the tokenizer but its quantiser: such a teacher can be distilled, not decode.
-    """
-    convert("llamagen", transformer, tokenizer, arch, output, grid, latent_only)
 
 
 def read_file(reference: str, card: Card, role: str) -> tuple[dict[str, Tensor], Path]:

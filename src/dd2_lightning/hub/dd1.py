@@ -1,4 +1,4 @@
-"""``dd2 convert dd1``: a published network of the baseline DD1 to the directory of a ``dd1`` stage."""
+"""Conversion of a published network of the baseline DD1 to the directory of a ``dd1`` stage."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,22 +15,13 @@ from dd2_lightning.models.dd1_generator import DD1Generator
 
 
 def convert_dd1(
-    checkpoint: str,
-    teacher: str,
-    output: str,
-    weights: Literal["ema", "raw"] = "ema",
-    split: int | None = None,
-    second: int | None = None,
+    checkpoint: str, teacher: str, output: str, weights: Literal["ema", "raw"], split: int | None, second: int | None
 ) -> None:
-    """Convert a network of Distilled Decoding 1 (arXiv 2412.17153) into a directory that dd2 sample reads.
+    """Write a generator's directory from a file of DD1; arguments are the options of the command.
 
-    Args:
-        checkpoint: the file, or hf://microsoft/distilled_decoding/VAR-DD/var-d16.pth and its kind.
-        teacher: directory of the converted teacher that it was distilled from.
-        output: directory to write; dd2 sample and dd2.load_generator read it.
-        weights: which of the two that the file holds: ema, those that its figures were made with, or raw.
-        split: how many positions come out as codes, tokens of the rest are continuous; known for published files.
-        second: positions that are finished before the second call; known for published files.
+    Raises:
+        ValueError: if ``split`` or ``second`` is neither given nor known, or does not suit the teacher.
+        ArtifactError: if a file cannot be read or does not fit, or the directory cannot be written.
     """
     origin = Artifact.open(teacher, ("teacher",), "--teacher")
     family, architecture = origin.config["family"], origin.config["architecture"]

@@ -18,13 +18,14 @@ from dd2_lightning.files import write_atomically
 from dd2_lightning.noise import stream
 
 VERSION = 1
-"""Of architecture and training; stored classifiers of another version are trained again."""
+"""Architecture and training; stored classifiers of another version are trained again."""
 
 
 class DigitClassifier(nn.Module):
-    """Two convolutions, 32 tanh features, one linear layer."""
+    """Grey 8x8 images -> two convolutions, 32 tanh features -> one linear layer, 10 classes."""
 
     width = 32
+    held_out: Tensor
 
     def __init__(self):
         super().__init__()
@@ -42,17 +43,14 @@ class DigitClassifier(nn.Module):
 
     @property
     def held_out_accuracy(self) -> float:
-        """Accuracy on the digits that it was not trained on."""
         return self.held_out.item()
 
     def features(self, images: Tensor) -> Tensor:
-        """Grey 8x8 images in [0, 1], (B, 1, 8, 8) -> (B, 32), each in (-1, 1)."""
         if images.shape[1:] != (1, 8, 8):
             raise ValueError(f"the digit classifier reads images (B, 1, 8, 8), got {tuple(images.shape)}")
         return self.body(2 * images - 1).tanh()
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B, 32) -> (B, 10)."""
         return self.classify(features)
 
     def forward(self, images: Tensor) -> Tensor:

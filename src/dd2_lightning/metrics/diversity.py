@@ -13,10 +13,13 @@ class WithinClassVariance(Metric):
 
     full_state_update = False
     higher_is_better = True
+    count: Tensor
+    total: Tensor
+    squares: Tensor
 
     def __init__(self, num_classes: int, width: int, minimum: int = 500):
         super().__init__()
-        self.num_classes, self.width, self.minimum = num_classes, width, max(2, minimum)
+        self.width, self.minimum = width, max(2, minimum)
         self.add_state("count", torch.zeros(num_classes, dtype=torch.float64), "sum")
         self.add_state("total", torch.zeros(num_classes, width, dtype=torch.float64), "sum")
         self.add_state("squares", torch.zeros(num_classes, dtype=torch.float64), "sum")
@@ -39,7 +42,6 @@ class WithinClassVariance(Metric):
         return self.count.min().item() >= self.minimum
 
     def compute(self) -> float:
-        """The variance of the samples so far."""
         if not self.enough:
             scarce = int(self.count.argmin())
             raise ValueError(
@@ -48,8 +50,3 @@ class WithinClassVariance(Metric):
         mean = self.total / self.count[:, None]
         traces = (self.squares - self.count * mean.square().sum(1)) / (self.count - 1)
         return traces.mean().item()
-
-
-def agree(first: float, second: float, tolerance: float = 0.05) -> bool:
-    """Whether two teacher samples have the same within-class variance; if not, diversity measures nothing."""
-    return abs(first / second - 1) <= tolerance

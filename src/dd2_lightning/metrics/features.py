@@ -15,16 +15,14 @@ from dd2_lightning.metrics.digits import load_classifier
 
 
 class FeatureNetwork(Protocol):
-    """From images to the features that they are measured in.
-
-    Attributes:
-        width: d.
-        held_out_accuracy: accuracy on real images it was not trained on; None if it does not classify the teacher's
-            classes.
-    """
+    """From images to the features that they are measured in."""
 
     width: int
-    held_out_accuracy: float | None
+    """d."""
+
+    @property
+    def held_out_accuracy(self) -> float | None:
+        """Accuracy on real images it was not trained on; None if it does not classify the teacher's classes."""
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> features (B, d)."""
@@ -36,7 +34,8 @@ class FeatureNetwork(Protocol):
 class InceptionFeatures(nn.Module):
     """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
 
-    Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's classes.
+    It reads RGB images. Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's
+    classes.
 
     Args:
         weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
@@ -60,13 +59,11 @@ class InceptionFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> Tensor:
-        """RGB images in [0, 1], (B, 3, H, W) -> (B, 2048)."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Inception reads RGB images (B, 3, H, W), got {tuple(images.shape)}")
         return self.network(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B, 2048) -> (B, 1008)."""
         return features @ self.network.fc.weight.T
 
 
@@ -85,6 +82,7 @@ def feature_network(
         inception: weights of Inception.
         device: where it computes.
     """
+    network: FeatureNetwork
     if name == "digits":
         network = load_classifier(directory)
     elif name == "inception":

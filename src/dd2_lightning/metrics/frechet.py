@@ -3,22 +3,26 @@ r"""Fréchet distance of Gaussians fitted to features (Heusel et al. 2017, arXiv
 .. math:: \|\mu_1-\mu_2\|^2 + \mathrm{tr}\,\Sigma_1 + \mathrm{tr}\,\Sigma_2 - 2\,\mathrm{tr}(\Sigma_1\Sigma_2)^{1/2}.
 
 :math:`\Sigma_1\Sigma_2` has the eigenvalues of the symmetric :math:`\Sigma_1^{1/2}\Sigma_2\Sigma_1^{1/2}`, so two
-symmetric eigenproblems give the trace: real also where matrices are singular, and at 2,048 features faster than the
-Schur form of ``scipy.linalg.sqrtm``. torchmetrics' FID reads no reference statistics, takes the eigenvalues of the
+symmetric eigenproblems give the trace: real also where matrices are singular, and faster than the Schur form of
+``scipy.linalg.sqrtm``. LAPACK's divide and conquer, which scipy lets one choose, takes two thirds of the time of
+``torch.linalg.eigh`` at 2,048 features. torchmetrics' FID reads no reference statistics, takes the eigenvalues of the
 product, which is not symmetric, and rounds the result to the features' precision.
 """
 
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.linalg import eigh, eigvalsh
 from torch import Tensor
 from torchmetrics import Metric
 
 from dd2_lightning.metrics.warning import SampleWarning
 
 
-class Gaussian(NamedTuple):
+@dataclass
+class Gaussian:
     """Mean and covariance of a set of features.
 
     Attributes:
@@ -32,26 +36,25 @@ class Gaussian(NamedTuple):
     count: int
 
 
-def root_of(matrix: Tensor) -> Tensor:
-    """Symmetric square root of a positive semidefinite (d, d)."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
-
-
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Squared Fréchet distance of two Gaussians of the same width."""
+    """Squared Fréchet distance of two Gaussians of the same width, in float64."""
     if first.mean.shape != second.mean.shape:
         raise ValueError(f"features of width {len(first.mean)} and {len(second.mean)} cannot be compared")
-    root = root_of(first.covariance)
-    overlap = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0).sqrt().sum()
-    distance = (first.mean - second.mean).square().sum() + first.covariance.trace() + second.covariance.trace()
-    return max(0.0, (distance - 2 * overlap).item())
+    a, b = (gaussian.covariance.cpu().double().numpy() for gaussian in (first, second))
+    values, vectors = eigh(a, driver="evd")
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    overlap = np.sqrt(eigvalsh(root @ b @ root).clip(min=0)).sum()
+    shift = (first.mean.cpu().double() - second.mean.cpu().double()).square().sum().item()
+    return max(0.0, float(shift + a.trace() + b.trace() - 2 * overlap))
 
 
 class FeatureGaussian(Metric):
-    """Fits a :class:`Gaussian` to features of width d."""
+    """Fits a :class:`Gaussian` to features of width d, in float64."""
 
     full_state_update = False
+    count: Tensor
+    total: Tensor
+    products: Tensor
 
     def __init__(self, width: int):
         super().__init__()
@@ -70,7 +73,6 @@ class FeatureGaussian(Metric):
         self.products += features.T @ features
 
     def compute(self) -> Gaussian:
-        """The fit to the features so far; warns if there are too few for a covariance of full rank."""
         count = int(self.count)
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {count}")
@@ -83,17 +85,3 @@ class FeatureGaussian(Metric):
             )
         mean = self.total / count
         return Gaussian(mean, (self.products - count * mean.outer(mean)) / (count - 1), count)
-
-
-class FrechetDistance(FeatureGaussian):
-    """Fréchet distance of features to a reference."""
-
-    higher_is_better = False
-
-    def __init__(self, reference: Gaussian):
-        super().__init__(len(reference.mean))
-        self.reference = reference
-
-    def compute(self) -> float:
-        reference = Gaussian(*(part.to(self.total) for part in self.reference[:2]), self.reference.count)
-        return frechet_distance(reference, super().compute())

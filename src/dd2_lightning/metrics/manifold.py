@@ -9,6 +9,7 @@ radius; the usual expansion :math:`\|a\|^2+\|b\|^2-2ab` in half or single precis
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,9 +24,10 @@ DUPLICATE = 1e-12
 
 
 class FirstFeatures(Metric):
-    """Keeps the first ``limit`` features of a set."""
+    """Keeps the first ``limit`` features of a set, (min(limit, samples), d)."""
 
     full_state_update = False
+    parts: list[Tensor]
 
     def __init__(self, limit: int = 10_000):
         super().__init__()
@@ -43,20 +45,33 @@ class FirstFeatures(Metric):
             self.parts.append(taken)
             self.count += len(taken)
 
-    def kept(self) -> Tensor:
-        """The features so far, (min(limit, samples), d)."""
+    def compute(self) -> Tensor:
         if not self.count:
             raise ValueError("there are no features yet")
-        if isinstance(self.parts, list) and len(self.parts) > 1:
+        if len(self.parts) > 1:
             self.parts = [torch.cat(self.parts)]  # what is kept is not held twice
-        return self.parts[0] if isinstance(self.parts, list) else self.parts
-
-    def compute(self) -> Tensor:
-        return self.kept()
+        return self.parts[0]
 
     def reset(self) -> None:
         super().reset()
         self.count = 0
+
+
+class Manifold:
+    """The manifold of features (N, d), of which there must be at least k + 1."""
+
+    def __init__(self, features: Tensor, k: int = 3):
+        if k < 1 or len(features) <= k:
+            raise ValueError(
+                f"the {k}-th nearest neighbour needs at least {k + 1} samples and k >= 1, got {len(features)}"
+            )
+        self.features, self.k = features, k
+
+    @cached_property
+    def squared_radii(self) -> Tensor:
+        """Squared distance of each feature to its k-th nearest neighbour, itself not counted: (N,)."""
+        distances = squared_distances(self.features, self.features)
+        return torch.cat([squared.topk(self.k + 1, largest=False).values[:, -1] for _, squared in distances])
 
 
 class Fractions(NamedTuple):
@@ -66,35 +81,14 @@ class Fractions(NamedTuple):
     recall: float
 
 
-class PrecisionRecall(FirstFeatures):
-    """Precision and recall of the first features against a reference.
-
-    Args:
-        reference: (N, d).
-        k: neighbours that a ball reaches to; neither set may have fewer than k + 1 features.
-        limit: generated samples that count; both numbers depend on it.
-    """
-
-    def __init__(self, reference: Tensor, k: int = 3, limit: int = 10_000):
-        super().__init__(limit)
-        check_neighbours(reference, k)
-        self.reference, self.k = reference, k
-        self._radii: Tensor | None = None
-
-    def compute(self) -> Fractions:
-        """Precision and recall of the samples so far."""
-        features = self.kept()
-        check_neighbours(features, self.k)
-        reference = self.reference.to(features.device)
-        if self._radii is None:
-            self._radii = squared_radii(reference, self.k)
-        return Fractions(*shares_inside(reference, self._radii, features, squared_radii(features, self.k)))
-
-
-def check_neighbours(features: Tensor, k: int) -> None:
-    """Refuse sets without a k-th neighbour."""
-    if k < 1 or len(features) <= k:
-        raise ValueError(f"the {k}-th nearest neighbour needs at least {k + 1} samples and k >= 1, got {len(features)}")
+def precision_recall(reference: Manifold, samples: Manifold) -> Fractions:
+    """Precision and recall of samples; both numbers depend on how many there are."""
+    precise = torch.zeros(len(samples.features), dtype=torch.bool, device=samples.features.device)
+    recalled = 0
+    for rows, squared in squared_distances(reference.features, samples.features):
+        precise |= (squared <= reference.squared_radii[rows, None]).any(0)
+        recalled += int((squared <= samples.squared_radii).any(1).sum())
+    return Fractions(precise.double().mean().item(), recalled / len(reference.features))
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -103,24 +97,8 @@ def squared_distances(first: Tensor, second: Tensor) -> Iterator[tuple[slice, Te
     columns = second.to(torch.float64, copy=True).sub_(centre)
     lengths = columns.square().sum(1)
     for start in range(0, len(first), rows := max(1, CHUNK // len(second))):
-        part = slice(start, min(start + rows, len(first)))
-        block = first[part].double() - centre
+        chunk = slice(start, min(start + rows, len(first)))
+        block = first[chunk].double() - centre
         scale = block.square().sum(1)[:, None] + lengths
         squared = torch.addmm(scale, block, columns.T, alpha=-2)
-        yield part, squared.masked_fill_(squared <= DUPLICATE * scale, 0.0)
-
-
-def squared_radii(features: Tensor, k: int) -> Tensor:
-    """Squared distance of each feature (N, d) to its k-th nearest neighbour, itself not counted: (N,)."""
-    radii = [squared.topk(k + 1, largest=False).values[:, -1] for _, squared in squared_distances(features, features)]
-    return torch.cat(radii)
-
-
-def shares_inside(first: Tensor, first_radii: Tensor, second: Tensor, second_radii: Tensor) -> tuple[float, float]:
-    """The share of ``second`` in the manifold of ``first``, and the share of ``first`` in that of ``second``."""
-    inside_first = torch.zeros(len(second), dtype=torch.bool, device=second.device)
-    inside_second = 0
-    for rows, squared in squared_distances(first, second):
-        inside_first |= (squared <= first_radii[rows, None]).any(0)
-        inside_second += int((squared <= second_radii).any(1).sum())
-    return inside_first.double().mean().item(), inside_second / len(first)
+        yield chunk, squared.masked_fill_(squared <= DUPLICATE * scale, 0.0)

@@ -40,12 +40,12 @@ def feature_distance(network: FeatureNetwork) -> Callable[[Tensor, Tensor], Tens
 
 
 def lerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
-    """On the straight line from ``first`` to ``second`` (B, D), at t (B, 1)."""
+    """Point of the straight line from ``first`` to ``second`` (B, D) at t (B, 1)."""
     return first + t * (second - first)
 
 
 def slerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
-    """On the arc from ``first`` to ``second`` (B, D), at t (B, 1); the angle grows evenly.
+    """Point of the arc from ``first`` to ``second`` (B, D) at t (B, 1); the angle grows evenly.
 
     Between draws from a Gaussian, which are nearly orthogonal, it stays where such draws are.
     """
@@ -102,7 +102,7 @@ def path_length(
     if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
     between = {"slerp": slerp, "lerp": lerp}[interpolation]
-    lengths, starts = [], range(0, samples, batch_size)
+    found, starts = [], range(0, samples, batch_size)
     for start in tracked(starts, "path length", samples, unit="paths", size=batch_size) if progress else starts:
         count = min(batch_size, samples - start)
         noise = SampleNoise(seed, start, count, device)
@@ -110,7 +110,7 @@ def path_length(
         t = noise.rand("path", 1).double() * (1 - epsilon)
         labels = (torch.arange(count, device=device) + start) % num_classes
         pair = [draw(labels, between(first, second, at).float().unflatten(1, shape)) for at in (t, t + epsilon)]
-        lengths.append(distance(*pair).double().cpu() / epsilon**2)
-    lengths = torch.cat(lengths)
+        found.append(distance(*pair).double().cpu() / epsilon**2)
+    lengths = torch.cat(found)
     kept = trimmed(lengths, discard)
     return PathLength(kept.mean().item(), kept.std(correction=0).item(), lengths)

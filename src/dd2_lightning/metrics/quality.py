@@ -3,7 +3,7 @@ r"""Image quality from features: FID, KID, inception score, precision and recall
 The features of a batch are computed once, by a :class:`~dd2_lightning.metrics.features.FeatureNetwork`,
 and handed to all metrics. What torchmetrics offers is used where it fits:
 
-* FID is :class:`~dd2_lightning.metrics.frechet.FrechetDistance`, which says why it is not torchmetrics'.
+* FID is :func:`~dd2_lightning.metrics.frechet.frechet_distance`, which says why it is not torchmetrics'.
 * KID is its ``poly_mmd`` on subsets of our own: its metric keeps every feature twice and draws from the global random
   state.
 * The inception score is its metric.
@@ -11,14 +11,15 @@ and handed to all metrics. What torchmetrics offers is used where it fits:
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from dd2_lightning.metrics.frechet import FeatureGaussian, FrechetDistance, Gaussian
-from dd2_lightning.metrics.manifold import PrecisionRecall
+from dd2_lightning.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
+from dd2_lightning.metrics.manifold import FirstFeatures, Manifold, precision_recall
 from dd2_lightning.noise import stream
 
 
@@ -50,8 +51,8 @@ class Quality(nn.Module):
         manifold_samples: samples that KID, precision and recall take, the first ones, of each side. Recall rises
             with the number of samples and precision falls with it.
         k: neighbours of precision and recall.
-        splits: parts whose inception scores are averaged.
-        seed: of KID's subsets and the parts.
+        splits: subsets whose inception scores are averaged.
+        seed: of KID's subsets and those of the inception score.
     """
 
     def __init__(
@@ -64,37 +65,38 @@ class Quality(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.seed = seed
-        self.frechet = FrechetDistance(gaussian)
+        self.gaussian, self.k, self.seed = gaussian, k, seed
+        self.fit = FeatureGaussian(len(gaussian.mean))
         self.manifold = None
         if features is not None and manifold_samples:
-            self.manifold = PrecisionRecall(features[:manifold_samples], k, manifold_samples)
+            self.manifold = Manifold(features[:manifold_samples], k)
+            self.first = FirstFeatures(manifold_samples)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*will save all extracted features")
             self.inception = InceptionScore(nn.Identity(), splits)
 
     @classmethod
-    def of(cls, features: Tensor, **kwargs) -> "Quality":
+    def of(cls, features: Tensor, **kwargs: Any) -> "Quality":
         """With the reference given by its features (N, d) alone; ``kwargs`` as above."""
-        gaussian = FeatureGaussian(features.shape[1]).to(features.device)
-        gaussian.update(features)
-        return cls(gaussian.compute(), features, **kwargs)
+        fit = FeatureGaussian(features.shape[1]).to(features.device)
+        fit.update(features)
+        return cls(fit.compute(), features, **kwargs)
 
     def update(self, features: Tensor, logits: Tensor | None = None) -> None:
         """Add features (B, d) and, for the inception score, logits (B, classes) of a classifier, always or never."""
-        self.frechet.update(features)
+        self.fit.update(features)
         if self.manifold is not None:
-            self.manifold.update(features)
+            self.first.update(features)
         if logits is not None:
             self.inception.update(logits)
 
     def compute(self) -> QualityScores:
         """All scores of the samples so far."""
-        scores = QualityScores(self.frechet.compute())
+        scores = QualityScores(frechet_distance(self.gaussian, self.fit.compute()))
         if self.manifold is not None:
-            kept = self.manifold.kept()
-            scores.kid = kernel_distance(self.manifold.reference.to(kept), kept, seed=self.seed)
-            scores.precision, scores.recall = self.manifold.compute()
+            samples = self.first.compute()
+            scores.kid = kernel_distance(self.manifold.features, samples, seed=self.seed)
+            scores.precision, scores.recall = precision_recall(self.manifold, Manifold(samples, self.k))
         if self.inception.features:
             with torch.random.fork_rng(devices=[]):  # it shuffles with the global random state
                 torch.default_generator.manual_seed(self.seed)
@@ -103,9 +105,10 @@ class Quality(nn.Module):
 
     def reset(self) -> None:
         """Forget all samples, not the reference."""
-        for metric in (self.frechet, self.manifold, self.inception):
-            if metric is not None:
-                metric.reset()
+        self.fit.reset()
+        self.inception.reset()
+        if self.manifold is not None:
+            self.first.reset()
 
 
 def kernel_distance(first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
@@ -121,7 +124,7 @@ def kernel_distance(first: Tensor, second: Tensor, subsets: int = 100, subset_si
         subsets = 1
     total = 0.0
     for subset in range(subsets):
-        generator = stream(seed, "kid", subset)
-        parts = [side[torch.randperm(len(side), generator=generator)[:size]].double() for side in (first, second)]
-        total += poly_mmd(*parts).item()
+        rng = stream(seed, "kid", subset)
+        a, b = (side[torch.randperm(len(side), generator=rng)[:size]].double() for side in (first, second))
+        total += poly_mmd(a, b).item()
     return total / subsets

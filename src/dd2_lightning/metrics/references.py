@@ -32,28 +32,62 @@ FORMAT = "1"
 
 @dataclass
 class Reference:
-    """An opened reference file, with statistics, images, or both."""
+    """An opened reference file, with statistics, images, or both.
+
+    Attributes:
+        path: the file.
+        gaussian: statistics.
+        network: identity of the feature network that the statistics are of; None if the file does not say it.
+        images: uint8.
+    """
 
     path: Path
-    gaussian: Gaussian | None
-    images: ImageFile | None
+    gaussian: Gaussian | None = None
+    network: str | None = None
+    images: ImageFile | None = None
+
+    def check_network(self, network: FeatureNetwork) -> None:
+        """Refuse statistics of another feature network; warn where the file does not say which it was.
+
+        Raises:
+            ArtifactError: for another network, or another number of features.
+        """
+        if self.gaussian is None:
+            return
+        width, wanted = len(self.gaussian.mean), identity(network)
+        if self.network not in (None, wanted):
+            raise ArtifactError(
+                f"{self.path} holds statistics of the feature network {self.network}, samples have those of {wanted}"
+            )
+        if width != network.width:
+            raise ArtifactError(
+                f"{self.path} holds statistics of {width} features, the feature network has {network.width}"
+            )
+        if self.network is None and not isinstance(network, InceptionFeatures):
+            message = f"{self.path} does not say which network its statistics are of; it is taken for yours"
+            warnings.warn(message, SampleWarning, stacklevel=3)
 
     def measured(
         self, network: FeatureNetwork, limit: int, batch_size: int = 100, device: torch.device | str = "cpu"
     ) -> tuple[Gaussian, Tensor | None]:
-        """Statistics, and the features of the first ``limit`` images, (N, d), if there are images."""
+        """Statistics, and the features of the first ``limit`` images, (N, d), if there are images.
+
+        Raises:
+            ArtifactError: as :meth:`check_network`.
+        """
+        self.check_network(network)
         if self.images is None:
+            assert self.gaussian is not None
             return self.gaussian, None
-        fit = None if self.gaussian else FeatureGaussian(network.width).to(device)
-        first = FirstFeatures(limit)
+        fit, first = FeatureGaussian(network.width).to(device), FirstFeatures(limit)
         count = min(len(self.images), limit) if self.gaussian else len(self.images)
         batches = self.images.batches(batch_size, count)
         for pixels in tracked(batches, f"reference: {self.path.name}", count, size=batch_size):
             features = features_of(network, pixels, device)
             first.update(features)
-            if fit is not None:
+            if self.gaussian is None:
                 fit.update(features)
-        return fit.compute() if fit is not None else self.gaussian, first.compute()
+        return self.gaussian or fit.compute(), first.compute()
 
 
 def write_statistics(path: str | Path, gaussian: Gaussian, network: FeatureNetwork) -> None:
@@ -63,25 +97,31 @@ def write_statistics(path: str | Path, gaussian: Gaussian, network: FeatureNetwo
     write_atomically(Path(path), save(tensors, {"statistics": json.dumps(description)}))
 
 
-def open_reference(path: str | Path, network: FeatureNetwork) -> Reference:
-    """Open a reference for features of ``network``.
+def open_reference(path: str | Path) -> Reference:
+    """Open a reference.
 
     Raises:
-        ArtifactError: if it is missing, damaged, of neither kind, or of another feature network.
+        ArtifactError: if it is missing, damaged or of neither kind.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return Reference(path, _read_statistics(path, identity(network)), None)
+        return _read_statistics(path)
     with open_npz(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-    statistics = {"mu", "sigma"} <= names
-    if not statistics and "arr_0" not in names:
+    reference = Reference(path, images=ImageFile(path) if "arr_0" in names else None)
+    if {"mu", "sigma"} <= names:
+        arrays = read_arrays(path)
+        mean, covariance = arrays["mu"], arrays["sigma"]
+        if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+            raise ArtifactError(f"{path}: mu and sigma must be floats, they are {mean.dtype} and {covariance.dtype}")
+        gaussian = Gaussian(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), 0)
+        reference.gaussian = _check_statistics(gaussian, path)
+    elif reference.images is None:
         raise ArtifactError(f"{path} holds neither images (arr_0) nor statistics (mu, sigma)")
-    gaussian = _openai_statistics(path, network) if statistics else None
-    return Reference(path, gaussian, ImageFile(path) if "arr_0" in names else None)
+    return reference
 
 
-def _read_statistics(path: Path, wanted: str) -> Gaussian:
+def _read_statistics(path: Path) -> Reference:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist")
     try:
@@ -93,34 +133,12 @@ def _read_statistics(path: Path, wanted: str) -> Gaussian:
         raise ArtifactError(f"{path} is damaged or holds no statistics ({error}); make it again") from error
     if version != FORMAT:
         raise ArtifactError(f"{path} has format {version}, this version reads format {FORMAT}")
-    if network != wanted:
-        raise ArtifactError(f"{path} holds statistics of the feature network {network}, samples have those of {wanted}")
-    return _check_statistics(gaussian, path)
-
-
-def _openai_statistics(path: Path, network: FeatureNetwork) -> Gaussian:
-    arrays = read_arrays(path)
-    mean, covariance = arrays["mu"], arrays["sigma"]
-    if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
-        raise ArtifactError(f"{path}: mu and sigma must be floats, they are {mean.dtype} and {covariance.dtype}")
-    gaussian = _check_statistics(
-        Gaussian(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), 0), path
-    )
-    if len(gaussian.mean) != network.width:
-        raise ArtifactError(
-            f"{path} holds statistics of {len(gaussian.mean)} features, the feature network has {network.width}"
-        )
-    if not isinstance(network, InceptionFeatures):
-        warnings.warn(
-            f"{path} does not say which network its statistics are of; it is taken for yours", SampleWarning, 4
-        )
-    return gaussian
+    return Reference(path, _check_statistics(gaussian, path), network)
 
 
 def _check_statistics(gaussian: Gaussian, path: Path) -> Gaussian:
-    mean, covariance, _ = gaussian
-    d = len(mean) if mean.ndim == 1 else 0
-    if not d or covariance.shape != (d, d):
+    mean, covariance = gaussian.mean, gaussian.covariance
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
         raise ArtifactError(
             f"{path}: statistics must be (d,) and (d, d), they are {tuple(mean.shape)} and {tuple(covariance.shape)}"
         )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 class SampleWarning(UserWarning):
@@ -11,16 +12,24 @@ class SampleWarning(UserWarning):
 
 @contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """Collect the messages of :class:`SampleWarning`, each once, and show all other warnings as usual."""
+    """Collect the messages of :class:`SampleWarning`, each once and as one line; show all other warnings as usual."""
     messages: list[str] = []
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def collect(message, category, *place) -> None:
+        def collect(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            text = " ".join(str(message).split())
             if not issubclass(category, SampleWarning):
-                show(message, category, *place)
-            elif str(message) not in messages:
-                messages.append(str(message))
+                show(message, category, filename, lineno, file, line)
+            elif text not in messages:
+                messages.append(text)
 
         warnings.simplefilter("always", SampleWarning)
         warnings.showwarning = collect

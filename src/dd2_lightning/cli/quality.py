@@ -1,0 +1,106 @@
+"""``dd2 quality`` and ``dd2 statistics``: files of images against a reference."""
+
+from pathlib import Path
+from typing import Any
+
+from dd2_lightning.errors import check_samples
+
+
+def quality(
+    samples: str,
+    reference: str,
+    output: str,
+    features: str = "digits",
+    inception: str | None = None,
+    protocol: str | None = None,
+    manifold_samples: int | None = None,
+    batch_size: int = 100,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure a file of images against a reference: FID, KID, inception score, precision and recall.
+
+    Args:
+        samples: ``.npz`` file of images, as ``dd2 sample`` writes it.
+        reference: ``.npz`` file of images or of statistics, or ``.safetensors`` of ``dd2 statistics``. Statistics
+            alone give FID and the inception score only.
+        output: ``….json`` file of the results, or a directory for it.
+        features: digits, inception, or a class of your own: my_module.MyFeatures.
+        inception: weights file of Inception.
+        protocol: how the samples were drawn, openai or dd1; as their file says by default.
+        manifold_samples: samples that precision, recall and KID take, if there are so many; those of the protocol by
+            default, else 10,000.
+        batch_size: images at a time.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
+
+    Returns:
+        The results, as they are written: settings, scores and ``"warnings"``.
+    """
+    from dd2_lightning.devices import resolve_device
+    from dd2_lightning.evaluation.measure import measure_quality, resolve_protocol
+    from dd2_lightning.evaluation.report import results_path, to_json
+    from dd2_lightning.files import check_writable, write_atomically
+    from dd2_lightning.images.files import check_not_directory
+    from dd2_lightning.images.npz import ImageFile
+    from dd2_lightning.metrics.features import feature_network
+    from dd2_lightning.metrics.references import check_sizes, open_reference
+
+    check_samples(batch_size=batch_size, manifold_samples=manifold_samples)
+    chosen, path = resolve_device(device), results_path(output)
+    check_not_directory(path)
+    check_writable(path.parent)
+    images = ImageFile(samples)
+    protocol = resolve_protocol(images, protocol)
+    against = open_reference(reference)
+    check_sizes(images, against)
+    network = feature_network(features, path.parent, inception, chosen)
+    results = measure_quality(images, against, network, protocol, manifold_samples, batch_size, chosen)
+    write_atomically(path, to_json(results))
+    for name, value in results.items():
+        if name != "warnings":
+            print(f"{name:>16}  {'–' if value is None else value}")
+    for message in results["warnings"]:
+        print(f"{'warning':>16}  {message}")
+    return results
+
+
+def statistics(
+    pictures: str,
+    output: str,
+    features: str = "digits",
+    inception: str | None = None,
+    batch_size: int = 100,
+    device: str = "auto",
+) -> None:
+    """Mean and covariance of the features of a file of images, as a reference for ``dd2 quality``.
+
+    Args:
+        pictures: ``.npz`` file of images.
+        output: ``….safetensors`` file.
+        features: digits, inception, or a class of your own: my_module.MyFeatures.
+        inception: weights file of Inception.
+        batch_size: images at a time.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
+    """
+    from dd2_lightning.devices import resolve_device
+    from dd2_lightning.evaluation.measure import fit_features
+    from dd2_lightning.files import check_writable
+    from dd2_lightning.images.files import check_not_directory
+    from dd2_lightning.images.npz import ImageFile
+    from dd2_lightning.metrics.features import feature_network
+    from dd2_lightning.metrics.references import write_statistics
+    from dd2_lightning.metrics.warning import collect_warnings
+
+    check_samples(batch_size=batch_size)
+    chosen, path = resolve_device(device), Path(output)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"--output must be a .safetensors file, got {output}")
+    check_not_directory(path)
+    check_writable(path.parent)
+    images = ImageFile(pictures)
+    network = feature_network(features, path.parent, inception, chosen)
+    fit = fit_features(images, network, batch_size, chosen)
+    with collect_warnings() as messages:
+        write_statistics(output, fit.compute(), network)
+    print(f"statistics of {len(images)} images -> {output}")
+    for message in messages:
+        print(f"warning: {message}")

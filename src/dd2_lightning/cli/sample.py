@@ -1,0 +1,164 @@
+"""``dd2 sample``: images of a generator."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dd2_lightning.errors import check_at_least_one, check_samples
+from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sample(
+    model: str,
+    output: str,
+    labels: str | None = None,
+    num: int | None = None,
+    protocol: str | None = None,
+    steps: int = 1,
+    teacher: str | None = None,
+    sampling: AnySampling = Sampling(),
+    split: int | None = None,
+    seed: int = 0,
+    batch_size: int = 500,
+    device: str = "auto",
+    precision: str | int = "32",
+) -> None:
+    """Draw images with a one-step generator, or with a model of the baseline DD1.
+
+    An ``.npz`` file may be larger than memory; the same command continues after an interruption.
+
+    Args:
+        model: directory of a finished csd, align or dd1 stage.
+        output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
+            and ``labels``), or a directory, without an ending, for one PNG file an image.
+        labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
+        num: number of images; by default one a label.
+        protocol: in place of labels, with num: openai, every class equally often, or dd1, classes at random.
+        steps: 1, or k to let the teacher re-sample the last k - 1 positions. A DD1 model takes 1 or 2 steps by itself;
+            with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
+            k = m + 1.
+        teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
+        sampling: guidance and truncation of that teacher.
+        split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
+        seed: of the noise; image i depends on the seed and i only.
+        batch_size: images at a time.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
+        precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
+    """
+    import torch
+
+    from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.devices import autocast, check_precision, resolve_device
+    from dd2_lightning.files import check_writable, sha256
+    from dd2_lightning.images.files import output_kind
+    from dd2_lightning.images.sample_sets import SampleSet
+    from dd2_lightning.noise import SampleNoise
+
+    check_samples(seed, num=num, batch_size=batch_size)
+    check_at_least_one("--", steps=steps)
+    if protocol is not None and (labels is not None or num is None):
+        raise ValueError("--protocol decides on the labels: it needs --num and goes without --labels")
+    kind, path, chosen = output_kind(output), Path(output), resolve_device(device)
+    check_precision(chosen, precision)
+    check_writable(path.parent)
+    generator = load_generator(model).to(chosen)
+    classes = choose_labels(generator.num_classes, labels, num, protocol, seed)
+    refiner = load_teacher(teacher).to(chosen) if teacher and steps > 1 else None
+    tokens_of = generator.sampler(steps, refiner, sampling, split)
+    n, C = generator.layout.length, generator.token_dim
+
+    @torch.no_grad()
+    def draw(start: int, labels: "Tensor") -> "Tensor":
+        noise = SampleNoise(seed, start, len(labels), chosen)
+        with autocast(chosen, precision):
+            tokens = tokens_of(labels.to(chosen), *noise.for_generators(n, C))
+            return generator.decode(tokens).float().cpu()
+
+    if kind == "npz":
+        settings = {
+            "model": state_hash(generator),
+            "model_config": sha256(Path(model) / "config.json"),
+            "protocol": protocol,
+            "steps": steps,
+            "split": split,
+            "teacher": None if refiner is None else state_hash(refiner),
+            "sampling": None if refiner is None else asdict(refiner.resolve_sampling(sampling)),
+            "seed": seed,
+            "device": chosen.type,
+            "precision": str(precision),
+        }
+        SampleSet(path, classes, batch_size, settings).complete(draw)
+    elif kind == "grid":
+        draw_grid(draw, classes, batch_size, path)
+    else:
+        for start, images in drawn_batches(draw, classes, batch_size, path):
+            write_images(images, classes, path, start)
+    print(f"{len(classes)} images -> {output}")
+
+
+def choose_labels(
+    num_classes: int, labels: str | None = None, num: int | None = None, protocol: str | None = None, seed: int = 0
+) -> "Tensor":
+    """Classes of all images, (num,), as the options of ``dd2 sample`` say; a ValueError if they cannot be."""
+    import torch
+
+    from dd2_lightning.metrics.protocols import protocol_named
+    from dd2_lightning.models.teacher import check_labels
+
+    if protocol is not None:
+        return protocol_named(protocol).labels(num, num_classes, seed)
+    classes = torch.arange(num_classes) if labels is None else parse_labels(labels)
+    check_labels(classes, num_classes)
+    num = num or len(classes)
+    return classes.repeat(-(-num // len(classes)))[:num]
+
+
+def parse_labels(text: str) -> "Tensor":
+    """Parse ``0,1,2``."""
+    import torch
+
+    try:
+        return torch.tensor([int(part) for part in text.split(",")])
+    except (ValueError, RuntimeError):
+        raise ValueError(f"--labels must be classes separated by commas, like 0,1,2; got {text!r}") from None
+
+
+def drawn_batches(
+    draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path
+) -> "Iterator[tuple[int, Tensor]]":
+    """Draw all images with progress: the index of the first of a batch, and the batch as bytes."""
+    from dd2_lightning.images.files import to_bytes
+    from dd2_lightning.progress import tracked
+
+    starts = range(0, len(classes), batch_size)
+    for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
+        yield start, to_bytes(draw(start, classes[start : start + batch_size]))
+
+
+def draw_grid(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path) -> None:
+    """Draw all images and write them as one, ten or fewer a row; one too large is refused after its first batch."""
+    import torch
+
+    from dd2_lightning.images.files import check_grid, save_grid
+
+    columns, batches = min(len(classes), 10), []
+    for start, images in drawn_batches(draw, classes, batch_size, path):
+        if start == 0:
+            check_grid(len(classes), *images.shape[2:], columns, path)
+        batches.append(images)
+    save_grid(torch.cat(batches), path, columns)
+
+
+def write_images(images: "Tensor", classes: "Tensor", directory: Path, start: int) -> None:
+    """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
+    from dd2_lightning.files import write_atomically
+    from dd2_lightning.images.files import encode_image
+
+    width = len(str(len(classes) - 1))
+    for i, image in enumerate(images, start):
+        write_atomically(directory / f"{i:0{width}d}_class{int(classes[i])}.png", encode_image(image))

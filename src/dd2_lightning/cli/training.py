@@ -1,0 +1,209 @@
+"""The commands that train a stage, read its checkpoint or plan it."""
+
+import logging
+import signal
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dd2_lightning.callbacks import (
+    ContinuedLogs,
+    ExportArtifact,
+    Interrupted,
+    IterationCheckpoint,
+    PerPositionMonitor,
+    SampleGrid,
+    StopOnSignal,
+)
+from dd2_lightning.callbacks.logs import wait_for_own_second
+from dd2_lightning.cli.arguments import (
+    UsageError,
+    configs_first,
+)
+from dd2_lightning.cli.run_directory import RunDirectory
+from dd2_lightning.cli.stage_cli import TRAINER_ARGUMENTS, StageCLI
+from dd2_lightning.errors import DD2Error
+
+EXPECTED_WARNINGS = (
+    "Using ModelCheckpoint with manual optimization",  # after an iteration is what we want
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+    "Found .* module.* in eval mode",  # teacher and EMA
+    ".*does not have many workers",  # batches are index arithmetic
+    ".*was deprecated in v4",  # between Lightning and jsonargparse
+    ".*parameter was deprecated",
+    ".*isinstance.treespec",
+    "You have overridden .on_after_batch_transfer.",  # a stage samples the sequences that its batches lack
+    ".*find_unused_parameters=True was specified",  # an update gives gradients to one of the networks
+    ".*logger.*is not set.*|.*You called `self.log.*no logger configured",  # validate, test and predict write no logs
+)
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run a training command, with what a user cannot act on silenced."""
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    cli = next(cli for cli in (FitCLI, ValidateCLI, TestCLI, PredictCLI, PlanCLI) if cli.command == command)
+    try:
+        cli(configs_first(arguments))
+    except Interrupted as stopped:
+        print(f"dd2: {stopped}; --ckpt_path last continues where it stopped", file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with status 1
+            print("dd2: stopped", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        raise
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise DD2Error(f"{reason} Raise model.accumulate (dd2 plan says how far) or lower data.batch_size") from error
+    except MisconfigurationException as error:
+        raise UsageError(f"dd2 {command}", str(error)) from error
+
+
+class FitCLI(StageCLI):
+    """``dd2 fit``."""
+
+    command = "fit"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--overwrite", action="store_true", help="delete the run in trainer.default_root_dir and start again"
+        )
+
+    def callbacks(self) -> list[Any]:
+        settings = self.settings
+        callbacks = [PerPositionMonitor(), SampleGrid(), ContinuedLogs(), StopOnSignal(), *super().callbacks()]
+        if not settings.trainer.fast_dev_run:
+            callbacks.insert(0, ExportArtifact())
+            if settings.trainer.enable_checkpointing is not False:
+                callbacks.append(IterationCheckpoint(self.root / "checkpoints", settings.checkpoint_every))
+        return callbacks
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Logs, checkpoints and artifact go where ``default_root_dir`` says, unless the config says otherwise."""
+        settings = self.settings
+        if settings.trainer.max_steps < 1:
+            raise ValueError("set trainer.max_steps: the number of iterations of this stage")
+        if settings.checkpoint_every < 1:
+            raise ValueError(f"--checkpoint_every must be at least 1, got {settings.checkpoint_every}")
+        if settings.overwrite and settings.ckpt_path:
+            raise ValueError("--overwrite starts again, --ckpt_path continues: give one of them")
+        if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
+            kwargs["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard", default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train in a directory that nobody else writes into."""
+        if self.settings.trainer.fast_dev_run:
+            super()._run_subcommand(subcommand)
+            return
+        run, settings, is_main = RunDirectory(self.root), self.settings, self.trainer.is_global_zero
+        with run.locked() if is_main else nullcontext():
+            checkpoint = run.resolve_checkpoint(settings.ckpt_path, settings.overwrite)
+            self.config_init[subcommand]["ckpt_path"] = checkpoint
+            if is_main:
+                run.prepare(settings.overwrite)
+                wait_for_own_second(self.root / "tensorboard")
+            super()._run_subcommand(subcommand)
+        if is_main and (self.root / "config.json").is_file():
+            print(f"{self.model.name}: {self.trainer.global_step:,} iterations -> {self.root}")
+
+
+class CheckpointCLI(StageCLI):
+    """A command that reads a run's checkpoint and leaves the run as it is."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Read the checkpoint of the run in ``default_root_dir``, unless another one is given."""
+        given = self.settings.ckpt_path
+        path = RunDirectory(self.root).checkpoint if given in (None, "last") else Path(given)
+        if not path.is_file():
+            raise DD2Error(
+                f"{path} does not exist: dd2 {self.command} reads the checkpoint of a run; name its directory in "
+                f"--trainer.default_root_dir, or a file in --ckpt_path"
+            )
+        self.config_init[subcommand]["ckpt_path"] = str(path)
+        if self.trainer.is_global_zero:
+            print(f"checkpoint: {path}")
+        super()._run_subcommand(subcommand)
+
+
+class ValidateCLI(CheckpointCLI):
+    """``dd2 validate``."""
+
+    command = "validate"
+
+
+class TestCLI(CheckpointCLI):
+    """``dd2 test``."""
+
+    command = "test"
+
+
+class PredictCLI(CheckpointCLI):
+    """``dd2 predict``."""
+
+    command = "predict"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--output", type=str, default=None, help="image file; predict.png in trainer.default_root_dir by default"
+        )
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        return {cls.command: TRAINER_ARGUMENTS | {"return_predictions"}}
+
+    def predict(self, **options: Any) -> None:
+        """Draw and write the images."""
+        output = Path(self.settings.output or self.root / "predict.png")
+        batches = self.trainer.predict(**options)
+        images = [batch for batch in batches or [] if batch is not None]
+        if not images:
+            raise DD2Error("this teacher has no images to draw: its tokenizer is latent only")
+        if self.trainer.is_global_zero:
+            from dd2_lightning.images.files import save_grid
+
+            save_grid(torch.cat(images), output, columns=10)
+            print(f"{sum(map(len, images))} images -> {output}")
+
+
+class PlanCLI(StageCLI):
+    """``dd2 plan``: LightningCLI with a trainer that plans."""
+
+    command = "plan"
+
+    @classmethod
+    def trainer_type(cls) -> type[Trainer]:
+        from dd2_lightning.planning import PlanTrainer
+
+        return PlanTrainer
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        return {"plan": {"model", "datamodule"}}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """One that knows the trainer's settings and looks for no GPU."""
+        return self.trainer_type().of_settings(self.settings.trainer.as_dict(), self.release)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            LightningCLI._run_subcommand(self, subcommand)
+        except ValueError as error:
+            raise UsageError("dd2 plan", str(error)) from error

@@ -1,0 +1,1 @@
+"""How long a teacher, a generator and the updates of the stages take on this machine."""
