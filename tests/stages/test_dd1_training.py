@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from safetensors.torch import load_file
 
+from benchmarks.tables import distil_table_dd1, independent_total_variation, random_table
 from dd2_lightning.artifacts import load_generator, load_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.data import Batch, PairData
