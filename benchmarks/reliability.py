@@ -16,7 +16,7 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))  # its runs and faults are those of the tests
+sys.path.append(str(ROOT / "tests/support"))  # its runs and faults are those of the tests
 
 from benchmarks.command import run_command  # noqa: E402
 from dd2_lightning.cli import main as dd2  # noqa: E402

@@ -12,7 +12,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from dd2_lightning.callbacks import ExportArtifact
-from dd2_lightning.cli.training import EXPECTED_WARNINGS, TRAINER_DEFAULTS
+from dd2_lightning.cli.stage_cli import TRAINER_DEFAULTS
+from dd2_lightning.cli.training import EXPECTED_WARNINGS
 from dd2_lightning.data import PrefixData
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.stages import Stage

@@ -11,10 +11,8 @@ PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 def resolve_device(name: str = "auto") -> torch.device:
     """Return the device of this name; ``auto`` is cuda where there is one, else cpu.
 
-    mps is used where it is named only: it has no float64, which a teacher's tokens and the metrics are computed in.
-
-    Raises:
-        ValueError: for a name that is no device's, or a device that is not there.
+    mps is used where it is named only: it has no float64, which a teacher's tokens and the metrics are computed in. A
+    device that is not there is a ValueError.
     """
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     present = [kind for kind, count in available.items() if count]
@@ -27,11 +25,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def check_precision(device: torch.device, precision: str | int) -> None:
-    """Find out whether networks can compute in this precision on this device.
-
-    Raises:
-        ValueError: for a precision that is not known, or that the device does not have.
-    """
+    """Refuse, with a ValueError, a precision that is not known or that the device does not have."""
     if str(precision) not in PRECISIONS:
         raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     try:

@@ -23,15 +23,12 @@ def tracked(
     the end: ``evaluate: one-step 4,000/20,000 images, 812/s, 20 s left``.
 
     Args:
-        iterable: what is iterated.
+        iterable: items to iterate.
         name: of the task.
         total: units in all.
         unit: what is counted.
         size: units that one item stands for; the last item may hold fewer.
         interval: seconds between lines.
-
-    Yields:
-        The items.
     """
     console = Console(stderr=True)
     start = time.monotonic()

@@ -1,29 +1,118 @@
 """``dd2 fit|validate|test|predict``: train a stage, or read the checkpoint of its run."""
 
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+from dd2_lightning.cli.arguments import UsageError
+
+OPTIONS = {
+    "--config": "YAML file of settings; of several, later ones override earlier ones",
+    "--model": "the stage, see below",
+    "--data": "the data module, see below",
+    "--seed_everything": "seed of data, noise and fresh weights",
+    "--trainer.default_root_dir": "directory of the run",
+    "--trainer.max_steps": "number of iterations",
+    "--trainer.val_check_interval": "iterations between validations",
+    "--trainer.log_every_n_steps": "iterations between logged losses",
+    "--trainer.accelerator": "auto, cpu, gpu",
+    "--trainer.devices": "number of processes or GPUs",
+    "--trainer.strategy": "how they share a run: ddp",
+    "--trainer.precision": "32-true or bf16-mixed",
+    "--print_config": "print all settings as they would be used",
+    "--help_all": "help with every option of the trainer; takes some seconds",
+}
+"""The most used options of all training commands."""
+
+CHECKPOINT = {"--ckpt_path": "file of the checkpoint; by default the last one in the directory of the run"}
+OPTIONS_OF = {
+    "fit": {
+        "--ckpt_path": "continue a run: last (of its directory), auto (if there is one), or a file",
+        "--checkpoint_every": "iterations between checkpoints (the last one is kept)",
+        "--overwrite": "delete the run in the directory and start again",
+    },
+    "validate": CHECKPOINT,
+    "test": CHECKPOINT,
+    "predict": {**CHECKPOINT, "--output": "image file; predict.png in the directory of the run by default"},
+    "plan": {
+        "--release": "published size that stands in for a missing teacher, like var/d16",
+        "--memory": "of one GPU, in GB (10⁹ bytes)",
+        "--throughput": "what one GPU achieves, in TFLOP/s",
+    },
+}
+"""The other options of each."""
+
 
 def fit(arguments: list[str]) -> None:
     """Train a stage; its directory holds checkpoints, logs and, when it is finished, the artifact."""
-    from dd2_lightning.cli.training import FitCLI, run_stage
-
-    run_stage(FitCLI, arguments)
+    run_stage(fit, arguments)
 
 
 def validate(arguments: list[str]) -> None:
     """Measure a run's checkpoint on held-out teacher sequences; writes nothing."""
-    from dd2_lightning.cli.training import ValidateCLI, run_stage
-
-    run_stage(ValidateCLI, arguments)
+    run_stage(validate, arguments)
 
 
 def test(arguments: list[str]) -> None:
     """Measure a run's checkpoint on the test data of the data module; writes nothing."""
-    from dd2_lightning.cli.training import TestCLI, run_stage
-
-    run_stage(TestCLI, arguments)
+    run_stage(test, arguments)
 
 
 def predict(arguments: list[str]) -> None:
     """Draw one-step images from a run's checkpoint."""
-    from dd2_lightning.cli.training import PredictCLI, run_stage
+    run_stage(predict, arguments)
 
-    run_stage(PredictCLI, arguments)
+
+def run_stage(command: Callable[[list[str]], None], arguments: list[str]) -> None:
+    """Run a training command, or print its help, which imports neither torch nor Lightning."""
+    name = command.__name__
+    if not arguments:
+        raise UsageError(f"dd2 {name}", f"a config is missing: dd2 {name} --config configs/csd_var.yaml")
+    if arguments in (["-h"], ["--help"]):
+        print(help_page(name, command.__doc__ or ""))
+    elif arguments[-1] == "--model.help":
+        print(f"{overview('stages')}\n\ndd2 fit --model.help CSDDistill lists the settings of a stage.")
+    else:
+        from dd2_lightning.cli.training import run
+
+        run(name, ["--help" if argument == "--help_all" else argument for argument in arguments])
+
+
+def help_page(name: str, description: str) -> str:
+    """Help of a training command."""
+    return f"""\
+usage: dd2 {name} --config FILE [--config FILE ...] [--SETTING VALUE ...]
+
+{description}
+
+A config names a stage (model), its data and the trainer; the command line overrides it, as in
+  dd2 {name} --config configs/csd_var.yaml --model.draws 4 --data.batch_size 32
+
+options:
+{columns(OPTIONS | OPTIONS_OF[name])}
+
+{overview("stages")}
+
+{overview("data")}
+
+dd2 {name} --model.help CSDDistill and dd2 {name} --data.help PrefixData list the settings of one."""
+
+
+def overview(room: str) -> str:
+    """The classes of a room that a config may name, with the first line of their docstrings, read from the source."""
+    folder = Path(__file__).parents[1] / room
+    classes = {}
+    for node in ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            source = (folder / f"{node.module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
+            defined = {item.name: item for item in ast.parse(source).body if isinstance(item, ast.ClassDef)}
+            classes |= {alias.name: defined[alias.name] for alias in node.names}
+    rows = {name: (ast.get_docstring(item) or "").partition("\n")[0] for name, item in classes.items()}
+    title = {"stages": "stages (--model):", "data": "data modules (--data):"}[room]
+    return f"{title}\n" + columns({name: text for name, text in rows.items() if name not in ("Stage", "Batch")})
+
+
+def columns(rows: dict[str, str]) -> str:
+    """Two columns of text."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items())

@@ -23,8 +23,8 @@ class Command(NamedTuple):
 
     Attributes:
         help: one line.
-        target: ``module:function``. A training command's function takes the arguments as they were typed; the
-            parameters of any other are its options.
+        target: ``file:function`` in this folder. A training command's function takes the arguments as they were
+            typed; the parameters of any other are its options.
         trains: whether it is one of LightningCLI's.
     """
 
@@ -35,32 +35,30 @@ class Command(NamedTuple):
     def load(self) -> Callable[..., Any]:
         """Import the function."""
         module, _, name = self.target.partition(":")
-        return getattr(import_module(f"dd2_lightning.{module}"), name)
+        return getattr(import_module(f"dd2_lightning.cli.{module}"), name)
 
 
 COMMANDS: dict[str, Command | dict[str, Command]] = {
-    "fit": Command("train a stage: --config configs/csd_var.yaml", "cli.fit:fit", trains=True),
-    "validate": Command("score gaps and likelihood of a run on held-out sequences", "cli.fit:validate", trains=True),
-    "test": Command("the same on the test data of the data module", "cli.fit:test", trains=True),
-    "predict": Command("one-step images of a run's checkpoint", "cli.fit:predict", trains=True),
-    "plan": Command(
-        "parameters, memory, operations and hours of a stage, before it runs", "cli.plan:plan", trains=True
-    ),
-    "cache": Command("sample teacher sequences in advance", "cli.cache:cache"),
-    "sample": Command("draw images with a generator", "cli.sample:sample"),
-    "evaluate": Command("compare generators with their teacher and all baselines", "cli.evaluate:evaluate"),
-    "quality": Command("FID, KID, precision and recall of a file of images", "cli.quality:quality"),
-    "statistics": Command("feature statistics of a file of images", "cli.quality:statistics"),
-    "summary": Command("medians and ranges over the reports of several seeds", "cli.summary:summary"),
+    "fit": Command("train a stage: --config configs/csd_var.yaml", "fit:fit", trains=True),
+    "validate": Command("score gaps and likelihood of a run on held-out sequences", "fit:validate", trains=True),
+    "test": Command("the same on the test data of the data module", "fit:test", trains=True),
+    "predict": Command("one-step images of a run's checkpoint", "fit:predict", trains=True),
+    "plan": Command("parameters, memory, operations and hours of a stage, before it runs", "plan:plan", trains=True),
+    "cache": Command("sample teacher sequences in advance", "cache:cache"),
+    "sample": Command("draw images with a generator", "sample:sample"),
+    "evaluate": Command("compare generators with their teacher and all baselines", "evaluate:evaluate"),
+    "quality": Command("FID, KID, precision and recall of a file of images", "quality:quality"),
+    "statistics": Command("feature statistics of a file of images", "quality:statistics"),
+    "summary": Command("medians and ranges over the reports of several seeds", "summary:summary"),
     "convert": {
-        "var": Command("published VAR weights to a teacher", "cli.convert:convert_var"),
-        "llamagen": Command("published LlamaGen weights to a teacher", "cli.convert:convert_llamagen"),
-        "dd1": Command("published DD1 weights to a generator", "cli.convert:convert_dd1"),
+        "var": Command("published VAR weights to a teacher", "convert:convert_var"),
+        "llamagen": Command("published LlamaGen weights to a teacher", "convert:convert_llamagen"),
+        "dd1": Command("published DD1 weights to a generator", "convert:convert_dd1"),
     },
     "bench": {
-        "sample": Command("time a teacher against one step", "cli.bench:bench_sample"),
-        "train": Command("time the updates of the stages", "cli.bench:bench_train"),
-        "flow": Command("time the teacher's flow against its formula", "cli.bench:bench_flow"),
+        "sample": Command("time a teacher against one step", "bench:bench_sample"),
+        "train": Command("time the updates of the stages", "bench:bench_train"),
+        "flow": Command("time the teacher's flow against its formula", "bench:bench_flow"),
     },
 }
 """All commands, in the order of the help; a dictionary is a group."""
@@ -123,6 +121,9 @@ def dispatch(arguments: list[str]) -> None:
 
             print(f"dd2-lightning {__version__} ({Path(__file__).parents[1]})")
             return
+        if program == "dd2" and word in ("--print_completion", "--complete"):
+            complete(word, arguments)
+            return
         if word not in commands:
             raise UsageError(program, f"unknown command '{word}'{did_you_mean(word, commands)}")
         command = commands[word]
@@ -138,6 +139,22 @@ def dispatch(arguments: list[str]) -> None:
         run_function(program, command.load(), arguments)
 
 
+def complete(option: str, arguments: list[str]) -> None:
+    """Print the completion script of a shell, or what it asks for.
+
+    Raises:
+        UsageError: for another shell.
+    """
+    from dd2_lightning.cli.completion import SCRIPTS, candidates
+
+    if option == "--complete":
+        print("\n".join(candidates(COMMANDS, arguments)))
+    elif len(arguments) != 1 or arguments[0] not in SCRIPTS:
+        raise UsageError("dd2", f"--print_completion needs a shell: {' or '.join(SCRIPTS)}")
+    else:
+        print(SCRIPTS[arguments[0]], end="")
+
+
 def usage(program: str, description: str, commands: dict[str, Any]) -> str:
     """Help of a group of commands."""
     width = max(map(len, commands))
@@ -149,5 +166,7 @@ def usage(program: str, description: str, commands: dict[str, Any]) -> str:
 
         commands:
         """
-    options = f"\n\n{program} COMMAND --help explains a command." + (" dd2 --version." if program == "dd2" else "")
-    return textwrap.dedent(text) + "\n".join(rows) + options
+    advice = f"\n\n{program} COMMAND --help explains a command."
+    if program == "dd2":
+        advice += ' dd2 --version.\neval "$(dd2 --print_completion bash)", or zsh, completes commands and options.'
+    return textwrap.dedent(text) + "\n".join(rows) + advice

@@ -19,7 +19,6 @@ The keys of an entry are the fields of the dataclass of its kind.
 """
 
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +37,22 @@ from dd2_lightning.evaluation.samplers import (
     RefinedSampler,
     Sampler,
     TeacherSampler,
+    setting_names,
 )
 from dd2_lightning.metrics.warning import SampleWarning
 from dd2_lightning.sampling import Sampling
 
-KINDS: dict[str, type[Sampler]] = {
-    sampler.kind: sampler
-    for sampler in (
-        TeacherSampler,
-        OneStepSampler,
-        RefinedSampler,
-        ARDiffusionSampler,
-        DD1Sampler,
-        IndependentSampler,
-        SkipSampler,
-        RealImages,
-    )
-}
+Entry = dict[str, Any]
+"""A sampler as a config lists it."""
 
-ONE_STEP = [{"kind": "one_step"}, {"kind": "one_step", "snapped": True}]
-STANDARD = {
+SAMPLERS: tuple[type[Sampler], ...] = (
+    *(TeacherSampler, OneStepSampler, RefinedSampler, ARDiffusionSampler, DD1Sampler),
+    *(IndependentSampler, SkipSampler, RealImages),
+)
+KINDS = {sampler.kind: sampler for sampler in SAMPLERS}
+
+ONE_STEP: list[Entry] = [{"kind": "one_step"}, {"kind": "one_step", "snapped": True}]
+STANDARD: dict[str, list[Entry]] = {
     "init": [{"kind": "ar_diffusion"}],
     "csd": ONE_STEP,
     "align": ONE_STEP,
@@ -73,12 +68,9 @@ class Models:
 
     Args:
         teacher: its directory.
-        runs: what the directories of the others are relative to.
+        runs: directory that the others' are relative to.
         sampling: guidance and truncation of the teacher.
         device: where they compute.
-
-    Raises:
-        ArtifactError: if the teacher's directory is not in order.
     """
 
     def __init__(
@@ -125,7 +117,7 @@ def distilled_with(student: Artifact) -> dict[str, Any]:
     return student.config.get("settings", {}).get("teacher_sampling") or {}
 
 
-def read_samplers(entries: list[dict[str, Any]]) -> dict[str, Sampler]:
+def read_samplers(entries: list[Entry]) -> dict[str, Sampler]:
     """Read the samplers of a config before anything is opened: place in the config, for messages, to sampler.
 
     Raises:
@@ -145,9 +137,9 @@ def read_samplers(entries: list[dict[str, Any]]) -> dict[str, Sampler]:
     return samplers
 
 
-def read_sampler(where: str, kind: type[Sampler], entry: dict[str, Any]) -> Sampler:
+def read_sampler(where: str, kind: type[Sampler], entry: Entry) -> Sampler:
     """Read one entry; see :func:`read_samplers`."""
-    keys = [field.name for field in fields(kind)]
+    keys = setting_names(kind)
     values = {key: value for key, value in entry.items() if key != "kind"}
     for key in values:
         if key not in keys:
@@ -169,20 +161,24 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
     """
     opened: dict[str, Sampler] = {}
     for where, sampler in samplers.items():
-        if is_missing(sampler, models):
-            print(f"{where} is left out: {models.runs / sampler.model} is not finished")
-            continue
-        named = sampler.name is not None
+        if isinstance(sampler, DistilledSampler) and sampler.optional:
+            directory = models.runs / str(sampler.model)
+            if not (directory / "config.json").is_file():
+                print(f"{where} is left out: {directory} is not finished")
+                continue
+        named = bool(sampler.name)
         try:
             sampler.bind(models.teacher, models.sampling, models.open)
-        except (ArtifactError, ValueError) as error:
-            kind = ArtifactError if isinstance(error, ArtifactError) else ValueError
-            raise kind(f"{where}: {error}") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{where}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         for other, earlier in opened.items():
-            if earlier.key == sampler.key and earlier.snapped == sampler.snapped:
-                raise ValueError(f"{where}: it is listed already, as {other}")
-            if earlier.key == sampler.key and sampler.snapped and not named:
-                sampler.name = f"{earlier.name} snapped"
+            if earlier.key == sampler.key:
+                if earlier.snapped == sampler.snapped:
+                    raise ValueError(f"{where}: it is listed already, as {other}")
+                if sampler.snapped and not named:
+                    sampler.name = f"{earlier.name} snapped"
         for other, earlier in opened.items():
             if earlier.name == sampler.name:
                 raise ValueError(f"{where}: the name '{sampler.name}' is that of {other}; give it another")
@@ -190,15 +186,9 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
     return list(opened.values())
 
 
-def is_missing(sampler: Sampler, models: Models) -> bool:
-    """Whether a sampler is optional and its stage has not finished."""
-    optional = isinstance(sampler, DistilledSampler) and sampler.optional
-    return optional and not (models.runs / sampler.model / "config.json").is_file()
-
-
-def standard_samplers(models: list[str]) -> list[dict[str, Any]]:
-    """What a config would list for these directories: each as its stage is sampled, between the baselines."""
-    entries = [{"kind": "teacher"}]
+def standard_samplers(models: list[str]) -> list[Entry]:
+    """Entries of a config for these directories: each as its stage is sampled, between the baselines."""
+    entries: list[Entry] = [{"kind": "teacher"}]
     for model in models:
         stage = Artifact.open(model, STAGES, "--models").config["stage"]
         entries += [{**entry, "model": model} for entry in STANDARD[stage]]

@@ -36,7 +36,7 @@ def write_figure(figure: "Figure", path: str | Path) -> None:
     write_atomically(Path(path), buffer.getvalue())
 
 
-def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[str], title: str = "") -> None:
+def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[str]) -> None:
     """Draw the samples of several samplers side by side, one row a class.
 
     Args:
@@ -44,31 +44,23 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
         path: PNG file.
         labels: names of the rows.
     """
-    counts = {name: len(images) for name, images in panels.items()}
-    if len(set(counts.values())) != 1 or next(iter(counts.values())) % len(labels):
+    counts = [len(images) for images in panels.values()]
+    if len(set(counts)) != 1 or counts[0] % len(labels):
         raise ValueError(f"{len(labels)} rows cannot be filled from {counts} images")
-    columns = next(iter(counts.values())) // len(labels)
-    cell, gap, left, top = 0.42, 0.3, 0.4, 0.75 if title else 0.4  # inches
+    columns = counts[0] // len(labels)
+    cell, gap, left, top = 0.42, 0.3, 0.4, 0.4  # inches
     width, height = left + len(panels) * (columns * cell + gap), top + len(labels) * cell + 0.1
     figure = blank_figure(width, height)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     figure.subplots_adjust(left / width, 0.1 / height, 1 - gap / 2 / width, 1 - top / height, gap / (columns * cell))
-    for i, (ax, (name, images)) in enumerate(zip(axes, panels.items(), strict=True)):
-        step = images.shape[-2] + 1
+    for ax, (name, images) in zip(axes, panels.items(), strict=True):
         sheet = mosaic(images.detach().cpu().float().clamp(0, 1), columns).permute(1, 2, 0).numpy()
-        ax.imshow(
-            sheet if sheet.shape[-1] == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-        )
+        ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(name, fontsize=12, pad=8)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        if i == 0:
-            ax.set_yticks([(row + 0.5) * step - 1 for row in range(len(labels))], labels, fontsize=11)
-        ax.tick_params(length=0)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=13, y=1 - 0.12 / height, va="top")
+        ax.set(xticks=[], yticks=[], frame_on=False)
+    step = next(iter(panels.values())).shape[-2] + 1
+    axes[0].set_yticks([(row + 0.5) * step - 1 for row in range(len(labels))], labels, fontsize=11)
+    axes[0].tick_params(length=0)
     write_figure(figure, path)
 
 
@@ -136,13 +128,13 @@ def place_labels(ax: "Axes", labels: list[tuple[float, float, str, str]]) -> Non
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
-    renderer, points = ax.figure.canvas.get_renderer(), ax.figure.dpi / 72
+    points = ax.figure.dpi / 72
     centres = [ax.transData.transform((x, y)) for x, y, _, _ in labels]
     taken = [Bbox.from_bounds(x - 4 * points, y - 4 * points, 8 * points, 8 * points) for x, y in centres]
     for x, y, name, colour in sorted(labels, key=lambda label: label[1]):
         text = ax.annotate(name, (x, y), (7, 0), textcoords="offset points", color=colour, fontsize=9, va="center")
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-        box = text.get_window_extent(renderer)
+        box = text.get_window_extent()
         heights = (side * box.height * k / 4 for k in range(3, 80) for side in (1, -1))
         free = (h for h in heights if not any(box.translated(0, h).overlaps(other) for other in taken))
         height = next(free, 0.0)

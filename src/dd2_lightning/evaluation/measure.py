@@ -43,11 +43,8 @@ def measure_quality(
     limit = manifold_samples or (drawn.manifold_samples if drawn else 10_000)
     with collect_warnings() as messages:
         if drawn and drawn.samples and len(images) < drawn.samples:
-            warnings.warn(
-                f"{len(images):,} samples, protocol {protocol} takes {drawn.samples:,}: these figures are not comparable",
-                SampleWarning,
-                stacklevel=1,
-            )
+            message = f"{len(images):,} samples, protocol {protocol} takes {drawn.samples:,}"
+            warnings.warn(f"{message}: these figures are not comparable", SampleWarning, stacklevel=1)
         quality = Quality(*reference.measured(network, limit, batch_size, device), limit).to(device)
         for pixels in tracked(images.batches(batch_size), "quality: samples", len(images), size=batch_size):
             features = features_of(network, pixels, device)

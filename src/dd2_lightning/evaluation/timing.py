@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +22,12 @@ def interleaved(
         Name to the seconds of every round.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
+    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else lambda: None
     for _ in range(rounds + 1):
         for name, function in functions.items():
-            _synchronise(torch.device(device))
+            wait()
             start = time.perf_counter()
             function()
-            _synchronise(torch.device(device))
+            wait()
             times[name].append(time.perf_counter() - start)
-    return {name: taken[1:] for name, taken in times.items()}
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return {name: seconds[1:] for name, seconds in times.items()}

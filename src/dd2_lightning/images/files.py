@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -12,16 +12,29 @@ from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import write_atomically
 from dd2_lightning.images.grids import mosaic
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Ending of a name to Pillow's name of the format."""
 
-OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+class Format(NamedTuple):
+    """A file format: Pillow's name of it, the most pixels a side, and Pillow's options."""
 
-LONGEST = {"PNG": 2**24, "JPEG": 65_500, "WEBP": 16_383}
-"""Pixels a side, at most."""
+    name: str
+    longest: int
+    options: dict[str, Any]
+
+
+JPEG = Format("JPEG", 65_500, {"quality": 95})
+FORMATS = {
+    ".png": Format("PNG", 2**24, {}),
+    ".jpg": JPEG,
+    ".jpeg": JPEG,
+    ".webp": Format("WEBP", 16_383, {"lossless": True}),
+}
+"""By the ending of a name."""
 
 MOST_PIXELS = 2**28
 """Of one file; a grid is held in memory."""
+
+GAP = 2
+"""Pixels between the images of a grid."""
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -37,15 +50,17 @@ def output_kind(path: str | Path) -> Literal["npz", "grid", "directory"]:
         ArtifactError: for a file in the place of a directory, or the reverse.
     """
     path = Path(path)
-    ending = path.suffix.lower()
-    if ending and ending not in (*FORMATS, ".npz"):
-        known = ", ".join((*FORMATS, ".npz"))
-        raise ValueError(f"--output {path}: the ending must be one of {known}, or none for a directory of images")
-    if ending:
-        check_not_directory(path)
-    elif path.exists() and not path.is_dir():
-        raise ArtifactError(f"--output {path} is a file; a name without an ending is a directory of images")
-    return "npz" if ending == ".npz" else "grid" if ending else "directory"
+    ending, known = path.suffix.lower(), (*FORMATS, ".npz")
+    if not ending:
+        if path.exists() and not path.is_dir():
+            raise ArtifactError(f"--output {path} is a file; a name without an ending is a directory of images")
+        return "directory"
+    if ending not in known:
+        raise ValueError(
+            f"--output {path}: the ending must be one of {', '.join(known)}, or none for a directory of images"
+        )
+    check_not_directory(path)
+    return "npz" if ending == ".npz" else "grid"
 
 
 def check_not_directory(path: Path) -> None:
@@ -54,22 +69,24 @@ def check_not_directory(path: Path) -> None:
         raise ArtifactError(f"--output {path} is a directory, not a file")
 
 
-def encode_image(image: Tensor, format: str = "PNG") -> bytes:
+def encode_image(image: Tensor, ending: str = ".png") -> bytes:
     """Encode one image (1 or 3, H, W) of [0, 1] or bytes; JPEG at quality 95, the others without loss."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"an image file holds grey (1, H, W) or RGB (3, H, W), got {tuple(image.shape)}")
-    check_pixels(*image.shape[1:], format)
+    channels, height, width = image.shape
+    check_pixels(height, width, ending)
     pixels = to_bytes(image.detach()).cpu().permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels if len(image) == 3 else pixels[..., 0]).save(buffer, format, **OPTIONS.get(format, {}))
+    buffer, format = io.BytesIO(), FORMATS[ending]
+    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(buffer, format.name, **format.options)
     return buffer.getvalue()
 
 
-def check_pixels(height: int, width: int, format: str) -> None:
+def check_pixels(height: int, width: int, ending: str) -> None:
     """Refuse an image that a format does not hold, or that is too large for memory."""
-    if max(height, width) > LONGEST[format] or height * width > MOST_PIXELS:
+    format = FORMATS[ending]
+    if max(height, width) > format.longest or height * width > MOST_PIXELS:
         raise ValueError(
-            f"an image of {width:,} x {height:,} pixels is too large: {format} holds {LONGEST[format]:,} a side, "
+            f"an image of {width:,} x {height:,} pixels is too large: {format.name} holds {format.longest:,} a side, "
             f"{MOST_PIXELS:,} in all; write .npz or a directory"
         )
 
@@ -79,19 +96,15 @@ def grid_scale(width: int, count: int) -> int:
     return 1 if count == 1 else max(1, -(-32 // width))
 
 
-GAP = 2
-"""Pixels between the images of a grid."""
-
-
 def check_grid(count: int, height: int, width: int, columns: int, path: str | Path) -> None:
     """Refuse a grid that its file cannot hold, before its images are drawn; see :func:`check_pixels`."""
     scale, rows = grid_scale(width, count), -(-count // columns)
-    format = FORMATS[Path(path).suffix.lower()]
-    check_pixels(rows * (height * scale + GAP) - GAP, columns * (width * scale + GAP) - GAP, format)
+    size = rows * (height * scale + GAP) - GAP, columns * (width * scale + GAP) - GAP
+    check_pixels(*size, Path(path).suffix.lower())
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int, scale: int | None = None) -> None:
-    """Write images (B, 1 or 3, H, W), of [0, 1] or bytes, as one file, in the format of its ending.
+    """Write images (B, 1 or 3, H, W), of [0, 1] or bytes, as one file in the format of its ending.
 
     Args:
         images: the images.
@@ -101,4 +114,4 @@ def save_grid(images: Tensor, path: str | Path, columns: int, scale: int | None 
     """
     scale = scale or grid_scale(images.shape[-1], len(images))
     large = to_bytes(images).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    write_atomically(Path(path), encode_image(mosaic(large, columns, GAP, 255), FORMATS[Path(path).suffix.lower()]))
+    write_atomically(Path(path), encode_image(mosaic(large, columns, GAP, 255), Path(path).suffix.lower()))

@@ -27,28 +27,12 @@ BOMB_BYTES, BOMB_RATIO = 2**28, 100
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError)
 """What the standard library and NumPy raise for damaged, encrypted and foreign archives."""
 
 
 def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarray], **others: np.ndarray) -> None:
-    """Write a file atomically.
-
-    Args:
-        path: its name.
-        shape: of all images together, (N, H, W, channels).
-        batches: the images, in order, uint8 (B, H, W, channels).
-        others: arrays to put beside them.
-    """
+    """Write images, uint8 (B, H, W, channels) a batch and ``shape`` together, and other arrays, atomically."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy", EPOCH), "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
@@ -61,7 +45,7 @@ def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarra
 
 
 class ImageFile:
-    """An opened file of images, of ``shape`` (N, H, W, channels).
+    """An opened file of images of ``shape`` (N, H, W, channels).
 
     Raises:
         ArtifactError: if it is missing or damaged, or ``arr_0`` does not hold images.
@@ -95,7 +79,7 @@ class ImageFile:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An npz file as a zip archive; damage, also where it shows while it is read, is an ArtifactError."""
+    """Open an npz file as a zip archive; damage, also what shows while it is read, is an ArtifactError."""
     if not path.is_file():
         raise ArtifactError(f"{path} is a directory, not an npz file" if path.is_dir() else f"{path} does not exist")
     try:
@@ -127,8 +111,9 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of an npz file but the images."""
     arrays = {}
     with open_npz(Path(path)) as archive:
-        for name in (entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")):
-            if name != "arr_0":
+        for entry in archive.namelist():
+            name = entry.removesuffix(".npy")
+            if name not in (entry, "arr_0"):
                 with open_array(archive, name, Path(path)) as (file, shape, dtype, fortran):
                     values = np.frombuffer(bytearray(file.read()), dtype)
                     arrays[name] = values.reshape(shape, order="F" if fortran else "C")

@@ -1,8 +1,7 @@
 """A large set of images in one file, drawn batch by batch; an interrupted run continues where it stopped.
 
 Beside ``samples.npz`` lies ``samples.npz.parts`` until the file is complete: a manifest of all that determines the
-images, and one array a batch. Batches of a resumed run are those of an uninterrupted one, so that the file is the
-same to the bit.
+images, and one array a batch. A resumed run draws the batches of an uninterrupted one: the file is the same to the bit.
 """
 
 import hashlib
@@ -41,16 +40,13 @@ class SampleSet:
     def __init__(self, output: str | Path, labels: Tensor, batch_size: int, settings: dict[str, Any]):
         self.output, self.labels, self.batch_size = Path(output), labels, batch_size
         self.directory = self.output.with_name(f"{self.output.name}.parts")
-        self.settings = {**settings, "num": len(labels), "labels": hashlib.sha256(labels.numpy()).hexdigest()}
+        self.settings = {**settings, "num": len(labels), "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest()}
         description = {"format": FORMAT, **self.settings, "batch_size": batch_size}
         manifest = self.directory / "manifest.json"
         if not any(self.directory.glob("*.npy")):
             manifest.unlink(missing_ok=True)  # nothing was drawn by it
-        open_manifest(
-            manifest,
-            json.loads(json.dumps(description)),
-            f"delete {self.directory} to begin again, or name another --output",
-        )
+        advice = f"delete {self.directory} to begin again, or name another --output"
+        open_manifest(manifest, json.loads(json.dumps(description)), advice)
         remove_temporary(self.directory)
         remove_temporary(self.output.parent, self.output.name)
 
@@ -83,13 +79,11 @@ class SampleSet:
 
     def read(self, start: int) -> np.ndarray:
         """A batch, uint8 (B, H, W, channels)."""
-        path = self.path(start)
-        advice = "delete it and run the command again"
+        path, rows = self.path(start), min(self.batch_size, len(self.labels) - start)
         try:
             pixels = np.load(path, allow_pickle=False)
+            if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != rows:
+                raise ValueError(f"{pixels.dtype} {pixels.shape}")
         except (OSError, ValueError, EOFError) as error:
-            raise ArtifactError(f"{path} is damaged ({error}); {advice}") from error
-        rows = min(self.batch_size, len(self.labels) - start)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != rows:
-            raise ArtifactError(f"{path} is damaged: {pixels.dtype} {pixels.shape}; {advice}")
+            raise ArtifactError(f"{path} is damaged ({error}); delete it and run the command again") from error
         return pixels

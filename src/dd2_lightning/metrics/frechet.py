@@ -21,7 +21,7 @@ from torchmetrics import Metric
 from dd2_lightning.metrics.warning import SampleWarning
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gaussian:
     """Mean and covariance of a set of features.
 

@@ -39,3 +39,8 @@ def toy_student(teacher):
     student = build_student(teacher, width=16, depth=1)
     torch.nn.init.normal_(student.head.output.weight, std=0.3)
     return student.requires_grad_(False).eval()
+
+
+def stripes(batch: int) -> torch.Tensor:
+    """Pictures (B, 1, 4, 4) of one grey on the left and another on the right."""
+    return torch.rand(batch, 1, 1, 2).repeat_interleave(2, 3).expand(-1, -1, 4, -1).contiguous()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.reliability import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_document_is_that_of_the_figures():

@@ -17,7 +17,7 @@ from dd2_lightning.families.registry import FAMILIES, family_class, family_of
 from dd2_lightning.families.table.model import TableTeacher
 from teachers import DOCUMENT, code_of_the_document, gru_teacher, table_teacher
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = {
     "--trainer.max_steps": "4",
     "--trainer.val_check_interval": "2",

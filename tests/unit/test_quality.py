@@ -13,7 +13,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from dd2_lightning.metrics import manifold
 from dd2_lightning.metrics.frechet import FeatureGaussian
-from dd2_lightning.metrics.manifold import FirstFeatures, PrecisionRecall
+from dd2_lightning.metrics.manifold import FirstFeatures, Manifold, precision_recall
 from dd2_lightning.metrics.quality import Quality, QualityScores, kernel_distance
 from memory import needs_proc, output_of
 
@@ -132,9 +132,8 @@ def test_precision_and_recall_are_those_of_brute_force(width, k, shift, monkeypa
 
 def test_duplicates_are_inside_balls_without_extent():
     reference = features(5, 50, 0, shift=1e3).repeat_interleave(4, 0)  # the third neighbour is itself
-    metric = PrecisionRecall(reference)
-    metric.update(torch.cat([reference[[0, 0, 0, 0, 4, 4, 4, 4]], features(8, 50, 1)]))
-    assert metric.compute() == (0.5, 0.4)
+    samples = torch.cat([reference[[0, 0, 0, 0, 4, 4, 4, 4]], features(8, 50, 1)])
+    assert precision_recall(Manifold(reference), Manifold(samples)) == (0.5, 0.4)
 
 
 def test_a_dropped_mode_costs_recall_and_a_foreign_one_precision():

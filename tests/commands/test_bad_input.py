@@ -13,7 +13,7 @@ import yaml
 from dd2_lightning.cli import main
 from runs import any_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture

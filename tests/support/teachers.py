@@ -57,7 +57,7 @@ def llamagen_teacher(**sizes) -> LlamaGenTeacher:
     return randomise(LlamaGenTeacher(LlamaGenConfig(**{**pixels, **heads, **shape, **sizes})))
 
 
-DOCUMENT = (Path(__file__).parents[1] / "docs/custom_teacher.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs/custom_teacher.md").read_text()
 
 
 def code_of_the_document() -> list[str]:

@@ -19,7 +19,7 @@ from dd2_lightning.noise import SampleNoise
 from reference import release_files
 from runs import fails
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 SMALL = {"--trainer.enable_progress_bar": "false", "--trainer.log_every_n_steps": "1", "--checkpoint_every": "2"}
@@ -250,4 +250,4 @@ def test_commands_of_the_documents(command, inside, capsys, tmp_path, monkeypatc
             ablations([*words[3:], "--problems", "[benchmarks/ablations/tables.yaml]", "--work", str(tmp_path)])
         assert end.value.code == 1 and "no run with these settings is finished" in capsys.readouterr().err
     else:
-        assert words[0] in ("git", "cd", "tensorboard", "pip"), f"no test runs `{command}`"
+        assert words[0] in ("git", "cd", "export", "tensorboard", "pip"), f"no test runs `{command}`"

@@ -1,6 +1,9 @@
 """The command line: help, composition of configs, and what a user reads when something is wrong."""
 
 import json
+import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dd2_lightning import data, stages
 from dd2_lightning.cli import main
 from dd2_lightning.cli.arguments import configs_first
+from processes import DD2, dd2, environment
 from runs import fails, fit, make_teacher, run_chain, stage_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +43,71 @@ def test_one_help_lists_every_command(capsys):
 
 
 COMMANDS = [
-    *("fit", "plan", "sample", "evaluate", "summary", "quality", "statistics"),
-    *("convert var", "convert llamagen", "bench sample", "bench train", "bench flow"),
+    *("fit", "validate", "test", "predict", "plan", "cache", "sample", "evaluate", "summary", "quality", "statistics"),
+    *("convert var", "convert llamagen", "convert dd1", "bench sample", "bench train", "bench flow"),
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_its_options(capsys, command):
-    assert "--" in printed(capsys, *command.split(), "--help")
+@pytest.mark.parametrize("command", ["", *COMMANDS, "fit --model.help"])
+def test_every_command_explains_its_options_within_a_second(command):
+    """Of processor time; half a second of slack is for slow machines."""
+    arguments = command.split() if command.endswith(".help") else [*command.split(), "--help"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = dd2(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ended.returncode == 0 and "--" in ended.stdout, ended.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "plan"])
+def test_the_short_help_of_a_training_command_is_true(capsys, command):
+    """Every option that it names is one; every stage and data module is there."""
+    short, full = printed(capsys, command, "--help"), printed(capsys, command, "--help_all")
+    for option in re.findall(r"^  (--[\w.]+)", short, re.M):
+        assert option == "--help_all" or option in full, option
+    for name in (*stages.__all__, *data.__all__):
+        assert name in ("Stage", "Batch") or name in short
+    assert "guidance updates" not in short and "--trainer.benchmark" in full
+
+
+def test_commands_are_found_without_torch():
+    code = "import sys\nfrom dd2_lightning.cli.main import COMMANDS\nfor command in COMMANDS.values():\n    "
+    code += "[c.load() for c in (command.values() if isinstance(command, dict) else [command])]\n"
+    code += "print([name for name in ('torch', 'lightning', 'numpy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["sam"], ["sample"]),
+        (["convert", "l"], ["llamagen"]),
+        (["sample", "--pre"], ["--precision"]),
+        (["sample", "--model", "runs/x", "--output", "x.npz", "--lab"], ["--labels"]),
+        (["convert", "var", "--lat"], ["--latent-only"]),
+        (["fit", "--over"], ["--overwrite"]),
+        (["sample", "--model", "runs"], []),
+        (["nothing", "--x"], []),
+    ],
+)
+def test_bash_completes_commands_and_options(typed, expected):
+    words = " ".join(["dd2", *typed])
+    script = f"""
+        source <(dd2 --print_completion bash)
+        complete -p dd2 > /dev/null || exit 1
+        COMP_WORDS=({words}) COMP_CWORD={len(typed)}
+        _dd2 dd2
+        echo "${{COMPREPLY[@]}}"
+    """
+    path = f"{DD2.parent}:{os.environ['PATH']}"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env={**environment(), "PATH": path})
+    assert ended.returncode == 0 and ended.stdout.split() == expected, ended.stderr
+
+
+def test_completion_of_another_shell(capsys):
+    assert "bashcompinit" in printed(capsys, "--print_completion", "zsh")
+    with fails(capsys, 2, "bash or zsh"):
+        main(["--print_completion", "fish"])
 
 
 def test_a_flag_is_explained(capsys):
@@ -56,11 +118,6 @@ def test_a_flag_is_explained(capsys):
 def test_stage_settings_are_documented(capsys):
     text = printed(capsys, "fit", "--model.help", "CSDDistill")
     assert "guidance updates a generator update" in " ".join(text.split())
-
-
-def test_help_starts_quickly_without_lightning():
-    code = "import sys, dd2_lightning.cli; print('lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_*.yaml")), ids=lambda path: path.stem)

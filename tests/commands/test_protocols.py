@@ -181,21 +181,22 @@ def test_statistics_come_back_for_their_own_network_only(tmp_path):
     network, path = DigitClassifier(), tmp_path / "s.safetensors"
     gaussian = fitted(torch.randn(100, 32))
     write_statistics(path, gaussian, network)
-    found = open_reference(path, network)
+    found = open_reference(path)
+    found.check_network(network)
     assert found.images is None and found.gaussian.count == 100
     assert torch.equal(found.gaussian.mean, gaussian.mean)
     assert torch.equal(found.gaussian.covariance, gaussian.covariance)
     for other in (DigitClassifier(), Mean()):
         with pytest.raises(ArtifactError, match=r"s\.safetensors holds statistics of the feature network .*Digit"):
-            open_reference(path, other)
+            open_reference(path).check_network(other)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ArtifactError, match="damaged"):
-        open_reference(path, network)
+        open_reference(path)
     save_file({"mean": torch.zeros(3)}, path)
     with pytest.raises(ArtifactError, match="holds no statistics"):
-        open_reference(path, network)
+        open_reference(path)
     with pytest.raises(ArtifactError, match="does not exist"):
-        open_reference(tmp_path / "nowhere.safetensors", network)
+        open_reference(tmp_path / "nowhere.safetensors")
 
 
 def test_a_reference_batch_with_pictures_and_statistics(tmp_path, fidelity):
@@ -203,7 +204,7 @@ def test_a_reference_batch_with_pictures_and_statistics(tmp_path, fidelity):
     network = feature_network("inception", inception=fidelity)
     mean, covariance = np.zeros(2048), np.eye(2048)
     pixels = pictures(tmp_path / "r.npz", channels=3, mu=mean, sigma=covariance, mu_s=np.zeros(3), sigma_s=np.eye(3))
-    reference = open_reference(tmp_path / "r.npz", network)
+    reference = open_reference(tmp_path / "r.npz")
     gaussian, found = reference.measured(network, 40, batch_size=7)
     assert torch.equal(gaussian.mean, torch.zeros(2048).double()) and gaussian.covariance.trace() == 2048
     torch.testing.assert_close(found, features.features_of(network, pixels)[:40])
@@ -219,10 +220,10 @@ def test_statistics_of_an_unknown_network(tmp_path):
     ]:
         np.savez(tmp_path / f"{name}.npz", mu=mu, sigma=sigma)
         with pytest.raises(ArtifactError, match=rf"{name}\.npz.*{words}"):
-            open_reference(tmp_path / f"{name}.npz", Mean())
+            open_reference(tmp_path / f"{name}.npz").check_network(Mean())
     np.savez(tmp_path / "f.npz", mu=np.zeros(2), sigma=np.eye(2))
     with pytest.warns(UserWarning, match="does not say which network"):
-        assert open_reference(tmp_path / "f.npz", Mean()).gaussian.count == 0
+        open_reference(tmp_path / "f.npz").check_network(Mean())
 
 
 def test_files_that_are_no_pictures(tmp_path):
@@ -241,10 +242,10 @@ def test_files_that_are_no_pictures(tmp_path):
     with pytest.raises(ArtifactError, match=r"no array arr_0; it holds pictures\.npy"):
         ImageFile(path)
     with pytest.raises(ArtifactError, match="neither images"):
-        open_reference(path, Mean())
+        open_reference(path)
     np.savez(path, mu=np.array([{}], object), sigma=np.eye(2))
     with pytest.raises(ArtifactError, match="damaged"):
-        open_reference(path, Mean())
+        open_reference(path)
     pictures(path)
     for content in (b"", path.read_bytes()[:2000], b"PK\3\4" + bytes(100)):
         path.write_bytes(content)
@@ -258,10 +259,10 @@ def test_sizes_must_agree(tmp_path):
     for name, size, channels in (("a", 8, 1), ("b", 6, 1), ("c", 8, 3)):
         pictures(tmp_path / f"{name}.npz", size=size, channels=channels)
     samples = ImageFile(tmp_path / "a.npz")
-    check_sizes(samples, open_reference(tmp_path / "a.npz", Mean()))
+    check_sizes(samples, open_reference(tmp_path / "a.npz"))
     for name, size in (("b", "6x6x1"), ("c", "8x8x3")):
         with pytest.raises(ArtifactError, match=rf"a\.npz holds images of 8x8x1, .*{name}\.npz of {size}"):
-            check_sizes(samples, open_reference(tmp_path / f"{name}.npz", Mean()))
+            check_sizes(samples, open_reference(tmp_path / f"{name}.npz"))
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

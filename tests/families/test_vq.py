@@ -14,7 +14,7 @@ from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import write_images
 from reference import close, golden_llamagen
 from teachers import llamagen_teacher, var_teacher
-from test_multiscale_vq import stripes
+from toys import stripes
 
 
 def small(**sizes) -> SphereVQ:

@@ -10,6 +10,7 @@ from dd2_lightning.families.var.config import VARConfig
 from dd2_lightning.families.var.pyramid import ScalePyramid, phi_index
 from dd2_lightning.families.var.tokenizer import MultiScaleVQ
 from reference import close, golden, golden_var, weights
+from toys import stripes
 
 TRANSFORMER = {"num_classes": 1, "width": 8, "depth": 1, "heads": 1}
 
@@ -19,11 +20,6 @@ def small(**sizes) -> MultiScaleVQ:
     defaults = {"sides": (1, 2, 4), "codes": 8, "token_dim": 4, "ch": 32, "ch_mult": (1,), **TRANSFORMER}
     defaults |= {"num_res_blocks": 1, "image_channels": 1, "num_phi": 2}
     return MultiScaleVQ(VARConfig(**{**defaults, **sizes}))
-
-
-def stripes(batch: int) -> torch.Tensor:
-    """Pictures (B, 1, 4, 4) of one grey on the left and another on the right."""
-    return torch.rand(batch, 1, 1, 2).repeat_interleave(2, 3).expand(-1, -1, 4, -1).contiguous()
 
 
 # --- against the release ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Overlays: one file for every stage; and the paper's settings in those that are shipped."""
+"""The paper's settings: one complete config a stage."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +12,9 @@ from dd2_lightning.costs import Cost
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.student import build_student
-from dd2_lightning.overlays import resolve
-from runs import fails, fit, make_teacher, stage_config
+from runs import fit, make_teacher, stage_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign"}
 
 # section 9 of the settings: learning rate, batch, micro-batches, iterations of the head alone, iterations
@@ -42,28 +41,27 @@ DD1 = {
 # guidance updates alone, then of both networks
 ALIGN = {"var_d16": (8_000, 15_000, 7_500), "var_d20": (8_000, 36_000, 18_000)}
 PAPER_SIZES = {"var_d16": 329e6, "var_d20": 619e6, "var_d24": 1.04e9, "llamagen_l": 335e6}
-PAPER = sorted(CONFIGS.glob("paper/*.yaml"))
+EVERY = sorted(CONFIGS.glob("paper/*/*.yaml"))
+PAPER = sorted(CONFIGS.glob("paper/*"))
 
 
-def settings(capsys, overlay: str, stage: str) -> dict:
-    """The whole config of a stage under one of the paper's overlays."""
-    family = overlay.split("_")[0]
-    base = str(CONFIGS / f"{stage}_{family}.yaml")
+def settings(capsys, model: str, stage: str) -> dict:
+    """All settings of a stage of one of the paper's models."""
     with pytest.raises(SystemExit) as end:
-        main(["fit", "--config", base, "--config", str(CONFIGS / f"paper/{overlay}.yaml"), "--print_config"])
+        main(["fit", "--config", str(CONFIGS / "paper" / model / f"{stage}.yaml"), "--print_config"])
     assert end.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
 
 
-def test_every_overlay_is_checked():
-    assert {path.stem for path in PAPER} == set(INIT) == set(CSD) == set(DD1) == set(PAPER_SIZES)
+def test_every_model_is_checked():
+    assert {path.name for path in PAPER} == set(INIT) == set(CSD) == set(DD1) == set(PAPER_SIZES)
 
 
-@pytest.mark.parametrize("overlay", INIT)
-def test_settings_of_stage_1(capsys, overlay):
-    config = settings(capsys, overlay, "init")
+@pytest.mark.parametrize("name", INIT)
+def test_settings_of_stage_1(capsys, name):
+    config = settings(capsys, name, "init")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    lr, batch, accumulate, head, total = INIT[overlay]
+    lr, batch, accumulate, head, total = INIT[name]
     assert model["optimizer"]["lr"] == lr and model["optimizer"]["betas"] == [0.9, 0.95]
     assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
     assert (model["head_iterations"], config["trainer"]["max_steps"]) == (head, total)
@@ -72,11 +70,11 @@ def test_settings_of_stage_1(capsys, overlay):
     assert data["sampling"]["guidance_scale"] == 2.0
 
 
-@pytest.mark.parametrize("overlay", CSD)
-def test_settings_of_stage_2(capsys, overlay):
-    config = settings(capsys, overlay, "csd")
+@pytest.mark.parametrize("name", CSD)
+def test_settings_of_stage_2(capsys, name):
+    config = settings(capsys, name, "csd")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    guidance, generator, warmup, batch, accumulate, psi, theta, K = CSD[overlay]
+    guidance, generator, warmup, batch, accumulate, psi, theta, K = CSD[name]
     for name, lr in (("guidance", guidance), ("generator", generator)):
         optimizer = model[f"{name}_optimizer"]
         assert optimizer["lr"] == lr and optimizer["betas"] == [0.9, 0.95]
@@ -87,11 +85,11 @@ def test_settings_of_stage_2(capsys, overlay):
     assert (model["teacher_sampling"]["guidance_scale"], model["teacher_sampling"]["top_k"]) == (2.0, 900)
 
 
-@pytest.mark.parametrize("overlay", ALIGN)
-def test_settings_of_stage_3(capsys, overlay):
-    config = settings(capsys, overlay, "align")
+@pytest.mark.parametrize("name", ALIGN)
+def test_settings_of_stage_3(capsys, name):
+    config = settings(capsys, name, "align")
     model = config["model"]["init_args"]
-    alone, psi, theta = ALIGN[overlay]
+    alone, psi, theta = ALIGN[name]
     K = model["guidance_updates"]
     assert (K, model["align_guidance_updates"]) == (2, alone)
     assert config["trainer"]["max_steps"] == alone / K + theta and K * theta == psi
@@ -107,23 +105,23 @@ def test_settings_of_stage_0(capsys):
     assert later == config["trainer"]["default_root_dir"] != model["teacher"]
 
 
-@pytest.mark.parametrize("overlay", DD1)
-def test_settings_of_dd1(capsys, overlay):
-    config = settings(capsys, overlay, "dd1")
+@pytest.mark.parametrize("name", DD1)
+def test_settings_of_dd1(capsys, name):
+    config = settings(capsys, name, "dd1")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    second, split, batch, accumulate = DD1[overlay]
+    second, split, batch, accumulate = DD1[name]
     assert (model["second"], model["split"]) == (second, split)
     assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
     assert model["optimizer"]["betas"] == [0.9, 0.95] and model["ema_limit"] == 0.9999
-    truncation = (8000, 1.0) if overlay.startswith("llamagen") else (900, 0.95)
+    truncation = (8000, 1.0) if name.startswith("llamagen") else (900, 0.95)
     sampling = data["sampling"]
     assert (sampling["guidance_scale"], sampling["top_k"], sampling["top_p"]) == (2.0, *truncation)
-    assert model["teacher"] == settings(capsys, overlay, "csd")["model"]["init_args"]["teacher"]
+    assert model["teacher"] == settings(capsys, name, "csd")["model"]["init_args"]["teacher"]
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_the_stages_of_an_overlay_are_chained(capsys, path):
-    chain = {stage: settings(capsys, path.stem, stage) for stage in STAGES}
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.name)
+def test_the_stages_of_a_model_are_chained(capsys, path):
+    chain = {stage: settings(capsys, path.name, stage) for stage in STAGES}
     roots = {stage: config["trainer"]["default_root_dir"] for stage, config in chain.items()}
     assert len(set(roots.values())) == 3
     assert chain["csd"]["model"]["init_args"]["init_from"] == roots["init"]
@@ -135,21 +133,18 @@ def test_the_stages_of_an_overlay_are_chained(capsys, path):
         assert batch % (devices * config["model"]["init_args"]["accumulate"]) == 0
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.name)
 def test_students_have_the_papers_size(path):
-    content = yaml.safe_load(path.read_text())
-    settings = content["stages"]["ARDiffusionInit"]["model"]["init_args"]
+    content = yaml.safe_load((path / "init.yaml").read_text())
+    settings = content["model"]["init_args"]
     teacher = build_meta(*published(content["release"]))
     student = build_student(teacher, width=settings["head_width"], depth=settings["head_depth"])
     size = sum(parameter.numel() for parameter in student.parameters())
-    assert size == pytest.approx(PAPER_SIZES[path.stem], rel=0.01)
+    assert size == pytest.approx(PAPER_SIZES[path.name], rel=0.01)
 
 
-CHAINS = [(path.stem, stage) for path in PAPER for stage in yaml.safe_load(path.read_text())["stages"]]
-
-
-@pytest.mark.parametrize(("overlay", "name"), CHAINS)
-def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overlay, name):
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path):
     """The very networks of the config, on the meta device; only the counting of what they do is left out."""
     seen = []
 
@@ -165,47 +160,21 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, overl
     monkeypatch.setattr(planning, "shapes_only", as_they_are)
     monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
     kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill"}
-    base = next(stage for stage, kind in kinds.items() if kind == name)
-    config = str(CONFIGS / f"{base}_{overlay.split('_')[0]}.yaml")
-    main(["plan", "--config", config, "--config", str(CONFIGS / f"paper/{overlay}.yaml")])
-    assert seen and all(entry == (name, {"meta"}) for entry in seen)
+    main(["plan", "--config", str(path)])
+    assert seen and all(entry == (kinds[path.stem], {"meta"}) for entry in seen)
     assert "GPU" in capsys.readouterr().out
 
 
-# --- the mechanism ---------------------------------------------------------------------------------------------------
+def test_the_first_lines_say_how_to_run_it():
+    for path in EVERY:
+        assert f"dd2 fit --config {path.relative_to(CONFIGS.parent)}" in path.read_text()
 
 
-@pytest.fixture
-def overlay(tmp_path):
-    path = tmp_path / "overlay.yaml"
-    stages = {
-        "ARDiffusionInit": {"model": {"init_args": {"draws": 3}}},
-        "CSDDistill": {"model": {"init_args": {"draws": 5}}, "trainer": {"max_steps": 2}},
-    }
-    path.write_text(yaml.safe_dump({"release": "var/d16", "trainer": {"max_steps": 3}, "stages": stages}))
-    return path
-
-
-def test_a_run_under_an_overlay(tmp_path, overlay):
+def test_a_run_with_a_release_writes_nothing_of_it(tmp_path):
     make_teacher(tmp_path)
-    fit(stage_config(tmp_path, "init"), tmp_path, "--config", str(overlay))
-    saved = yaml.safe_load((tmp_path / "init/tensorboard/config.yaml").read_text())
-    assert saved["model"]["init_args"]["draws"] == 3 and saved["trainer"]["max_steps"] == 3
-    fit(stage_config(tmp_path, "csd"), tmp_path, f"--config={overlay}", "--model.init_args.draws", "1")
-    saved = yaml.safe_load((tmp_path / "csd/tensorboard/config.yaml").read_text())
-    assert saved["model"]["init_args"]["draws"] == 1 and saved["trainer"]["max_steps"] == 2  # later ones win
-
-
-def test_other_arguments_are_left_alone():
-    arguments = ["fit", "--config", "nowhere.yaml", "--model.draws=3", "--config"]
-    assert resolve(arguments).arguments == arguments
-
-
-def test_overlays_that_do_not_fit(tmp_path, overlay, capsys):
-    with fails(capsys, 2, "overlay.yaml has no settings for the stage PerformanceAlign", "CSDDistill"):
-        fit(stage_config(tmp_path, "align"), tmp_path, "--config", str(overlay))
-    with fails(capsys, 2, "overlay.yaml is an overlay for", "give the config of a stage before it"):
-        main(["fit", "--config", str(overlay)])
-    overlay.write_text(yaml.safe_dump({"stages": {"ARDiffusionInit": {"model": {"init_args": {"drwas": 3}}}}}))
-    with fails(capsys, 2, "drwas"):
-        fit(stage_config(tmp_path, "init"), tmp_path, "--config", str(overlay))
+    fit({**stage_config(tmp_path, "init"), "release": "var/d16"}, tmp_path)
+    assert (tmp_path / "init/config.json").is_file()
+    assert "release" not in yaml.safe_load((tmp_path / "init/tensorboard/config.yaml").read_text())
+    for name in ("init/config.json", "init/tensorboard/hparams.yaml"):
+        path = tmp_path / name
+        assert not path.exists() or "var/d16" not in path.read_text()

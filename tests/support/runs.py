@@ -98,7 +98,7 @@ def adapt_config(root: Path, name: str = "adapt", teacher: str = "teacher", data
 
 def teacher_config(root: Path, **model) -> dict:
     """Configuration of a tiny run of the stage that trains a teacher, on the digits."""
-    config = yaml.safe_load((Path(__file__).parents[1] / "configs/teacher_var.yaml").read_text())
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs/teacher_var.yaml").read_text())
     settings = config["model"]["init_args"]
     settings["architecture"] |= {"width": 16, "depth": 1, "heads": 2, "codes": 8}
     # norms over one channel would leave biases before them no gradient but rounding, and Adam makes steps of that

@@ -117,7 +117,7 @@ def test_a_grid_that_its_format_cannot_hold_is_refused_before_it_is_drawn(model,
     assert drawn == [1] and not (tmp_path / "grid.webp").exists()
     check_grid(9000, 8, 8, 10, "grid.png")
     with pytest.raises(ValueError, match="too large"):
-        check_pixels(2, MOST_PIXELS, "PNG")
+        check_pixels(2, MOST_PIXELS, ".png")
 
 
 def test_bf16_changes_little_and_is_part_of_the_file(model, tmp_path):

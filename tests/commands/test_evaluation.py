@@ -13,10 +13,10 @@ from dd2_lightning.cli.summary import summary
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
-from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, ratios, time_samplers
+from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, time_samplers
 from dd2_lightning.evaluation.evaluate import evaluate_samplers
 from dd2_lightning.evaluation.figures import save_comparison, save_curves
-from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table
+from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, ratios
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
     OneStepSampler,
@@ -149,11 +149,12 @@ def test_ratios():
         "teacher": Score("teacher", frechet=0.01, nll=20.0),
         "independent": Score("independent", frechet=0.21, nll=40.0),
     }
-    assert ratios(scores) == pytest.approx({"frechet": 0.1, "nll": 0.25})
-    scores["independent"] = Score("independent", frechet=0.01, nll=None)
-    assert ratios(scores) == {"frechet": None, "nll": None}
-    del scores["independent"]
-    assert ratios(scores) == {"frechet": None, "nll": None}
+    rows = {name: asdict(score) for name, score in scores.items()}
+    assert ratios(rows) == pytest.approx({"frechet": 0.1, "nll": 0.25})
+    rows["independent"] |= {"frechet": 0.01, "nll": None}
+    assert ratios(rows) == {"frechet": None, "nll": None}
+    del rows["independent"]
+    assert ratios(rows) == {"frechet": None, "nll": None}
 
 
 def test_the_gap_to_the_teacher_that_is_closed():

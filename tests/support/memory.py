@@ -21,7 +21,7 @@ def peak() -> float:
 
 def output_of(script: str, *arguments: object) -> str:
     """What a script prints that may import this module; one thread."""
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")])
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")])
     run = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},

@@ -86,8 +86,8 @@ DD2 = Path(sys.executable).with_name("dd2")
 
 def environment(**variables: str) -> dict[str, str]:
     """Environment of a command that finds the modules of the tests and of this source tree."""
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests.parent / "src"), str(tests), os.environ.get("PYTHONPATH", "")])
+    support = Path(__file__).parent
+    path = os.pathsep.join([str(support.parents[1] / "src"), str(support), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
 
 

@@ -20,7 +20,7 @@ from dd2_lightning.stages import ARDiffusionInit, ContinuousInput, CSDDistill, P
 from runs import fails, run_chain, stage_config
 from teachers import FAMILIES, llamagen_teacher
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 HEAD = {"head_width": 16, "head_depth": 2}
 TRAINER = {"max_steps": 10, "devices": 2}
 
@@ -202,8 +202,8 @@ def test_settings_that_cannot_be(teacher):
 
 def test_a_plan_of_the_paper_before_anything_is_there(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = ["--config", str(CONFIGS / "init_var.yaml"), "--config", str(CONFIGS / "paper/var_d16.yaml")]
-    main(["plan", *config, "--memory", "40", "--throughput", "50", "--model.head_iterations", "0"])
+    config = str(CONFIGS / "paper/var_d16/init.yaml")
+    main(["plan", "--config", config, "--memory", "40", "--throughput", "50", "--model.head_iterations", "0"])
     text = capsys.readouterr().out
     for word in ("var/d16", "329,514,272", "303,985,920", "whole model", "optimizer state", "fits 40 GB", "50 TFLOP/s"):
         assert word in text, text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 STAGES = {"var": ["teacher", "init", "csd", "align"], "llamagen": ["teacher", "adapt", "init", "csd", "align"]}
