@@ -50,11 +50,9 @@ class DD1Student(nn.Module, ABC):
     The class has a slot in front of the n tokens, and nothing is shifted: token i is read and predicted at slot i. A
     slot sees itself and the slots of earlier positions: ``mask``, (n + 1, n + 1). A two-row table marks data (row 1:
     the class, finished positions) and noise (row 0). State-dict keys are those of the release.
-
-    Attributes:
-        CONSTANTS: last words of the keys of tensors in a release's file that are not learned.
     """
 
+    # last words of the keys of tensors in a release's file that are not learned
     CONSTANTS: ClassVar[tuple[str, ...]] = ()
     position: Tensor
     mask: Tensor
