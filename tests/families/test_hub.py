@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import dd2_lightning as dd2
 from dd2_lightning.artifacts import difference
@@ -135,7 +135,9 @@ def test_wrappers(files, wrapper):
 def test_a_training_checkpoint_of_var(var):
     both = {"epoch": 1, "trainer": {"var_wo_ddp": var.tensors["transformer"], "vae_local": var.tensors["tokenizer"]}}
     path = var.write("ar-ckpt-last.pth", both)
-    dd2.load_teacher(var.convert(transformer=path, tokenizer=path))
+    expected = load_file(var.convert() / "teacher.safetensors")
+    found = load_file(var.convert(transformer=path, tokenizer=path) / "teacher.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_what_a_run_of_llamagen_leaves_in_a_file(llamagen):
@@ -145,7 +147,10 @@ def test_what_a_run_of_llamagen_leaves_in_a_file(llamagen):
         "causal_mask": torch.ones(2),
         "layers.0.attention.kv_cache.k_cache": torch.ones(1),
     }
-    dd2.load_teacher(llamagen.convert(transformer=llamagen.write("x.pt", llamagen.tensors["transformer"] | more)))
+    expected = load_file(llamagen.convert() / "teacher.safetensors")
+    path = llamagen.write("x.pt", llamagen.tensors["transformer"] | more)
+    found = load_file(llamagen.convert(transformer=path) / "teacher.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 # --- bad files -------------------------------------------------------------------------------------------------------

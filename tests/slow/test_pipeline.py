@@ -179,11 +179,15 @@ def test_a_generator_is_refused_with_a_teacher_that_changed(inside, tmp_path, ca
         path.write_bytes(original)
 
 
-def test_validate_and_predict_read_a_checkpoint(inside, tmp_path):
+def test_validate_and_predict_read_a_checkpoint(inside, capsys):
     config = str(ROOT / "configs/csd_var.yaml")
     common = ["--ckpt_path", "runs/var/csd/checkpoints/last.ckpt", "--data.validation_size", "10"]
     for command in ("validate", "test", "predict"):
         main([command, "--config", config, *common, "--trainer.enable_progress_bar", "false"])
+        text = capsys.readouterr().out
+        assert "checkpoint: runs/var/csd/checkpoints/last.ckpt" in text
+        assert "predict.png" in text if command == "predict" else "val/score_gap_teacher" in text
+    assert Path("runs/var/csd/predict.png").is_file()
 
 
 # --- what the documents promise ---------------------------------------------------------------------------------------

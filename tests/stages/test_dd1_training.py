@@ -152,6 +152,19 @@ def test_the_map_is_the_flow_position_after_position(teacher):
     assert (ends == codes).float().mean() > 0.99
 
 
+def test_the_map_steps_at_times_that_follow_the_size_of_the_codes():
+    """With two steps the times decide the codes; those on the unit circle have a root mean square of √½."""
+    teacher = table_teacher()
+    labels, noise = labels_for(teacher, 500), torch.randn(500, 3, 2)
+    codes = noise_to_codes(teacher.walk(labels), noise, steps=2)
+    flow = teacher.flow(codes, labels)
+
+    def ends(shift):
+        return nearest_code(multistep(flow, noise, shifted_times(2, shift)), teacher.codebook, flow.log_p)
+
+    assert torch.equal(ends(0.5**0.5), codes) and not torch.equal(ends(0.5), codes)
+
+
 def test_the_map_draws_from_the_joint():
     """Total variation no larger than that of a sample of the same size."""
     table, samples = random_table(0, {}), 20_000

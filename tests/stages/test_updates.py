@@ -60,6 +60,10 @@ def test_counts_and_iterations():
     assert update(start=2).count(10) == 8
 
 
+def test_a_loss_is_logged_under_the_name_of_its_update_or_its_own():
+    assert update().label == "network" and update(logged_as="gts").label == "gts"
+
+
 def test_what_the_learning_rate_counts():
     """The update's own steps from its start, or a number of steps in every iteration, of which it has the last."""
     own = update(repeat=3, start=2)
@@ -83,6 +87,7 @@ def test_watched_means():
     weight = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     means = watched_means([Losses(loss, {"a": values[2 * i : 2 * i + 2]}, weight) for i in range(2)])
     assert means["a"].tolist() == [4.5, 7.0, 0.0]  # a token that has no weight anywhere is 0
+    assert watched_means([Losses(loss, {"a": values[:2]}, weight)])["a"].tolist() == [1.5, 4.0, 0.0]
 
 
 def test_an_average_with_limit_0_is_a_copy():
