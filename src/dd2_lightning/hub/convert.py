@@ -35,14 +35,8 @@ def load_release(
 ) -> None:
     """Load the weights of a release into a teacher from :func:`build_meta`, cast to its precision, without copies.
 
-    Args:
-        release: how the family reads them.
-        teacher: filled in place.
-        files: role to state dict of the release.
-        sources: role to the name of its file in messages.
-
-    Raises:
-        ArtifactError: naming the file, and keys that do not fit under the names of the file.
+    From role to state dict of the release (``files``). An ``ArtifactError`` names the keys that do not fit, as they are
+    in the file, and the file (``sources``, by role).
     """
     wanted, state = teacher.state_dict(), release.state(files["transformer"], files["tokenizer"])
     published = {id(value): key for tensors in files.values() for key, value in tensors.items()}
