@@ -77,7 +77,7 @@ def published_family(name: str) -> Family:
 
 
 def family_of(teacher: "Teacher") -> str:
-    """The name of a teacher's family: the short one, or ``module.Class``, a ``ValueError`` if that is no import."""
+    """The name of a teacher's family: the short one, or ``module.Class``; a ``ValueError`` if that does not import."""
     kind = type(teacher)
     for family in FAMILIES.values():
         if kind is family.teacher:

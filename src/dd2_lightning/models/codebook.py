@@ -36,7 +36,7 @@ def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, rng: to
     ``torch.distributed`` the processes do together what a single one would, vectors in the order of their ranks.
 
     The codebook is (V, C), ``counts`` (V,) says how often a code was chosen in this batch, and ``vectors`` (tokens, C)
-    are what was quantised, as many in every process. The ``rng`` must be in the same state in every process.
+    are those that were quantised, as many in every process. The ``rng`` must be in the same state in every process.
     """
     V, local = len(codebook), len(vectors)
     together = dist.is_available() and dist.is_initialized()

@@ -78,7 +78,7 @@ class LlamaGenClassifier(nn.Module):
 
 
 class LlamaGenTeacher(CodebookTeacher):
-    """A LlamaGen model; names of the release follow the first word of state-dict keys, but for the tokenizer's."""
+    """A LlamaGen model; its state-dict keys are ``backbone.``, ``classifier.`` or ``tokenizer.`` and the release's."""
 
     sampling_type = LlamaGenSampling
     backbone: LlamaGenBackbone

@@ -106,7 +106,7 @@ class VARClassifier(nn.Module):
 
 
 class VARTeacher(CodebookTeacher):
-    """A VAR model; names of the release follow the first word of state-dict keys."""
+    """A VAR model; its state-dict keys are ``backbone.``, ``classifier.`` or ``tokenizer.`` and the release's."""
 
     sampling_type = VARSampling
     backbone: VARBackbone
