@@ -21,7 +21,7 @@ from a score divides by 1 - t. Shapes: B sequences, n tokens, m noise draws a to
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -95,6 +95,11 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
         return _PosteriorMean.apply(x_t.to(dtype), time, codebook.to(dtype), log_p.to(dtype))
 
 
+def chunks(rows: int, size: int) -> Iterable[slice]:
+    """Consecutive slices of ``rows`` rows, of ``size`` each; the last one may be shorter."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
 class _PosteriorMean(torch.autograd.Function):
     """Fused attention forward; backward, its vector-Jacobian product written out, in chunks of rows.
 
@@ -134,8 +139,7 @@ class _PosteriorMean(torch.autograd.Function):
         of_log_p = log_p.new_empty(log_p.shape if wants_log_p else 0)
         contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
-        for start in range(0, len(flat[0]), contexts):
-            rows = slice(start, start + contexts)
+        for rows in chunks(len(flat[0]), contexts):
             x, time, bias, g = (tensor[rows].double() for tensor in flat)
             gain = (1 - time) / time**2
             w = (x @ c.T).sub_((1 - time) / 2 * square).mul_(gain).add_(bias).softmax(-1)

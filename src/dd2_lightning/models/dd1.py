@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import exact_linear, init_linear, layer_norm
 
 
@@ -88,14 +87,14 @@ class DD1Student(nn.Module, ABC):
         """Whether the tensor of this key in a release's file is not learned."""
         return key.rsplit(".", 1)[-1] in cls.CONSTANTS
 
-    def adopt(self, teacher: CodebookTeacher, but: str) -> Self:
-        """Load the teacher's tensors, except those whose keys begin with ``but``; all others keep their values."""
-        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
-        kept = {key: self.adopted(key, value) for key, value in tensors.items() if not key.startswith(but)}
+    def start_from(self, backbone: nn.Module, classifier: nn.Module, but: str) -> Self:
+        """Load a teacher's tensors, except those whose keys begin with ``but``; all others keep their values."""
+        tensors = {**backbone.state_dict(), **classifier.state_dict()}
+        kept = {key: self.convert_tensor(key, value) for key, value in tensors.items() if not key.startswith(but)}
         self.load_state_dict({**self.state_dict(), **kept})
         return self
 
-    def adopted(self, key: str, tensor: Tensor) -> Tensor:
+    def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """Convert a tensor of the teacher to that of this network."""
         return tensor
 

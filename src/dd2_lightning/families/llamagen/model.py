@@ -126,4 +126,4 @@ class LlamaGenTeacher(CodebookTeacher):
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        return DD1LlamaGen(self.sizes).to(self.codebook).adopt(self, but="tok_embeddings.")
+        return DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")

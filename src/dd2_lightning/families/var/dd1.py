@@ -43,7 +43,7 @@ class DD1VAR(DD1Student):
             nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * width)))
         init_linear(self.layerwise_n_d_embed)
 
-    def adopted(self, key: str, tensor: Tensor) -> Tensor:
+    def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """Row 0 of places and levels is the class; row 1, which the teacher lacks, stays random."""
         axis = {"lvl_embed.weight": 0, "pos_1LC": 1}.get(key)
         if axis is None:
