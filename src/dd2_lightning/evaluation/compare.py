@@ -131,8 +131,8 @@ class Evaluator:
     def score(self, sampler: Sampler, samples: int, known: Score | None = None) -> Score:
         """Measure samples of one sampler, without its speed; real images are as many as there are.
 
-        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
-        Diversity still has to pass :func:`check_diversity`.
+        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again. Diversity
+        still has to pass :func:`check_diversity`.
         """
         if isinstance(sampler, IndependentSampler):
             sampler.marginals = self.marginals
@@ -221,11 +221,7 @@ def time_samplers(
 def compare(
     evaluator: Evaluator, samplers: list[Sampler], samples: int, timing_batch: int = 100, rounds: int = 7
 ) -> dict[str, Score]:
-    """Measure and time samplers, one of them the teacher: name to row, in the order given.
-
-    Raises:
-        ValueError: if names repeat or the teacher is missing.
-    """
+    """Measure and time samplers of different names, one of them the teacher: name to row, in the order given."""
     names = [sampler.name for sampler in samplers]
     if len(set(names)) < len(names) or not any(sampler.kind == "teacher" for sampler in samplers):
         raise ValueError(f"samplers need different names and one of them must be the teacher, got {names}")

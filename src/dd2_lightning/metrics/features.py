@@ -15,10 +15,9 @@ from dd2_lightning.metrics.digits import load_classifier
 
 
 class FeatureNetwork(Protocol):
-    """From images to the features that they are measured in."""
+    """From images to the features, ``width`` numbers d, that they are measured in."""
 
     width: int
-    """d."""
 
     @property
     def held_out_accuracy(self) -> float | None:
