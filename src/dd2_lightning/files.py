@@ -44,11 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step: after a failure the old content is still there.
-
-    Raises:
-        ArtifactError: naming the path, if it cannot be written.
-    """
+    """Write a file in one step, with the errors of :func:`atomic_path`: after a failure the old content is there."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -60,19 +56,14 @@ def remove_temporary(directory: str | Path, of: str = "*") -> None:
 
 
 def check_writable(directory: str | Path) -> None:
-    """Find out before hours of work whether a directory can be written; creates nothing.
-
-    Raises:
-        ArtifactError: naming the directory, or the file that stands in its place.
-    """
+    """Refuse a directory that cannot be written, with an ``ArtifactError``, before hours of work; creates nothing."""
     existing = Path(directory).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
         raise ArtifactError(f"cannot write {directory}: {existing} is a file, a directory is needed")
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise ArtifactError(f"cannot write {directory}: {error.strerror}") from error
 
@@ -110,9 +101,8 @@ def open_manifest(path: Path, description: dict[str, Any], advice: str, **free: 
 
 def sha256(path: str | Path) -> str:
     """Hash of a file, in hexadecimal. An unchanged file is read once a process."""
-    path = Path(path).resolve()
-    status = path.stat()
-    return _sha256(path, status.st_mtime_ns, status.st_size)
+    status = Path(path).stat()
+    return _sha256(Path(path).resolve(), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache

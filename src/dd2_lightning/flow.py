@@ -21,9 +21,9 @@ from a score divides by 1 - t. Shapes: B sequences, n tokens, m noise draws a to
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,17 +33,17 @@ T_FLOOR = 1e-3
 """Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
 
 CHUNKS = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Weights (rows times codes) that a backward pass holds at a time: what a cache, or a small part of a memory, takes."""
+"""Weights (rows times codes) that a backward pass holds at a time: what a processor's cache or a GPU takes easily."""
 
 
 class Flow(Protocol):
     """The conditional flow of every token of a batch of sequences, given what came before it."""
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """E[ε - q | x_t], (B, n, m, C), for noised tokens ``x_t`` (B, n, m, C) at times ``t`` (B, n, m)."""
+        """v = E[ε - q | x_t], (B, n, m, C) in float32 or wider, for noised tokens (B, n, m, C) at times (B, n, m)."""
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """E[q | x_t], (B, n, m, C): the posterior mean of the clean token."""
+        """x̂0 = E[q | x_t], (B, n, m, C): the posterior mean of the clean token."""
 
 
 class Noised(NamedTuple):
@@ -102,9 +102,8 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
     so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2})`, the key :math:`(c_j, \|c_j\|^2)`, the value
     :math:`c_j`, and the attention mask log p alone.
 
-    The m draws are the batch of the attention, the B n contexts its queries: they share one codebook, and the mask,
-    which does not depend on t, is log p itself. Nothing of size (B, n, m, V) is ever stored, nor in the backward
-    pass, see :class:`_PosteriorMean`.
+    The m draws are the batch of the attention, the B n contexts its queries. Nothing of size (B, n, m, V) is ever
+    stored, nor in the backward pass, see :class:`_PosteriorMean`.
 
     Args:
         x_t: noised tokens, (B, n, m, C).
@@ -121,16 +120,20 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
         return _PosteriorMean.apply(x_t.to(dtype), time, codebook.to(dtype), log_p.to(dtype))
 
 
-class _PosteriorMean(torch.autograd.Function):
-    """Fused attention forward; backward, its vector-Jacobian product written out.
+def chunks(rows: int, size: int) -> Iterable[slice]:
+    """Consecutive slices of ``rows`` rows, of ``size`` each; the last one may be shorter."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
-    A fused kernel's backward pass leaves, where one code has all the weight and the Jacobian is zero, a rest of its
-    rounding times (1-t)/t². Written out, the rest is exactly zero, and in double precision the weights between two
-    codes are exact as well. Rows go through in chunks, so that the memory is that of a chunk.
+
+class _PosteriorMean(torch.autograd.Function):
+    """Fused attention forward; backward, its vector-Jacobian product written out, in chunks of rows.
+
+    Where one code has all the weight and the Jacobian is zero, a fused kernel's backward pass has an error of its
+    rounding times (1-t)/t². Written out there is none, and in double precision weights between two codes are exact too.
     """
 
     @staticmethod
-    def forward(ctx, x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
+    def forward(ctx: Any, x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
         ctx.save_for_backward(x_t, t, codebook, log_p)
         (B, n, m, C), V = x_t.shape, codebook.shape[0]
         # values carry the extra channel too, as zeros: with unequal widths the CPU kernel stores the weights
@@ -150,7 +153,7 @@ class _PosteriorMean(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With s_j = <g, c_j> and ds_j = w_j (s_j - <w, s>): of x, (1-t)/t² Σ_j ds_j c_j; of log p_j, ds_j."""
         x_t, t, codebook, log_p = ctx.saved_tensors
         wants_codes, wants_log_p = ctx.needs_input_grad[2:]
@@ -158,12 +161,11 @@ class _PosteriorMean(torch.autograd.Function):
         c = codebook.double()
         square = c.square().sum(-1)
         of_x, of_codes = x_t.new_empty(x_t.shape), torch.zeros_like(c)
-        of_log_p = log_p.new_empty(log_p.shape) if wants_log_p else None
+        of_log_p = log_p.new_empty(log_p.shape if wants_log_p else 0)
         contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
-        for start in range(0, len(flat[0]), contexts):
-            rows = slice(start, start + contexts)
-            x, time, bias, g = (part[rows].double() for part in flat)
+        for rows in chunks(len(flat[0]), contexts):
+            x, time, bias, g = (tensor[rows].double() for tensor in flat)
             gain = (1 - time) / time**2
             w = (x @ c.T).sub_((1 - time) / 2 * square).mul_(gain).add_(bias).softmax(-1)
             s = g @ c.T
@@ -175,7 +177,7 @@ class _PosteriorMean(torch.autograd.Function):
                 pull = (gain * (1 - time) * ds).sum((0, 1))
                 of_codes += torch.einsum("kmv,kmc->vc", w, g) + torch.einsum("kmv,kmc->vc", ds, gain * x)
                 of_codes -= pull[:, None] * c
-        return of_x, None, of_codes.to(codebook.dtype) if wants_codes else None, of_log_p
+        return of_x, None, of_codes.to(codebook.dtype) if wants_codes else None, of_log_p if wants_log_p else None
 
 
 @dataclass
@@ -191,17 +193,15 @@ class CodebookFlow:
     log_p: Tensor
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x̂0, (B, n, m, C)."""
         return codebook_posterior_mean(x_t, t, self.codebook, self.log_p)
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The velocity v = (x_t - x̂0) / t, (B, n, m, C)."""
         return velocity_from_denoised(self.denoise(x_t, t), x_t, t)
 
 
 @dataclass
 class HeadFlow:
-    """A learned flow: a velocity head that reads the noised token, the time and a feature of the prefix.
+    """A learned flow: a velocity head that reads noised token, time and a feature of the prefix.
 
     Attributes:
         head: ``head(x_t, t, features) -> v``, (B, n, m, C).
@@ -212,11 +212,9 @@ class HeadFlow:
     features: Tensor
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """v, (B, n, m, C), in float32 or wider."""
         return self.head(x_t, t, self.features).to(torch.promote_types(x_t.dtype, torch.float32))
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x̂0 = x_t - t v, (B, n, m, C)."""
         return denoised_from_velocity(self.velocity(x_t, t), x_t, t)
 
 
@@ -265,26 +263,14 @@ def multistep(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
         x_b = \hat x_0(a) + \tfrac{b}{a} (x_a - \hat x_0(a)) - r\, b\, \big(\ln\tfrac{b}{a} + \tfrac{a}{b} - 1\big).
 
     At r = 0 this is Euler's step; the first step has no slope yet, and the last one, to b = 0, ends on the clean token.
-    One evaluation a step; DEIS (arXiv 2204.13902) with its polynomial of order one.
-
-    Args:
-        flow: the flow of the tokens.
-        eps: starting points, (B, n, C).
-        times: (steps + 1,), from 1 down to 0.
-
-    Returns:
-        End points, (B, n, C).
+    One evaluation a step; DEIS (arXiv 2204.13902) with its polynomial of order one. Arguments are those of
+    :func:`integrate`.
     """
     x, slope, before = eps[:, :, None], 0.0, None
     for now, after in itertools.pairwise(times.tolist()):
         x0 = flow.denoise(x, x.new_tensor(now).expand(x.shape[:-1]))
         if before is not None:
             slope = (x0 - before[0]) / (now - before[1])
-        x, before = _along_a_line(x, x0, slope, now, after), (x0, now)
+        curve = after * math.log(after / now) + now - after if after else 0.0
+        x, before = x0 + after / now * (x - x0) - slope * curve if after else x0, (x0, now)
     return x[:, :, 0]
-
-
-def _along_a_line(x: Tensor, x0: Tensor, slope: Tensor | float, now: float, after: float) -> Tensor:
-    if after == 0:
-        return x0
-    return x0 + after / now * (x - x0) - slope * (after * math.log(after / now) + now - after)

@@ -1,8 +1,8 @@
 r"""The losses of DD2 (arXiv 2510.21003), one function each, on any :class:`~dd2_lightning.flow.Flow`; and DD1's.
 
-All of them return one value per token, (B, n): summed over channels and averaged over the m noise draws, so
-that the caller can log them per position before taking the mean. Networks predict velocities; scores are
-compared as posterior means :math:`\hat x_0`, with the score gap :math:`\delta = \hat x_0^\Phi - \hat x_0^\psi`.
+All of them return one value per token, (B, n), summed over channels and averaged over the m noise draws: the caller
+logs them per position before taking the mean. Networks predict velocities; scores are compared as posterior means
+:math:`\hat x_0`, with the score gap :math:`\delta = \hat x_0^\Phi - \hat x_0^\psi`.
 """
 
 from typing import Literal, NamedTuple
@@ -37,7 +37,7 @@ def fcs_loss(guidance: Flow, noised: Noised) -> Tensor:
 
     .. math:: L_{FCS} = \tfrac1m \sum_j \| v_\psi(q_i^{t_j}, t_j \mid q_{<i}) - (\varepsilon_j - q_i) \|^2
 
-    On noised *teacher* tokens the same expression is the plain diffusion loss, the ablation of eq. 6.
+    On noised *teacher* tokens the same expression is the diffusion loss, the ablation of eq. 6.
     """
     target = noised.eps - noised.q[:, :, None]
     return _per_token((guidance.velocity(noised.x_t, noised.t) - target).square())
@@ -63,8 +63,8 @@ def sid_loss(
 
     .. math:: \omega \big[ (1-\alpha) \|\delta_i\|^2 + \langle \delta_i, \hat x_0^\psi - q_i \rangle \big]
 
-    The gradient reaches q_i directly and through q_i^t in both flows; the prefixes behind the flows, and the
-    guidance network's weights, must be constants (the caller's duty).
+    The gradient reaches q_i directly and through q_i^t in both flows; the caller makes constants of the prefixes behind
+    the flows and of the guidance network's weights.
     """
     x0_teacher = teacher.denoise(noised.x_t, noised.t)
     x0_guidance = guidance.denoise(noised.x_t, noised.t)

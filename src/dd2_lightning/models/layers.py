@@ -1,4 +1,4 @@
-"""Transformer parts: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
+"""Transformer layers: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
 
 import math
 from collections import defaultdict
@@ -27,7 +27,7 @@ class LayerCache:
 
 @dataclass
 class Cache:
-    """What a backbone remembers along a walk.
+    """The state of a backbone along a walk.
 
     Attributes:
         positions: how many positions' features have been computed.
@@ -51,7 +51,7 @@ def visibility(layout: Layout, new: slice, device: torch.device | None = None) -
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with unit queries and keys and a learned temperature a head.
+    """Multi-head self-attention with unit queries and keys and a learned temperature per head.
 
     Without ``l2_norm`` nothing is normalised, and the softmax scale is VAR's 0.25/√d.
     """
@@ -64,12 +64,12 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.zero_k_bias: Tensor
         self.register_buffer("zero_k_bias", torch.zeros(dim))
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if l2_norm else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """Attend from ``x`` (B, L, dim) to itself and to what ``cache`` holds."""
         B, L, dim = x.shape
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = F.linear(x, self.mat_qkv.weight, bias).view(B, L, 3, self.heads, dim // self.heads)
@@ -107,6 +107,12 @@ def init_linear(linear: nn.Linear) -> None:
         nn.init.zeros_(linear.bias)
 
 
+def init_residual(linears: list[nn.Linear]) -> None:
+    """Divide the last weights of the residual branches by the square root of their number."""
+    for linear in linears:
+        linear.weight.data.div_(math.sqrt(len(linears)))
+
+
 def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """A linear map in float32 or wider, whatever the precision of its input and of autocast."""
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -116,9 +122,9 @@ def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:
-    """Append to x its Fourier features sin and cos of 2^k x, k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+    """Append sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
 
-    Through them a narrow network can change from one code to the next within a small step of noise.
+    A narrow network can then change from one code to the next within a small step of noise.
     """
     angles = [2.0**k * x for k in range(octaves)]
     return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], -1)
@@ -149,8 +155,8 @@ class AdaptiveNorm(nn.Module):
 class AdaLNBlock(nn.Module):
     """Attention and feed-forward, each gated, scaled and shifted by a condition.
 
-    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward). Where they are
-    ``shared``, they are computed once for all blocks, and this block only adds an offset (VAR-d36).
+    The six vectors are gate, gate, scale, scale, shift, shift (attention, feed-forward). Where they are ``shared``,
+    they are computed once for all blocks, and this block only adds an offset (VAR-d36).
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4, l2_norm: bool = True, shared: bool = False):

@@ -1,4 +1,4 @@
-"""The teacher: an autoregressive model read as a conditional flow."""
+"""The teacher: an autoregressive model as a conditional flow."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -20,24 +20,18 @@ if TYPE_CHECKING:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that no class has.
-
-    Raises:
-        ValueError: naming the first bad label and the valid range.
-    """
+    """Refuse labels that no class has, with a ``ValueError``."""
     bad = labels[(labels < 0) | (labels >= num_classes)]
     if len(bad):
         raise ValueError(f"label {bad[0].item()} is out of range: the model has classes 0..{num_classes - 1}")
 
 
 class Teacher(nn.Module, ABC):
-    """What distillation needs of a model: :meth:`flow`, :meth:`walk`, :meth:`sample`, :meth:`encode`, :meth:`decode`.
-
-    A family overrides :meth:`student_backbone` and :meth:`dd1_student` where it differs.
+    """A model that can be distilled. A family overrides :meth:`student_backbone` and :meth:`dd1_student` if it differs.
 
     Attributes:
         sampling_type: the family's sampling settings.
-        config: plain sizes, from which :meth:`from_config` builds the same shapes.
+        config: sizes that JSON can hold, from which :meth:`from_config` builds the same shapes.
         backbone: features from tokens.
         tokenizer: between images and tokens.
         layout: the order of the tokens.
@@ -69,7 +63,7 @@ class Teacher(nn.Module, ABC):
         """
 
     @abstractmethod
-    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
+    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk[Flow]:
         """Go through the positions with a key-value cache, after a prefix of indices or embeddings."""
 
     @abstractmethod
@@ -109,10 +103,9 @@ class Teacher(nn.Module, ABC):
         return self.tokenizer.decode(self.embed(tokens))
 
     def resolve_sampling(self, sampling: Sampling | None) -> Sampling:
-        """Convert common sampling settings to the family's class, its extra options disabled.
+        """Convert common sampling settings to the family's class, extra options disabled.
 
-        Raises:
-            InputTypeError: for the settings of another family.
+        An ``InputTypeError`` refuses the settings of another family.
         """
         sampling = sampling or Sampling()
         if type(sampling) is self.sampling_type:
@@ -124,15 +117,13 @@ class Teacher(nn.Module, ABC):
         )
 
     def adopt_tokenizer(self) -> None:
-        """Copy what the backbone needs of a tokenizer that was just trained; most families need nothing."""
+        """Copy to the backbone what it uses of a tokenizer that was just trained; by default nothing."""
 
     def continuous(self) -> Self:
-        """A trainable copy that reads embeddings, for a release that reads indices only; its input layer is fresh.
+        """A trainable copy that reads embeddings, where a release reads indices only; its input layer is fresh.
 
-        The copy has a method ``input_error(original)``: how far its input layer is from the embedding table, (V,).
-
-        Raises:
-            InputTypeError: where there is nothing to adapt.
+        The copy has a method ``input_error(original)``: how far its input layer is from the embedding table, (V,). A
+        teacher that reads embeddings raises an ``InputTypeError``.
         """
         raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
 
@@ -143,8 +134,7 @@ class Teacher(nn.Module, ABC):
     def dd1_student(self) -> "DD1Student":
         """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers.
 
-        Raises:
-            InputTypeError: for a family that has none.
+        A family that has none raises an ``InputTypeError``.
         """
         name = type(self).__name__
         raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/custom_teacher.md)")

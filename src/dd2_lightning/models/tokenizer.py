@@ -1,7 +1,7 @@
-"""Tokenizers: images to tokens and back, and how those with a VQ codebook are trained."""
+"""Tokenizers: images to tokens and back, and the training losses of those with a VQ codebook."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
+
+PIXELS_MISSING = (
+    "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. A teacher that was "
+    "converted with --latent-only gets them by converting the full tokenizer file"
+)
 
 
 class TokenizerLosses(NamedTuple):
@@ -30,34 +35,35 @@ class TokenizerLosses(NamedTuple):
     perplexity: Tensor
 
 
-class Tokenizer(nn.Module, ABC):
-    """Images to tokens and back. It knows grid sides and pixels; a :class:`Layout` holds counts only.
+class Tokenizer(nn.Module):
+    """Images to tokens and back; one without pixel networks overrides neither :meth:`encode` nor :meth:`decode`.
 
     Attributes:
         layout: the order of the tokens.
         codebook: vectors as they are used, (V, C); only the tokenizer of a teacher with a codebook has it.
-        has_images: whether it can encode and decode; False for a codebook alone.
+        has_images: whether it can encode and decode; False for a codebook without pixel networks.
     """
 
     layout: Layout
-    codebook: Tensor
     has_images: bool = True
 
-    @abstractmethod
+    if TYPE_CHECKING:  # subclasses have a property, an attribute or a buffer
+
+        @property
+        def codebook(self) -> Tensor: ...
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
+        raise PixelsMissingError(PIXELS_MISSING)
 
-    @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, n, C), on the codebook or off it -> images (B, channels, H, W) in [0, 1]."""
+        raise PixelsMissingError(PIXELS_MISSING)
 
     def check_pixels(self) -> None:
         """Raise a :class:`PixelsMissingError` where there are no networks to encode and decode."""
         if not self.has_images:
-            raise PixelsMissingError(
-                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. "
-                "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
-            )
+            raise PixelsMissingError(PIXELS_MISSING)
 
     def rescale_codebook(self, rms: float) -> None:
         """Give the codebook's entries this root mean square without changing an image; nothing if it is fixed."""
@@ -69,8 +75,8 @@ class Quantised(NamedTuple):
     Attributes:
         indices: nearest codes, (B, n).
         residuals: the vectors that were quantised, (B, n, C).
-        maps: what the codes so far add up to after each scale (a single one without scales), (K, B, C, H, W);
-            differentiable in the codebook.
+        maps: the sum of the codes after each scale (a single one without scales), (K, B, C, H, W); differentiable in
+            the codebook.
     """
 
     indices: Tensor
@@ -78,13 +84,22 @@ class Quantised(NamedTuple):
     maps: Tensor
 
 
-class VQTokenizer(Tokenizer):
+class Quantiser(Protocol):
+    """A module from latent maps (B, C, H, H) to codes; ``embedding`` is the codebook as stored."""
+
+    embedding: nn.Embedding
+
+    def __call__(self, f: Tensor) -> Quantised:
+        """Quantise a map."""
+
+
+class VQTokenizer(Tokenizer, ABC):
     """Encoder, quantiser, decoder.
 
     Args:
         networks: between images in [-1, 1] and latent maps (B, C, H, H): encoder, decoder, and the convolutions after
             the one and before the other; None leaves a codebook, which can be distilled without images.
-        quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
+        quantiser: a module, see :class:`Quantiser`.
         layout: the order of the tokens.
         image_shape: channels, height and width.
     """
@@ -92,7 +107,7 @@ class VQTokenizer(Tokenizer):
     def __init__(
         self,
         networks: tuple[nn.Module, nn.Module, nn.Module, nn.Module] | None,
-        quantiser: nn.Module,
+        quantiser: Quantiser,
         layout: Layout,
         image_shape: tuple[int, int, int],
     ):
@@ -104,12 +119,7 @@ class VQTokenizer(Tokenizer):
         self.layout, self.image_shape = layout, image_shape
 
     def latents(self, images: Tensor) -> Tensor:
-        """The map that is quantised: images (B, channels, S, S) in [0, 1] -> (B, C, H, H).
-
-        Raises:
-            ValueError: for images of another size.
-            PixelsMissingError: if there is no encoder.
-        """
+        """The map that is quantised: images (B, channels, S, S) in [0, 1] -> (B, C, H, H); refuses other sizes."""
         self.check_pixels()
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"this tokenizer reads images (B, *{self.image_shape}), got {tuple(images.shape)}")
@@ -121,7 +131,7 @@ class VQTokenizer(Tokenizer):
 
     @abstractmethod
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C) -> the latent map that they stand for, (B, C, H, H)."""
+        """The latent map (B, C, H, H) of embeddings (B, n, C)."""
 
     def decode_map(self, latents: Tensor) -> Tensor:
         """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
@@ -138,10 +148,10 @@ class VQTokenizer(Tokenizer):
         reconstruction_weight: float = 1.0,
         commitment_weight: float = 0.25,
     ) -> TokenizerLosses:
-        """Reconstruction through a straight-through estimator, codebook and commitment losses.
+        """Reconstruction (through a straight-through estimator), codebook and commitment losses of images in [0, 1].
 
-        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer. Images
-        are (B, channels, S, S) in [0, 1]; ``generator`` draws which unused codes are re-seeded, None: none.
+        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer. A
+        ``generator`` draws which unused codes are re-seeded; without one none is.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)

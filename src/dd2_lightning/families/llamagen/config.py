@@ -9,7 +9,7 @@ from dd2_lightning.models.sizes import ImageModelSizes
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenConfig(ImageModelSizes):
-    """Sizes of a LlamaGen teacher, tokenizer included; plain values only. The defaults are the release's.
+    """Sizes of a LlamaGen teacher, tokenizer included. The defaults are the release's.
 
     Attributes:
         grid: tokens a side: 16, 24 or 32 in the releases. No weight depends on it, so a file does not tell it.
@@ -23,9 +23,6 @@ class LlamaGenConfig(ImageModelSizes):
         norm_eps: of the RMS norms.
         continuous_input: an MLP C -> width -> width in the place of the embedding table.
         code_norm: length of the codebook vectors, see :class:`SphereVQ`.
-
-    Raises:
-        ValueError: for sizes that do not make a model; the message names the key.
     """
 
     FAMILY: ClassVar[str] = "LlamaGen"
@@ -48,13 +45,10 @@ class LlamaGenConfig(ImageModelSizes):
             raise ValueError(f"'heads' must have a multiple of 4 channels each, got {self.width // self.heads}")
         if self.kv_heads is not None:
             self.check_multiple("heads", "kv_heads")
-        levels = len(self.encoder_ch_mult), len(self.decoder_ch_mult)
-        if levels[0] != levels[1]:
-            raise ValueError(
-                f"'encoder_ch_mult' and 'decoder_ch_mult' must have as many levels, got {levels[0]} and {levels[1]}"
-            )
+        down, up = len(self.encoder_ch_mult), len(self.decoder_ch_mult)
+        if down != up:
+            raise ValueError(f"'encoder_ch_mult' and 'decoder_ch_mult' must have as many levels, got {down} and {up}")
 
     @property
     def layout(self) -> Layout:
-        """One token a position."""
         return Layout((1,) * self.grid**2)

@@ -1,13 +1,10 @@
 """LlamaGen's network for DD1, with the state-dict names of the public release ``microsoft/distilled_decoding``."""
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
-from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.families.llamagen.layers import ClassEmbedding, LlamaBlock, RMSNorm, rope_table
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import exact_linear, init_linear
 
@@ -20,25 +17,18 @@ class DD1LlamaGen(DD1Student):
     def __init__(self, config: LlamaGenConfig):
         width = config.width
         super().__init__(config.layout, config.token_dim, config.num_classes, width)
-        self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
+        self.cls_embedding = ClassEmbedding(config.num_classes + 1, width)
         self.tok_embeddings = nn.Linear(config.token_dim, width)
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.depth))
         self.norm = RMSNorm(width, config.norm_eps)
         self.output = nn.Linear(width, config.codes, bias=False)
         rope = rope_table(config.grid, width // config.heads, config.rope_base)
+        self.rope: Tensor
         self.register_buffer("rope", rope, persistent=False)
         init_linear(self.tok_embeddings)
 
-    @classmethod
-    def of(cls, teacher: CodebookTeacher) -> Self:
-        """A student that starts from a teacher, adapted or not: the input layer is new and random."""
-        student = cls(teacher.sizes).to(teacher.codebook)
-        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
-        student.adopt({key: value for key, value in tensors.items() if not key.startswith("tok_embeddings.")})
-        return student
-
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
-        c = self.cls_embedding["embedding_table"](labels)
+        c = self.cls_embedding(labels)
         h = torch.cat([c[:, None], self.tok_embeddings(x)], 1) + flags
         for block in self.layers:
             h = block(h, self.rope, self.mask)
