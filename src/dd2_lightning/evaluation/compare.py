@@ -187,12 +187,8 @@ def check_diversity(scores: dict[str, Score], tolerance: float = 0.05) -> None:
     teacher = next(score.diversity for score in scores.values() if score.kind == "teacher")
     if teacher is None or abs(teacher - 1) <= tolerance:
         return
-    warnings.warn(
-        f"two teacher samples differ by the factor {teacher:.3f} in within-class variance: diversity is left out; "
-        f"take more samples",
-        SampleWarning,
-        stacklevel=2,
-    )
+    differ = f"two teacher samples differ by the factor {teacher:.3f} in within-class variance"
+    warnings.warn(f"{differ}: diversity is left out; take more samples", SampleWarning, stacklevel=2)
     for score in scores.values():
         score.diversity = None
 
@@ -203,7 +199,7 @@ def time_samplers(
 ) -> dict[str, float]:
     """Seconds an image by name: the median over ``rounds``, decoding included, random numbers not.
 
-    The samplers take turns, so that whatever else the machine does falls on all of them; the first round warms up.
+    The samplers take turns, see :func:`~dd2_lightning.evaluation.timing.interleaved`.
     """
     teacher = samplers[0].teacher
     device = teacher.codebook.device

@@ -104,12 +104,9 @@ class Models:
         check_hash(self.origin, student.config["teacher"]["sha256"], str(student.directory))
         scale = distilled_with(student).get("guidance_scale", self.sampling.guidance_scale)
         if scale != self.sampling.guidance_scale:
-            warnings.warn(
-                f"{student.directory} was distilled with guidance_scale {scale}, "
-                f"the teacher is evaluated with {self.sampling.guidance_scale}",
-                SampleWarning,
-                stacklevel=5,
-            )
+            distilled = f"{student.directory} was distilled with guidance_scale {scale}"
+            evaluated = f"the teacher is evaluated with {self.sampling.guidance_scale}"
+            warnings.warn(f"{distilled}, {evaluated}", SampleWarning, stacklevel=5)
 
 
 def distilled_with(student: Artifact) -> dict[str, Any]:

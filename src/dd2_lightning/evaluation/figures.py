@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def blank_figure(width: float, height: float) -> "Figure":
-    """A figure of this size in inches.
-
-    Raises:
-        DD2Error: if matplotlib is not installed.
-    """
+    """A figure of this size in inches; a DD2Error says that matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

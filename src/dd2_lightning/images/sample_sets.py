@@ -57,7 +57,7 @@ class SampleSet:
     def complete(self, draw: Callable[[int, Tensor], Tensor]) -> None:
         """Draw what is missing, write the file, remove the batches.
 
-        ``draw``: (index of the first image, labels (B,)) -> images (B, channels, H, W) in [0, 1].
+        ``draw`` is (index of the first image, labels (B,)) -> images (B, channels, H, W) in [0, 1].
         """
         starts = range(0, len(self.labels), self.batch_size)
         missing = [start for start in starts if not self.path(start).is_file()]
