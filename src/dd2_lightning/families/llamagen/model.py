@@ -126,4 +126,6 @@ class LlamaGenTeacher(CodebookTeacher):
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        return DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        return (
+            DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        )
