@@ -21,7 +21,7 @@ from a score divides by 1 - t. Shapes: B sequences, n tokens, m noise draws a to
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -47,19 +47,12 @@ class Flow(Protocol):
 
 
 class Noised(NamedTuple):
-    """Clean tokens and m noised versions of each.
+    """Clean tokens and m noised versions of each."""
 
-    Attributes:
-        q: clean tokens, (B, n, C).
-        t: times, (B, n, m).
-        eps: noise, (B, n, m, C).
-        x_t: noised tokens q^t, (B, n, m, C).
-    """
-
-    q: Tensor
-    t: Tensor
-    eps: Tensor
-    x_t: Tensor
+    q: Tensor  # clean tokens, (B, n, C)
+    t: Tensor  # times, (B, n, m)
+    eps: Tensor  # noise, (B, n, m, C)
+    x_t: Tensor  # noised tokens q^t, (B, n, m, C)
 
 
 def add_noise(q: Tensor, t: Tensor, eps: Tensor) -> Noised:
@@ -76,18 +69,6 @@ def velocity_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 def denoised_from_velocity(v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """x̂0 = x_t - t v."""
     return x_t - t[..., None] * v
-
-
-def score_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """The score s = ((1-t) x̂0 - x_t) / t², with t floored."""
-    time = t.clamp(min=T_FLOOR)[..., None]
-    return ((1 - time) * x0 - x_t) / time**2
-
-
-def eps_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """ε̂ = -t s = (x_t - (1-t) x̂0) / t, with t floored."""
-    time = t.clamp(min=T_FLOOR)[..., None]
-    return (x_t - (1 - time) * x0) / time
 
 
 def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
@@ -118,6 +99,11 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
     time = t.to(dtype).clamp(min=T_FLOOR).expand(x_t.shape[:-1])
     with torch.autocast(x_t.device.type, enabled=False):
         return _PosteriorMean.apply(x_t.to(dtype), time, codebook.to(dtype), log_p.to(dtype))
+
+
+def chunks(rows: int, size: int) -> Iterable[slice]:
+    """Consecutive slices of ``rows`` rows, of ``size`` each; the last one may be shorter."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 class _PosteriorMean(torch.autograd.Function):
@@ -159,8 +145,7 @@ class _PosteriorMean(torch.autograd.Function):
         of_log_p = log_p.new_empty(log_p.shape if wants_log_p else 0)
         contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
-        for start in range(0, len(flat[0]), contexts):
-            rows = slice(start, start + contexts)
+        for rows in chunks(len(flat[0]), contexts):
             x, time, bias, g = (tensor[rows].double() for tensor in flat)
             gain = (1 - time) / time**2
             w = (x @ c.T).sub_((1 - time) / 2 * square).mul_(gain).add_(bias).softmax(-1)
@@ -178,15 +163,10 @@ class _PosteriorMean(torch.autograd.Function):
 
 @dataclass
 class CodebookFlow:
-    """The exact flow of a categorical over a codebook: what an autoregressive teacher is.
+    """The exact flow of a categorical over a codebook: what an autoregressive teacher is."""
 
-    Attributes:
-        codebook: (V, C).
-        log_p: log probabilities after guidance and truncation, (B, n, V); -inf for tokens that were cut.
-    """
-
-    codebook: Tensor
-    log_p: Tensor
+    codebook: Tensor  # (V, C)
+    log_p: Tensor  # log probabilities after guidance and truncation, (B, n, V); -inf for tokens that were cut
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         return codebook_posterior_mean(x_t, t, self.codebook, self.log_p)
@@ -197,15 +177,10 @@ class CodebookFlow:
 
 @dataclass
 class HeadFlow:
-    """A learned flow: a velocity head that reads noised token, time and a feature of the prefix.
+    """A learned flow: a velocity head that reads noised token, time and a feature of the prefix."""
 
-    Attributes:
-        head: ``head(x_t, t, features) -> v``, (B, n, m, C).
-        features: (B, n, d); feature i has seen earlier positions only. All m draws share it.
-    """
-
-    head: Callable[[Tensor, Tensor, Tensor], Tensor]
-    features: Tensor
+    head: Callable[[Tensor, Tensor, Tensor], Tensor]  # ``head(x_t, t, features) -> v``, (B, n, m, C)
+    features: Tensor  # (B, n, d); feature i has seen earlier positions only. All m draws share it.
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.head(x_t, t, self.features).to(torch.promote_types(x_t.dtype, torch.float32))
@@ -215,15 +190,9 @@ class HeadFlow:
 
 
 def integrate(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
-    """Euler's method from noise to data: x <- x + (t' - t) v(x, t) along decreasing ``times``.
+    """Euler's method from noise to data: x <- x + (t' - t) v(x, t) along ``times`` (steps + 1,) from 1 down to 0.
 
-    Args:
-        flow: the flow of the tokens.
-        eps: starting points, (B, n, C).
-        times: (steps + 1,), from 1 down to 0.
-
-    Returns:
-        End points, (B, n, C).
+    Starting points ``eps`` and the end points are (B, n, C).
     """
     x = eps[:, :, None]
     for now, after in itertools.pairwise(times):

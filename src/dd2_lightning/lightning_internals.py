@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from subprocess import Popen
+from typing import Any
+from unittest.mock import patch
 
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 GRACE = 10.0
 """Seconds that the main process has to end by itself after one of its processes failed."""
@@ -25,8 +28,8 @@ class _FailureObserver(subprocess_script._ChildProcessObserver):
     Lightning's own kills the main process, whose status 137 and silence say nothing.
     """
 
-    def __init__(self, main_pid: int, child_processes: list[Popen], sleep_period: float = 0.5):
-        super().__init__(main_pid=main_pid, child_processes=child_processes, sleep_period=sleep_period)
+    def __init__(self, main_pid: int, child_processes: list[Popen]):
+        super().__init__(main_pid, child_processes, sleep_period=0.5)  # type: ignore[arg-type]  # it may be a fraction
 
     def _terminate_all(self) -> None:
         failed = next(process.returncode for process in self._child_processes if process.returncode)
@@ -63,17 +66,14 @@ def end_with_failed_process(trainer: Trainer) -> Iterator[None]:
     Raises:
         SystemExit: with that status, where an error of this process only follows from the other's failure.
     """
-    original = subprocess_script._ChildProcessObserver
-    subprocess_script._ChildProcessObserver = _FailureObserver
     try:
-        yield
+        with patch.object(subprocess_script, "_ChildProcessObserver", _FailureObserver):
+            yield
     except RuntimeError as error:
         status = failed_status(trainer)
         if status:
             raise SystemExit(status) from error
         raise
-    finally:
-        subprocess_script._ChildProcessObserver = original
 
 
 def failed_status(trainer: Trainer, seconds: float = 5.0) -> int:
@@ -100,3 +100,30 @@ def uncounted(optimizer: LightningOptimizer) -> Iterator[None]:
         yield
     finally:
         optimizer._on_before_step, optimizer._on_after_step = counters
+
+
+def find_unused_parameters(strategy: Strategy) -> None:
+    """Let DDP look for the parameters that an update gives no gradient; nothing for other strategies."""
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
+def set_progress(checkpoint: dict[str, Any], iterations: int, is_last: bool) -> None:
+    """Set the loops' counters in a checkpoint to those that Lightning stores in ``on_train_batch_end``.
+
+    A checkpoint that is written later than that holds what the loops count afterwards, and a restart would make
+    another epoch or validation of it.
+
+    Args:
+        checkpoint: of a trainer.
+        iterations: finished iterations.
+        is_last: whether the last of them ends the run.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = iterations - 1
+    for counter in ("total", "current"):
+        started = dict.fromkeys(("ready", "started", "processed"), iterations)
+        loops["epoch_loop.batch_progress"][counter].update(started, completed=iterations - 1)
+        loops["epoch_progress"][counter].update(ready=1, started=1, processed=0, completed=0)
+    loops["epoch_loop.batch_progress"]["is_last_batch"] = is_last
+    loops["epoch_loop.val_loop.batch_progress"]["total"].update(ready=0, started=0, processed=0, completed=0)

@@ -44,16 +44,12 @@ def fcs_loss(guidance: Flow, noised: Noised) -> Tensor:
 
 
 class CSDLoss(NamedTuple):
-    r"""Conditional Score Distillation, per token.
+    """Conditional Score Distillation, per token."""
 
-    Attributes:
-        loss: what to differentiate, (B, n), weighted. Its *value* means nothing: at the optimal guidance
-            network it is (1-α) times the gap, hence 0 at α = 1.
-        gap: the score gap :math:`\\|\\delta_i\\|^2`, (B, n), unweighted: what to watch.
-    """
-
+    # what to differentiate, (B, n), weighted. Its *value* means nothing: at the optimal guidance network it is (1-α)
+    # times the gap, hence 0 at α = 1.
     loss: Tensor
-    gap: Tensor
+    gap: Tensor  # the score gap ‖δ_i‖², (B, n), unweighted: what to watch
 
 
 def sid_loss(
@@ -95,8 +91,7 @@ def csd_weight(x0_teacher: Tensor, q: Tensor, normaliser: Normaliser, floor: flo
     Args:
         x0_teacher: (B, n, m, C).
         q: (B, n, 1, C).
-        normaliser: mean over everything of one *sample* (the paper's default), over the channels of one *token*
-            and draw, or *none* (ω = 1).
+        normaliser: mean over one *sample* (the paper's default), over one *token* and draw, or *none* (ω = 1).
         floor: keeps the weight finite where teacher and generator agree.
 
     Returns:
@@ -109,19 +104,12 @@ def csd_weight(x0_teacher: Tensor, q: Tensor, normaliser: Normaliser, floor: flo
 
 
 class DD1Loss(NamedTuple):
-    """DD1's loss, per token.
+    """DD1's loss, per token."""
 
-    Attributes:
-        loss: what to differentiate, (B, n).
-        cross_entropy: of tokens that are still noise, (B, n); 0 at finished ones.
-        hit: 1 at tokens that are still noise and whose most likely code is right, (B, n).
-        unfinished: 1 at tokens that are still noise, (B, n).
-    """
-
-    loss: Tensor
-    cross_entropy: Tensor
-    hit: Tensor
-    unfinished: Tensor
+    loss: Tensor  # what to differentiate, (B, n)
+    cross_entropy: Tensor  # of tokens that are still noise, (B, n); 0 at finished ones
+    hit: Tensor  # 1 at tokens that are still noise and whose most likely code is right, (B, n)
+    unfinished: Tensor  # 1 at tokens that are still noise, (B, n)
 
 
 def dd1_loss(logits: Tensor, codes: Tensor, unfinished: Tensor, distance: Tensor, weight: float) -> DD1Loss:

@@ -147,7 +147,7 @@ def test_a_teacher_that_reads_embeddings_is_refused(adapted, tmp_path, capsys):
 def test_sequences_are_needed(adapted, tmp_path, capsys):
     config = adapt_config(adapted, data={"sequences": "none"}, input_iterations=0)
     config["trainer"]["default_root_dir"] = str(tmp_path)
-    with fails(capsys, 1, "set data.sequences to cached or online, or give pictures"):
+    with fails(capsys, 1, "set data.sequences to cached or online"):
         fit(config, tmp_path)
 
 

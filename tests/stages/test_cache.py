@@ -10,8 +10,8 @@ import torch
 
 from dd2_lightning.artifacts import load_teacher
 from dd2_lightning.cli import main
-from dd2_lightning.data.batch import EpochOrder
 from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.data.iterations import EpochOrder
 from dd2_lightning.data.prefixes import CachedBatches
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.sampling import Sampling

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and always of a finished iteration."""
+"""Checkpoints: written atomically, and always of a finished iteration."""
 
 import io
 import pickle
@@ -14,17 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from dd2_lightning.callbacks.interrupt import Interrupted
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import remove_temporary, write_atomically
+from dd2_lightning.lightning_internals import set_progress
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes next to the target, then renames: a killed run or a full disk leaves the last checkpoint intact."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write one checkpoint.
-
-        Raises:
-            ArtifactError: naming the path, if it cannot be written.
-        """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
@@ -63,61 +59,53 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def __init__(self, directory: str | Path, every: int):
         super().__init__(directory, filename=self.CHECKPOINT_NAME_LAST, every_n_train_steps=every, save_top_k=0)
+        self.every = every
+        self.saved_at = -1
 
     @property
     def path(self) -> Path:
-        """Of the checkpoint."""
+        """Path of the checkpoint."""
+        assert self.dirpath is not None
         return Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove what a killed run left half written."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and stage == "fit":
-            remove_temporary(self.dirpath)
+            remove_temporary(self.path.parent)  # of a killed run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What a run starts from is saved already."""
-        self._last_global_step_saved = trainer.global_step
+        self.saved_at = trainer.global_step  # the run starts from a checkpoint, or from nothing that is worth one
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
-        """Save if the iterations before this one are a multiple of ``every``."""
-        if trainer.global_step % self._every_n_train_steps == 0:
+        if trainer.global_step % self.every == 0:
             self.save(trainer)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Too early."""
-
-    def on_validation_end(self, *_: Any) -> None:
-        """Too early."""
-
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last iteration, whatever its number."""
         self.save(trainer)
 
-    def on_train_end(self, *_: Any) -> None:
-        """It is saved."""
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what a signal interrupts between two iterations."""
         if isinstance(exception, Interrupted):
             self.save(trainer)
 
+    # moments at which Lightning would save
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        pass
+
+    def on_validation_end(self, *_: Any) -> None:
+        pass
+
+    def on_train_end(self, *_: Any) -> None:
+        pass
+
     def save(self, trainer: pl.Trainer) -> None:
-        """Write the checkpoint, unless it has been."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_checkpoint(trainer, str(self.path))
+        """Write the checkpoint, unless there is one of this iteration."""
+        if trainer.global_step != self.saved_at:
+            trainer.save_checkpoint(self.path)
+            self.saved_at = trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Set Lightning's counters of batches to what they are when it saves itself, whenever this one was saved."""
-        iterations, loops = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = iterations - 1
-        for counter in ("total", "current"):
-            started = dict.fromkeys(("ready", "started", "processed"), iterations)
-            loops["epoch_loop.batch_progress"][counter].update(started, completed=iterations - 1)
-            loops["epoch_progress"][counter].update(ready=1, started=1, processed=0, completed=0)
-        # when the next iteration begins, this is already that of its batch
-        loops["epoch_loop.batch_progress"]["is_last_batch"] = iterations >= trainer.max_steps
-        # a restart counts a validation that fell on the checkpoint as another one
-        loops["epoch_loop.val_loop.batch_progress"]["total"].update(ready=0, started=0, processed=0, completed=0)
+        iterations = checkpoint["global_step"]
+        set_progress(checkpoint, iterations, is_last=iterations >= trainer.max_steps)

@@ -5,6 +5,7 @@ import torch
 from einops import rearrange
 
 from dd2_lightning.callbacks.logs import last_iteration, writer_of
+from dd2_lightning.callbacks.watched import watched
 from dd2_lightning.data.batch import Batch
 
 
@@ -21,13 +22,11 @@ class SampleGrid(pl.Callback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw and log."""
-        writer = writer_of(trainer)
-        if trainer.sanity_checking or writer is None or not hasattr(pl_module, "pictures"):
+        writer, stage = writer_of(trainer), watched(pl_module)
+        if trainer.sanity_checking or writer is None:
             return
-        classes = min(pl_module.num_classes, self.max_classes)
-        labels = torch.arange(classes, device=pl_module.device).repeat(self.rows)
-        images = pl_module.pictures(Batch(labels, 0, 0, 0, len(labels)))
+        labels = torch.arange(min(stage.num_classes, self.max_classes), device=stage.device).repeat(self.rows)
+        images = stage.draw_images(Batch(labels, 0, 0, 0, len(labels)))
         if images is not None:
             grid = rearrange(images, "(row label) c h w -> c (row h) (label w)", row=self.rows)
             writer.add_image("samples", grid.clamp(0, 1), last_iteration(trainer))

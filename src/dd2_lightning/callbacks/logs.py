@@ -1,4 +1,4 @@
-"""Logs that a killed and resumed run continues as if nothing had happened."""
+"""TensorBoard logs that a killed and resumed run continues without gaps or repetitions."""
 
 import time
 from pathlib import Path
@@ -22,27 +22,26 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 
 
 def wait_for_own_second(directory: Path) -> None:
-    """Return when a log that is begun now comes after all that are there.
+    """Wait until no log in a directory was begun in the present second.
 
-    TensorBoard reads files in the order of their names, which begin with the second they were made in; a run that is
-    killed and resumed within one would be read in any order.
+    TensorBoard reads files in the order of their names, which begin with the second in which they were made; those of
+    a run that is killed and resumed within one second would be read in any order.
     """
     while any(directory.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.05)
 
 
 class ContinuedLogs(pl.Callback):
-    """Whatever was logged after the checkpoint that a run starts from is not shown any more; it will come again."""
+    """Hide what earlier files show from the first iteration on, and write all logs before a checkpoint."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell TensorBoard that what earlier files hold from this iteration on is void."""
-        if (writer := writer_of(trainer)) is not None:
+        writer = writer_of(trainer)
+        if writer is not None and writer.file_writer is not None:
             start = Event(session_log=SessionLog(status=SessionLog.START))
             writer.file_writer.add_event(start, trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """What is older than a checkpoint is on disk before it."""
         if (writer := writer_of(trainer)) is not None:
             writer.flush()

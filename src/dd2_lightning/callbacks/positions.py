@@ -1,4 +1,4 @@
-"""Losses per position: where along the sequence the scores still differ."""
+"""Losses per position, as scalars and heat maps."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.callbacks.logs import last_iteration, writer_of
+from dd2_lightning.callbacks.watched import WatchedStage, watched
 
 MAX_SCALARS = 16
 """More positions than this are averaged into as many bins."""
@@ -27,24 +28,20 @@ class PerPositionMonitor(pl.Callback):
         self.history: dict[str, list[Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows of the heat maps."""
         return {name: torch.stack(rows) for name, rows in self.history.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the heat maps."""
         self.history = {name: list(rows) for name, rows in state.items()}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
-        """Log the training quantities."""
         if trainer.global_step % self.every_n_iterations == 0:
-            self._log(trainer, pl_module)
+            self._log(trainer, watched(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the validation quantities."""
         if not trainer.sanity_checking:
-            self._log(trainer, pl_module)
+            self._log(trainer, watched(pl_module))
 
-    def _log(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
+    def _log(self, trainer: pl.Trainer, stage: WatchedStage) -> None:
         values = {name: trainer.strategy.reduce(value.float()).cpu() for name, value in stage.per_position.items()}
         stage.per_position.clear()
         if (board := writer_of(trainer)) is None:
@@ -69,7 +66,7 @@ def bins(means: Tensor) -> list[tuple[int, int, float]]:
 
 
 def heat_map(rows: Tensor, zoom: int = 8) -> Tensor:
-    """Logarithms of (time, n) as a grey picture (1, time·zoom, n·zoom): white is the largest, time runs down."""
+    """Logarithms of (time, n) as a grey image (1, time·zoom, n·zoom): white is the largest, time runs down."""
     logs = rows.clamp(min=1e-12).log()
     scaled = (logs - logs.min()) / (logs.max() - logs.min()).clamp(min=1e-6)
     return scaled.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)[None]

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from dd2_lightning.callbacks.watched import watched
 from dd2_lightning.progress import INTERVAL, rate
 
 
@@ -38,12 +39,13 @@ class IterationProgressBar(ProgressBar):
         self._first, self._start, self._last = trainer.global_step, time.monotonic(), time.monotonic()
         self._shown = -1
         console = Console(stderr=True)
-        self._room = console.width - len(pl_module.name) - 1 if console.is_terminal else None
+        name = watched(pl_module).name
+        self._room = console.width - len(name) - 1 if console.is_terminal else sys.maxsize
         if self._enabled and console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(pl_module.name, total=trainer.max_steps, completed=self._first, text="")
+            self._task = self._bar.add_task(name, total=trainer.max_steps, completed=self._first, text="")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not self._enabled:
@@ -68,10 +70,10 @@ class IterationProgressBar(ProgressBar):
             self._bar = None
 
     def _print(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
-        print(f"{stage.name} {self._text(trainer, stage, self._room)}", file=sys.stderr, flush=True)
+        print(watched(stage).name, self._text(trainer, stage, self._room), file=sys.stderr, flush=True)
         self._last, self._shown = time.monotonic(), trainer.global_step
 
-    def _text(self, trainer: pl.Trainer, stage: pl.LightningModule, room: int | None) -> str:
+    def _text(self, trainer: pl.Trainer, stage: pl.LightningModule, room: int) -> str:
         """``1,200/2,400, 9.1/s, 2:11 left, loss/generator 0.0123``; as many losses as there is room for, in columns."""
         done, total = trainer.global_step, trainer.max_steps
         seconds, steps = time.monotonic() - self._start, max(done - self._first, 1)
@@ -82,7 +84,7 @@ class IterationProgressBar(ProgressBar):
             if name == "v_num":
                 continue
             more = f"{text}, {name} {value:.3g}" if isinstance(value, float) else f"{text}, {name} {value}"
-            if room is not None and len(more) > room:
+            if len(more) > room:
                 break
             text = more
         return text
@@ -90,6 +92,6 @@ class IterationProgressBar(ProgressBar):
 
 def clock(seconds: float) -> str:
     """``2:11``, or ``3:02:11`` above an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

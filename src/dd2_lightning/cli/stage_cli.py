@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NoReturn
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.strategies import DDPStrategy
 
 import dd2_lightning.data as data
 import dd2_lightning.stages as stages
@@ -30,7 +29,7 @@ from dd2_lightning.cli.arguments import (
     raise_usage_error,
     read_config,
 )
-from dd2_lightning.lightning_internals import end_launched_processes, end_with_failed_process
+from dd2_lightning.lightning_internals import end_launched_processes, end_with_failed_process, find_unused_parameters
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import Stage
 from dd2_lightning.stages.execution import Execution
@@ -185,9 +184,7 @@ class StageCLI(LightningCLI):
             if accelerator in ("auto", "cpu"):
                 raise
             raise ValueError(f"trainer.accelerator {accelerator} is not here ({error}); take auto or cpu") from error
-        if isinstance(trainer.strategy, DDPStrategy):
-            # an update gives gradients to one of the networks
-            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+        find_unused_parameters(trainer.strategy)  # an update gives gradients to one of the networks
         return trainer
 
     def callbacks(self) -> list[Any]:

@@ -44,7 +44,7 @@ class SequenceCache:
         advice = "delete it or name another directory (data.cache_dir, dd2 cache --output)"
         found = open_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
         self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
-        self.pairs = found.get("pairs")
+        self.pairs: dict[str, Any] = found.get("pairs") or {}
         self._maps: dict[int, np.memmap] = {}
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class SequenceCache:
         """Sequences of these numbers: indices (b, n) and labels (b,), both int64."""
         shards, offsets = np.divmod(rows, self.shard_size)
         records = np.stack([self._map(int(k))[i] for k, i in zip(shards, offsets, strict=True)])
-        return tuple(torch.from_numpy(records[name].astype(np.int64)) for name in ("tokens", "label"))
+        return torch.from_numpy(records["tokens"].astype(np.int64)), torch.from_numpy(records["label"].astype(np.int64))
 
     def noise(self, rows: np.ndarray) -> Tensor | None:
         """Noise of the pairs of these numbers, (b, n, C); None where the sequences are no pairs."""

@@ -1,13 +1,12 @@
 """What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
-from dd2_lightning.data.batch import Batch, EpochOrder, SequenceRequest, iteration_loader, share
+from dd2_lightning.data.batch import Batch, SequenceRequest
 from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.data.iterations import EpochOrder, IterationBatches, IterationData
 from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.models.walk import PAIR_STEPS
@@ -15,17 +14,21 @@ from dd2_lightning.noise import stream
 from dd2_lightning.sampling import Sampling
 
 
-class LabelBatches(Dataset):
-    """Batch i of labels drawn uniformly, as a pure function of (seed, i).
+class SequenceSource(Protocol):
+    """What a data module needs of the stage that it serves, which has the teacher.
 
-    Args:
+    Attributes:
         num_classes: number of classes.
-        batch_size: samples of the global batch.
-        seed: of the labels.
-        rank: of this process.
-        world_size: number of processes.
-        request: the sequences that every batch lacks.
     """
+
+    num_classes: int
+
+    def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
+        """A complete cache of teacher sequences."""
+
+
+class LabelBatches(IterationBatches):
+    """Labels drawn uniformly from ``num_classes``, with the request for the sequences that every batch lacks."""
 
     def __init__(
         self,
@@ -36,31 +39,28 @@ class LabelBatches(Dataset):
         world_size: int,
         request: SequenceRequest | None = None,
     ):
-        self.num_classes, self.size, self.seed, self.request = num_classes, batch_size, seed, request
-        self.start, self.local = share(batch_size, rank, world_size)
+        super().__init__(batch_size, seed, rank, world_size)
+        self.num_classes, self.request = num_classes, request
 
     def __getitem__(self, iteration: int) -> Batch:
         drawn = torch.randint(self.num_classes, (self.size,), generator=stream(self.seed, "labels", iteration))
-        labels = drawn[self.start : self.start + self.local]
-        return Batch(labels, iteration, self.seed, self.start, self.size, request=self.request)
+        return self.batch(iteration, drawn[self.start : self.start + self.local], request=self.request)
 
 
-class CachedBatches(Dataset):
-    """Batch i of an endless, epoch-shuffled pass over cached teacher sequences, as a pure function of (seed, i)."""
+class CachedBatches(IterationBatches):
+    """An endless, epoch-shuffled pass over cached teacher sequences."""
 
     def __init__(self, cache: SequenceCache, batch_size: int, seed: int, rank: int, world_size: int):
-        self.cache, self.size, self.seed = cache, batch_size, seed
-        self.start, self.local = share(batch_size, rank, world_size)
-        self.order = EpochOrder(len(cache), batch_size, seed)
+        super().__init__(batch_size, seed, rank, world_size)
+        self.cache, self.order = cache, EpochOrder(len(cache), batch_size, seed)
 
     def __getitem__(self, iteration: int) -> Batch:
         rows = self.order.rows(iteration, self.start, self.local).numpy()
         tokens, labels = self.cache.read(rows)
-        noise = self.cache.noise(rows)
-        return Batch(labels, iteration, self.seed, self.start, self.size, tokens=tokens, noise=noise)
+        return self.batch(iteration, labels, tokens=tokens, noise=self.cache.noise(rows))
 
 
-class PrefixData(LightningDataModule):
+class PrefixData(IterationData):
     """Labels for every stage, and teacher-sampled sequences for those that read them.
 
     Args:
@@ -105,26 +105,29 @@ class PrefixData(LightningDataModule):
         self.pair_steps: int | None = None
 
     def request(self, purpose: str) -> SequenceRequest:
-        """Sequences as these settings want them, from the random numbers of this purpose."""
+        """A request for sequences with these settings, from the random numbers of a purpose."""
         return SequenceRequest(purpose, self.sampling, self.pair_steps)
 
-    def train_dataloader(self) -> DataLoader:
-        """One item an iteration. The stage samples the cache first, if it is wanted and missing."""
-        trainer, stage = self.trainer, self.trainer.lightning_module
-        processes = (self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+    @property
+    def stage(self) -> SequenceSource:
+        """The stage that is run."""
+        assert self.trainer is not None
+        return cast(SequenceSource, self.trainer.lightning_module)
+
+    def batches(self, rank: int, world_size: int) -> IterationBatches:
+        """Labels or cached sequences; a cache that is not complete is completed by the stage first."""
+        slices = (self.batch_size, self.seed, rank, world_size)
         if self.sequences == "cached":
-            cache = stage.open_cache(self.cache_dir, self.cache_size, self.cache_seed, self.request("cache"))
-            return iteration_loader(CachedBatches(cache, *processes), trainer)
+            assert self.cache_dir is not None
+            cache = self.stage.open_cache(self.cache_dir, self.cache_size, self.cache_seed, self.request("cache"))
+            return CachedBatches(cache, *slices)
         request = self.request("online") if self.sequences == "online" else None
-        return iteration_loader(LabelBatches(stage.num_classes, *processes, request), trainer)
+        return LabelBatches(self.stage.num_classes, *slices, request)
 
-    def val_dataloader(self) -> DataLoader:
-        """One batch of held-out teacher sequences with labels that go round the classes."""
-        labels = torch.arange(self.validation_size) % self.trainer.lightning_module.num_classes
-        batch = Batch(labels, 0, self.seed, 0, len(labels), request=self.request("held out"))
-        return DataLoader([batch], batch_size=None)
-
-    test_dataloader = predict_dataloader = val_dataloader
+    def held_out_batch(self) -> Batch:
+        """A request for teacher sequences, with labels that go round the classes."""
+        labels = torch.arange(self.validation_size) % self.stage.num_classes
+        return Batch(labels, 0, self.seed, 0, len(labels), request=self.request("held out"))
 
 
 class PairData(PrefixData):

@@ -15,7 +15,7 @@
       - {kind: skip, skipped: 1}
       - {kind: real}
 
-The keys of an entry are the fields of the dataclass of its kind.
+The keys of an entry are the fields of its kind's dataclass.
 """
 
 import warnings
@@ -139,11 +139,9 @@ def read_samplers(entries: list[Entry]) -> dict[str, Sampler]:
 
 def read_sampler(where: str, kind: type[Sampler], entry: Entry) -> Sampler:
     """Read one entry; see :func:`read_samplers`."""
-    keys = setting_names(kind)
-    values = {key: value for key, value in entry.items() if key != "kind"}
-    for key in values:
-        if key not in keys:
-            raise ValueError(f"{where}: unknown key '{key}'; there are: {', '.join(keys)}")
+    known, values = setting_names(kind), {key: value for key, value in entry.items() if key != "kind"}
+    if unknown := [key for key in values if key not in known]:
+        raise ValueError(f"{where}: unknown key '{unknown[0]}'; there are: {', '.join(known)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
     try:

@@ -127,7 +127,7 @@ def table(rows: dict[str, Row], width: float = math.inf) -> list[list[str]]:
         cells = [row.get(column.key) for row in rows.values()]
         if column.key == "speed_up":
             seconds = [row["seconds_per_image"] for row in rows.values()]
-            cells = [reference / own if own and reference else None for own in seconds]
+            cells = [reference / value if value and reference else None for value in seconds]
         if any(cell is not None for cell in cells):
             columns[column] = [column.title, *("–" if cell is None else column.show(cell) for cell in cells)]
     for column in sorted(columns, key=lambda column: -column.drop_priority):

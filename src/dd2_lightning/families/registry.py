@@ -19,18 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A family, whose folder is ``families/NAME``.
+    """A family, whose folder is ``families/NAME``."""
 
-    Attributes:
-        name: what artifacts and configs call it.
-        teacher_class: in ``model.py``.
-        sampling_class: in ``sampling.py``; None where the family has the common settings only.
-        published: whether weights were published: there are ``cards.yaml``, and ``RELEASE`` in ``release.py``.
-    """
-
-    name: str
-    teacher_class: str
-    sampling_class: str | None = None
+    name: str  # what artifacts and configs call it
+    teacher_class: str  # in ``model.py``
+    sampling_class: str | None = None  # in ``sampling.py``; None where the family has the common settings only
+    # whether weights were published: there are ``cards.yaml``, and ``RELEASE`` in ``release.py``
     published: bool = False
 
     @property

@@ -9,18 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Release:
-    """How a family reads its release.
+    """How a family reads its release."""
 
-    Attributes:
-        architecture: ``(config, grid, latent_only)`` to the sizes of a teacher; ``config`` holds the constructor
-            arguments of the release. A ``ValueError`` names a key that is unknown, missing or not implemented.
-        state: ``(transformer, tokenizer)``, two state dicts of the release, to that of a teacher. It drops what the
-            release stores but does not learn.
-        adapted: the sizes that change before a published model can be distilled.
-    """
-
+    # ``(config, grid, latent_only)`` to the sizes of a teacher; ``config`` holds the constructor arguments of the
+    # release. A ``ValueError`` names a key that is unknown, missing or not implemented.
     architecture: Callable[[dict[str, Any], int | None, bool], dict[str, Any]]
+    # ``(transformer, tokenizer)``, two state dicts of the release, to that of a teacher. It drops what the release
+    # stores but does not learn.
     state: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+    # the sizes that change before a published model can be distilled
     adapted: dict[str, Any] = field(default_factory=dict)
 
 

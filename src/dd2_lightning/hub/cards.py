@@ -14,20 +14,15 @@ from dd2_lightning.families.registry import FAMILIES, published_family
 
 @dataclass(frozen=True)
 class DD1Card:
-    """The published networks for DD1 of a family, in ``repository`` on the hub.
-
-    Attributes:
-        weights: ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels.
-        published: path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its
-            ``teacher`` that no weights tell.
-        teacher: such sizes that all of them share.
-    """
+    """The published networks for DD1 of a family, in ``repository`` on the hub."""
 
     repository: str
     licence: str
-    weights: dict[str, str]
+    weights: dict[str, str]  # ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels
+    # path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its ``teacher`` that no
+    # weights tell
     published: dict[str, dict[str, Any]]
-    teacher: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)  # such sizes that all of them share
 
     def files(self) -> dict[str, dict[str, Any]]:
         """The facts of every published file, by name."""
@@ -36,29 +31,19 @@ class DD1Card:
 
 @dataclass(frozen=True)
 class Card:
-    """The contents of a family's ``cards.yaml``.
-
-    Attributes:
-        name: the family's name in messages; ``family`` is that in the registry.
-        repository: on the hub, ``OWNER/REPO``.
-        signature: role (``transformer``, ``tokenizer``) to beginnings of keys that only such a file has.
-        wrappers: role to entries that training checkpoints of the release keep the weights in.
-        config: constructor arguments that all published sizes share.
-        tokenizers: name to ``file``, ``config`` and parameter count.
-        architectures: name to ``file`` (or one a grid), ``config`` and parameter count.
-        dd1: networks of the baseline DD1.
-    """
+    """The contents of a family's ``cards.yaml``."""
 
     family: str
-    name: str
-    repository: str
+    name: str  # the family's name in messages; ``family`` is that in the registry
+    repository: str  # on the hub, ``OWNER/REPO``
     licence: str
+    # role (``transformer``, ``tokenizer``) to beginnings of keys that only such a file has
     signature: dict[str, list[str]]
-    wrappers: dict[str, list[str]]
-    config: dict[str, Any]
-    tokenizers: dict[str, dict[str, Any]]
-    architectures: dict[str, dict[str, Any]]
-    dd1: DD1Card
+    wrappers: dict[str, list[str]]  # role to entries that training checkpoints of the release keep the weights in
+    config: dict[str, Any]  # constructor arguments that all published sizes share
+    tokenizers: dict[str, dict[str, Any]]  # name to ``file``, ``config`` and parameter count
+    architectures: dict[str, dict[str, Any]]  # name to ``file`` (or one a grid), ``config`` and parameter count
+    dd1: DD1Card  # networks of the baseline DD1
 
     def files(self) -> dict[str, dict[str, Any]]:
         """The facts of every published file, by name: a ``grid``, a ``sha256``."""

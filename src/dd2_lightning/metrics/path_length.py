@@ -94,7 +94,7 @@ def path_length(
         discard: share left out on each side before the mean is taken, as in the paper.
         seed: of noise and places.
         batch_size: pairs at a time.
-        device: where the generator computes.
+        device: of noise and labels.
         progress: report progress on stderr.
     """
     if samples < 1 or batch_size < 1:

@@ -18,7 +18,7 @@ class Protocol:
     """A way to draw and measure a set of samples.
 
     Attributes:
-        name: as results give it.
+        name: of the protocol in results.
         draw_labels: (num, classes, seed) -> (num,).
         manifold_samples: generated samples that precision and recall take.
         samples: in all; figures of fewer are not comparable. None where a protocol does not say it.
@@ -39,8 +39,8 @@ class Protocol:
 def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
     """Every class equally often; sample i has class i mod classes.
 
-    So every subset in a row holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
-    the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
+    So every run of samples holds all classes. OpenAI's evaluator takes the inception score of 5,000 samples at a time:
+    in the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
     for that reason.) Likewise, the first 10,000 stand for all in precision and recall.
     """
     if num % classes:
@@ -49,7 +49,7 @@ def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
 
 
 def uniform(num: int, classes: int, seed: int = 0) -> Tensor:
-    """Independent and uniform; that of sample i depends on the seed and i only."""
+    """Independent and uniform; the class of sample i depends on the seed and i only."""
     return (SampleNoise(seed, 0, num).rand("label").double() * classes).long()
 
 

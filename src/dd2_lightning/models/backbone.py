@@ -11,19 +11,12 @@ from dd2_lightning.models.layers import Cache
 
 
 class Backbone(nn.Module, ABC):
-    """A causal network from tokens and a class to one feature per token.
+    """A causal network from tokens and a class to one feature per token."""
 
-    Attributes:
-        layout: the order of the tokens.
-        token_dim: C.
-        width: d, the width of its features.
-        num_classes: classes; label ``num_classes`` is the null label of classifier-free guidance.
-    """
-
-    layout: Layout
-    token_dim: int
-    width: int
-    num_classes: int
+    layout: Layout  # the order of the tokens
+    token_dim: int  # C
+    width: int  # d, the width of its features
+    num_classes: int  # classes; label ``num_classes`` is the null label of classifier-free guidance
 
     @abstractmethod
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:

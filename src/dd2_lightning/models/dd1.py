@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import exact_linear, init_linear, layer_norm
 
 
@@ -50,11 +49,9 @@ class DD1Student(nn.Module, ABC):
     The class has a slot in front of the n tokens, and nothing is shifted: token i is read and predicted at slot i. A
     slot sees itself and the slots of earlier positions: ``mask``, (n + 1, n + 1). A two-row table marks data (row 1:
     the class, finished positions) and noise (row 0). State-dict keys are those of the release.
-
-    Attributes:
-        CONSTANTS: last words of the keys of tensors in a release's file that are not learned.
     """
 
+    # last words of the keys of tensors in a release's file that are not learned
     CONSTANTS: ClassVar[tuple[str, ...]] = ()
     position: Tensor
     mask: Tensor
@@ -90,14 +87,14 @@ class DD1Student(nn.Module, ABC):
         """Whether the tensor of this key in a release's file is not learned."""
         return key.rsplit(".", 1)[-1] in cls.CONSTANTS
 
-    def adopt(self, teacher: CodebookTeacher, but: str) -> Self:
-        """Load the teacher's tensors, except those whose keys begin with ``but``; all others keep their values."""
-        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
-        kept = {key: self.adopted(key, value) for key, value in tensors.items() if not key.startswith(but)}
+    def start_from(self, backbone: nn.Module, classifier: nn.Module, but: str) -> Self:
+        """Load a teacher's tensors, except those whose keys begin with ``but``; all others keep their values."""
+        tensors = {**backbone.state_dict(), **classifier.state_dict()}
+        kept = {key: self.convert_tensor(key, value) for key, value in tensors.items() if not key.startswith(but)}
         self.load_state_dict({**self.state_dict(), **kept})
         return self
 
-    def adopted(self, key: str, tensor: Tensor) -> Tensor:
+    def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """Convert a tensor of the teacher to that of this network."""
         return tensor
 

@@ -27,17 +27,12 @@ class LayerCache:
 
 @dataclass
 class Cache:
-    """The state of a backbone along a walk.
+    """The state of a backbone along a walk."""
 
-    Attributes:
-        positions: how many positions' features have been computed.
-        layers: one key-value cache per block, by its number.
-        state: what else a family accumulates.
-    """
-
-    positions: int = 0
+    positions: int = 0  # how many positions' features have been computed
+    # one key-value cache per block, by its number
     layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))
-    state: Tensor | None = None
+    state: Tensor | None = None  # what else a family accumulates
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:

@@ -76,30 +76,18 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageModelSizes(Sizes):
-    """Sizes that a transformer over the tokens of images has in every family.
+    """Sizes that a transformer over the tokens of images has in every family."""
 
-    Attributes:
-        codes: V.
-        token_dim: C.
-        num_classes: classes without the null class.
-        width: of the transformer.
-        depth: its blocks.
-        heads: attention heads.
-        ch: base width of the tokenizer's encoder and decoder, a multiple of 32.
-        num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
-        image_channels: channels of an image.
-        pixels: False leaves out the tokenizer's encoder and decoder: the teacher can be distilled, not decode images.
-    """
-
-    codes: int
-    token_dim: int
-    num_classes: int
-    width: int
-    depth: int
-    heads: int
-    ch: int
-    num_res_blocks: int
-    image_channels: int = 3
+    codes: int  # V
+    token_dim: int  # C
+    num_classes: int  # classes without the null class
+    width: int  # of the transformer
+    depth: int  # its blocks
+    heads: int  # attention heads
+    ch: int  # base width of the tokenizer's encoder and decoder, a multiple of 32
+    num_res_blocks: int  # residual blocks a level of the encoder; the decoder has one more
+    image_channels: int = 3  # channels of an image
+    # False leaves out the tokenizer's encoder and decoder: the teacher can be distilled, not decode images
     pixels: bool = True
 
     def __post_init__(self):

@@ -27,25 +27,15 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 class Teacher(nn.Module, ABC):
-    """A model that can be distilled. A family overrides :meth:`student_backbone` and :meth:`dd1_student` if it differs.
+    """A model that can be distilled; a family may override :meth:`student_backbone` and :meth:`dd1_student`."""
 
-    Attributes:
-        sampling_type: the family's sampling settings.
-        config: sizes that JSON can hold, from which :meth:`from_config` builds the same shapes.
-        backbone: features from tokens.
-        tokenizer: between images and tokens.
-        layout: the order of the tokens.
-        num_classes: classes; the null label is not counted.
-        token_dim: C.
-    """
-
-    sampling_type: ClassVar[type[Sampling]] = Sampling
-    config: dict[str, Any]
-    backbone: Backbone
-    tokenizer: Tokenizer
-    layout: Layout
-    num_classes: int
-    token_dim: int
+    sampling_type: ClassVar[type[Sampling]] = Sampling  # the family's sampling settings
+    config: dict[str, Any]  # sizes that JSON can hold, from which :meth:`from_config` builds the same shapes
+    backbone: Backbone  # features from tokens
+    tokenizer: Tokenizer  # between images and tokens
+    layout: Layout  # the order of the tokens
+    num_classes: int  # classes; the null label is not counted
+    token_dim: int  # C
 
     @classmethod
     @abstractmethod

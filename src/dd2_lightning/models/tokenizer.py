@@ -1,7 +1,7 @@
 """Tokenizers: images to tokens and back, and the training losses of those with a VQ codebook."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,34 +18,23 @@ PIXELS_MISSING = (
 
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient.
+    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient."""
 
-    Attributes:
-        loss: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
-        reconstruction: mean squared error of pixels in [0, 1].
-        codebook: squared distance of the codes from the latents.
-        commitment: the same distance, as the encoder is charged for it, unweighted.
-        perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
-    """
-
-    loss: Tensor
-    reconstruction: Tensor
-    codebook: Tensor
-    commitment: Tensor
-    perplexity: Tensor
+    loss: Tensor  # weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment
+    reconstruction: Tensor  # mean squared error of pixels in [0, 1]
+    codebook: Tensor  # squared distance of the codes from the latents
+    commitment: Tensor  # the same distance, as the encoder is charged for it, unweighted
+    perplexity: Tensor  # exponential of the entropy of code usage in the batch, between 1 and V
 
 
 class Tokenizer(nn.Module):
     """Images to tokens and back; one without pixel networks overrides neither :meth:`encode` nor :meth:`decode`.
 
-    Attributes:
-        layout: the order of the tokens.
-        codebook: vectors as they are used, (V, C); only the tokenizer of a teacher with a codebook has it.
-        has_images: whether it can encode and decode; False for a codebook without pixel networks.
+    Only the tokenizer of a teacher with a codebook has a ``codebook``: vectors as they are used, (V, C).
     """
 
-    layout: Layout
-    has_images: bool = True
+    layout: Layout  # the order of the tokens
+    has_images: bool = True  # whether it can encode and decode
 
     if TYPE_CHECKING:  # subclasses have a property, an attribute or a buffer
 
@@ -70,27 +59,12 @@ class Tokenizer(nn.Module):
 
 
 class Quantised(NamedTuple):
-    """A latent map in codes.
+    """A latent map in codes."""
 
-    Attributes:
-        indices: nearest codes, (B, n).
-        residuals: the vectors that were quantised, (B, n, C).
-        maps: the sum of the codes after each scale (a single one without scales), (K, B, C, H, W); differentiable in
-            the codebook.
-    """
-
-    indices: Tensor
-    residuals: Tensor
+    indices: Tensor  # nearest codes, (B, n)
+    residuals: Tensor  # the vectors that were quantised, (B, n, C)
+    # the sum of the codes after each scale (one without scales), (K, B, C, H, W), differentiable in the codebook
     maps: Tensor
-
-
-class Quantiser(Protocol):
-    """A module from latent maps (B, C, H, H) to codes; ``embedding`` is the codebook as stored."""
-
-    embedding: nn.Embedding
-
-    def __call__(self, f: Tensor) -> Quantised:
-        """Quantise a map."""
 
 
 class VQTokenizer(Tokenizer, ABC):
@@ -99,7 +73,7 @@ class VQTokenizer(Tokenizer, ABC):
     Args:
         networks: between images in [-1, 1] and latent maps (B, C, H, H): encoder, decoder, and the convolutions after
             the one and before the other; None leaves a codebook, which can be distilled without images.
-        quantiser: a module, see :class:`Quantiser`.
+        quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
         layout: the order of the tokens.
         image_shape: channels, height and width.
     """
@@ -107,7 +81,7 @@ class VQTokenizer(Tokenizer, ABC):
     def __init__(
         self,
         networks: tuple[nn.Module, nn.Module, nn.Module, nn.Module] | None,
-        quantiser: Quantiser,
+        quantiser: nn.Module,
         layout: Layout,
         image_shape: tuple[int, int, int],
     ):
@@ -115,7 +89,7 @@ class VQTokenizer(Tokenizer, ABC):
         self.has_images = networks is not None
         if networks is not None:
             self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = networks
-        self.quantize = quantiser
+        self.quantize: nn.Module = quantiser
         self.layout, self.image_shape = layout, image_shape
 
     def latents(self, images: Tensor) -> Tensor:
@@ -159,7 +133,7 @@ class VQTokenizer(Tokenizer, ABC):
         commitment = F.mse_loss(f.expand_as(maps), maps.detach())
         pixels = self.decode_map(f + (maps[-1] - f).detach())
         reconstruction = F.mse_loss(pixels, 2 * images - 1)
-        stored = self.quantize.embedding.weight
+        stored = self.quantize.get_parameter("embedding.weight")
         counts = torch.bincount(indices.flatten(), minlength=len(stored))
         if generator is not None:
             # the graph holds gathered codes, not the table, so writing to it leaves backward alone

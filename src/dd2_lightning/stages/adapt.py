@@ -2,19 +2,19 @@
 
 import copy
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.artifacts import teacher_reference
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import DD2Error
 from dd2_lightning.families.registry import AnySampling, family_of
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.schedule import OptimizerSettings
-from dd2_lightning.stages.teacher import cross_entropy, drop_labels, with_noise
+from dd2_lightning.stages.teacher import cross_entropy, drop_labels, sample_images, with_noise
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
 TOLERANCE = 0.005
@@ -100,22 +100,23 @@ class ContinuousInput(DistillationStage):
 
     def input_loss(self, batch: Batch, k: int) -> Losses:
         """‖mlp(c_j) - emb(j)‖², averaged over the codes, (1, 1); it does not depend on the batch."""
-        return Losses(self.model.input_error(self.teacher).mean().view(1, 1))
+        return Losses(self.input_error(self.model).view(1, 1))
+
+    def input_error(self, model: CodebookTeacher) -> Tensor:
+        """Mean of a model's ``input_error``, (), see :meth:`Teacher.continuous`."""
+        return cast(Any, model).input_error(self.teacher).mean()
 
     def indices(self, batch: Batch) -> Tensor:
-        """The batch's sequences, (b, n).
+        """The batch's sequences, or its images as sequences, (b, n).
 
         Raises:
-            DD2Error: if it has neither sequences nor images.
+            DD2Error: if it has neither.
         """
-        if batch.tokens is not None:
-            return batch.tokens
-        if batch.images is None:
-            raise DD2Error("this stage reads sequences: set data.sequences to cached or online, or give pictures")
-        return self.teacher.encode(batch.images)
+        if batch.tokens is None and batch.images is not None:
+            return self.teacher.encode(batch.images)
+        return batch.required("tokens")
 
     def transformer_loss(self, batch: Batch, k: int) -> Losses:
-        """Cross-entropy per token, with some labels dropped."""
         target = indices = self.indices(batch)
         labels = drop_labels(self.model, batch, self.label_dropout)
         if self.targets == "teacher":
@@ -134,7 +135,7 @@ class ContinuousInput(DistillationStage):
             self.per_position[f"val_cross_entropy_{name}"] = losses.mean(0)
         self.ratio = (means["adapted"] / means["original"]).item()
         self.log("val/ratio", self.ratio, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.log("val/input", self.ema.input_error(self.teacher).mean(), batch_size=len(batch), sync_dist=True)
+        self.log("val/input", self.input_error(self.ema), batch_size=len(batch), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -144,12 +145,8 @@ class ContinuousInput(DistillationStage):
         super().on_load_checkpoint(checkpoint)
         self.ratio = checkpoint["ratio"]
 
-    def pictures(self, batch: Batch) -> Tensor | None:
-        """Images of the adapted teacher at the random numbers of this batch; None for a teacher without images."""
-        if not self.teacher.tokenizer.has_images:
-            return None
-        uniforms = batch.rand("pictures", shape=(self.layout.length,))
-        return self.ema.decode(self.ema.sample(batch.labels, self.sampling, uniforms=uniforms))
+    def draw_images(self, batch: Batch) -> Tensor | None:
+        return sample_images(self.ema, batch, self.sampling) if self.teacher.tokenizer.has_images else None
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         if self.ratio is not None and self.ratio > 1 + TOLERANCE:

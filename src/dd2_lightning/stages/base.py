@@ -1,8 +1,9 @@
-"""The loop that all stages share: it performs the updates that a stage declares, and writes what the stage makes."""
+"""The base class of all stages: it performs the updates that a stage declares, and writes the stage's artifact."""
 
 import inspect
 from abc import abstractmethod
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -36,7 +37,7 @@ class Stage(pl.LightningModule):
 
     Attributes:
         name: the stage's name in checkpoints.
-        artifact_kind: what ``config.json`` calls its directory; None is ``name``.
+        artifact_kind: the kind of artifact that ``config.json`` names; None is ``name``.
         per_position: the last per-token values of each watched quantity, (n,), for callbacks.
         execution: how its networks are run.
     """
@@ -72,17 +73,26 @@ class Stage(pl.LightningModule):
     def layout(self) -> Layout:
         """Tokens per position."""
 
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Classes that it is conditioned on."""
+
     @abstractmethod
     def updates(self) -> list[Update]:
         """The optimizer steps of an iteration, in order; each has an optimizer of its own."""
 
     @abstractmethod
     def trained_networks(self) -> list[nn.Module]:
-        """The networks that are trained, each as it is called."""
+        """The modules that are trained, as they are called in forward passes."""
 
     def ema_networks(self) -> list[nn.Module]:
-        """The averages that follow them and never get gradients."""
+        """Their moving averages, which never get gradients."""
         return []
+
+    def draw_images(self, batch: Batch) -> Tensor | None:
+        """Draw images (b, channels, H, W) for a batch's labels and random numbers; None where there are none yet."""
+        return None
 
     @abstractmethod
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
@@ -135,13 +145,13 @@ class Stage(pl.LightningModule):
         lr = update.learning_rate(batch.iteration, k, self.trainer.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        total, parts = 0.0, []
+        parts = []
         for i in range(count):
             with optimizer.toggle_model(sync_grad=i == count - 1):
                 losses = update.loss(batch.micro_batch(i, count), k)
                 self.manual_backward(losses.loss.mean() / count)
             parts.append(losses.detach())
-            total = total + parts[-1].loss.mean(0) / count
+        total = reduce(torch.add, [part.loss.mean(0) / count for part in parts])
         # averaged over all processes: where one stops, all have to, or they would wait for it
         total = self.trainer.strategy.reduce(total)
         self._check_finite(total, update.label, batch.iteration)
@@ -158,12 +168,7 @@ class Stage(pl.LightningModule):
         self.watch(parts, batch)
 
     def watch(self, parts: list[Losses], batch: Batch) -> None:
-        """Keep the watched quantities of all micro-batches for callbacks, and log those that are for the progress bar.
-
-        Args:
-            parts: the micro-batches' losses.
-            batch: the samples of this process.
-        """
+        """Keep the quantities that all micro-batches watch for callbacks, and log those for the progress bar."""
         means = watched_means(parts)
         self.per_position |= {name: mean for name, mean in means.items() if mean.ndim}
         if parts[0].progress:
@@ -174,7 +179,8 @@ class Stage(pl.LightningModule):
 
         Lightning's own log repeats a value for as long as no newer one comes; phases of a stage have different ones.
         """
-        if (batch.iteration + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.fast_dev_run:
+        every, once = self.trainer.log_every_n_steps, self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if (batch.iteration + 1) % every == 0 or once:
             local = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in values.values()]
             means = self.trainer.strategy.reduce(torch.stack(local).detach()).tolist()
             metrics = dict(zip(values, means, strict=True))

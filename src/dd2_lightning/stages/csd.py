@@ -139,7 +139,7 @@ class CSDDistill(GeneratorStage):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         samples = self.generate(self.generator, batch, "validation")
-        for name, q in (("generator", samples), ("teacher", self.teacher.embed(batch.tokens))):
+        for name, q in (("generator", samples), ("teacher", self.teacher.embed(batch.required("tokens")))):
             gap = self.csd_loss(batch, q, "validation").gap
             self.log(f"val/score_gap_{name}", gap.mean(), batch_size=len(batch), sync_dist=True)
             self.per_position[f"val_score_gap_{name}"] = gap.mean(0)

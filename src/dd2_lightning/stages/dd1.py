@@ -68,8 +68,6 @@ class DD1Distill(GeneratorStage):
         self.optimizer, self.ema_limit = optimizer, ema_limit
         self.save_settings(DD1Distill)
 
-    # --- networks ----------------------------------------------------------------------------------------------------
-
     def build(self, source: dict[str, Any]) -> None:
         self.student = require_codebook(self.teacher).dd1_student()
         self.ema = copy.deepcopy(self.student).requires_grad_(False)
@@ -85,13 +83,11 @@ class DD1Distill(GeneratorStage):
         return [self.ema]
 
     def generator(self, student: DD1Student) -> DD1Generator:
-        """A student with what sampling needs."""
+        """A one-step generator from a student."""
         return DD1Generator(student, self.teacher.tokenizer, self.split, self.second)
 
     def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
         return self.generator(self.ema).sample(labels, noise)
-
-    # --- updates and losses ------------------------------------------------------------------------------------------
 
     def updates(self) -> list[Update]:
         ema = EMA(self.ema, self.student, self.ema_limit)
@@ -112,21 +108,21 @@ class DD1Distill(GeneratorStage):
         Raises:
             DD2Error: for data without noise.
         """
-        if batch.noise is None:
-            raise DD2Error("DD1Distill learns from pairs of noise and sequence: set data.class_path to PairData")
-        q = self.teacher.embed(batch.tokens)
-        x = trajectory_point(self.layout, q, batch.noise, t)
+        noise, tokens = batch.required("noise"), batch.required("tokens")
+        q = self.teacher.embed(tokens)
+        x = trajectory_point(self.layout, q, noise, t)
         prediction = student(x, batch.labels, t)
         end = joined(self.layout, self.teacher.codebook, x, prediction, t, self.split)
         unfinished = (~is_finished(self.layout, t, q.device)[..., 0]).expand(len(batch), -1).float()
         distance = self.sequence_distance(end, q)
-        return dd1_loss(prediction.logits, batch.tokens, unfinished, distance, self.distance_weight)
+        return dd1_loss(prediction.logits, tokens, unfinished, distance, self.distance_weight)
 
     def sequence_distance(self, end: Tensor, q: Tensor) -> Tensor:
         """The distance d of two sequences (b, n, C): (b, n) of tokens, (b, 1) of images."""
         if self.distance == "mse":
             return (end - q).square().sum(-1)
         if not hasattr(self, "_lpips"):
+            assert self.lpips_weights is not None
             self._lpips = lpips_distance(self.lpips_weights, q.device)
         return self._lpips(self.teacher.decode(end), self.teacher.decode(q))[:, None]
 
@@ -138,7 +134,8 @@ class DD1Distill(GeneratorStage):
             for name, value in (("cross_entropy", jump.cross_entropy), ("accuracy", jump.hit)):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)
-        self.log_likelihood(batch, self.draw(batch.noise, batch.labels), self.trainer.datamodule.sampling)
+        sampling = self.trainer.datamodule.sampling  # type: ignore[attr-defined]
+        self.log_likelihood(batch, self.draw(batch.required("noise"), batch.labels), sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         config = {**self.provenance(), "split": self.split, "second": self.second}

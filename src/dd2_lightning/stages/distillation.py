@@ -1,4 +1,4 @@
-"""Stages with a frozen teacher: what they load, complete in their batches, and say of their origin."""
+"""The base class of stages with a frozen teacher: networks, teacher sequences, provenance."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ class DistillationStage(Stage):
     """
 
     teacher: CodebookTeacher
+    init_from: str
     starts_from: ClassVar[str | None] = None
     learns_from_pairs: ClassVar[bool] = False
 
@@ -52,7 +53,6 @@ class DistillationStage(Stage):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the teacher."""
         return self.teacher.num_classes
 
     # --- networks ----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class DistillationStage(Stage):
         self.prepare_networks()
 
     def build(self, source: dict[str, Any]) -> None:
-        """Make the trained networks and their averages from the teacher, which may be on the meta device.
+        """Make the trained networks and their moving averages from the teacher, which may be on the meta device.
 
         Args:
             source: settings of the stage that this one starts from, with the sizes of the velocity head as ``head``;
@@ -98,7 +98,7 @@ class DistillationStage(Stage):
         return Artifact.open(self.teacher_path, ("teacher",), "model.teacher")
 
     def provenance(self) -> dict[str, Any]:
-        """What every student's ``config.json`` says of its origin."""
+        """Family and teacher, for ``config.json``."""
         reference = teacher_reference(self.open_teacher(), self.trainer.default_root_dir)
         return {"family": family_of(self.teacher), "teacher": reference}
 

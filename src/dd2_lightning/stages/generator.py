@@ -1,4 +1,4 @@
-"""What the stages that make a generator share: its EMA is sampled, shown and scored."""
+"""The base class of stages that make a generator."""
 
 from abc import abstractmethod
 
@@ -11,23 +11,22 @@ from dd2_lightning.stages.distillation import DistillationStage
 
 
 class GeneratorStage(DistillationStage):
-    """A stage that makes a generator."""
+    """A stage that makes a generator, whose EMA is sampled, shown and scored."""
 
     @abstractmethod
     def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
         """One-step tokens of the EMA, (b, n, C), from noise (b, n, C)."""
 
     def log_likelihood(self, batch: Batch, one_step: Tensor, sampling: Sampling) -> None:
-        """Log that of one-step tokens (b, n, C), snapped, and of the batch's teacher sequences."""
-        for name, indices in (("one_step", self.teacher.snap(one_step)), ("teacher", batch.tokens)):
+        """Log the teacher's likelihood of one-step tokens (b, n, C), snapped, and of the batch's teacher sequences."""
+        for name, indices in (("one_step", self.teacher.snap(one_step)), ("teacher", batch.required("tokens"))):
             nll = sequence_nll(self.teacher, indices, batch.labels, sampling).mean()
             self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        return self.pictures(batch)
+        return self.draw_images(batch)
 
-    def pictures(self, batch: Batch) -> Tensor | None:
-        """One-step images (b, channels, H, W) at the noise of this batch; None for a teacher without images."""
+    def draw_images(self, batch: Batch) -> Tensor | None:
         if not self.teacher.tokenizer.has_images:
             return None
         noise = batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))

@@ -1,5 +1,6 @@
-"""Stage 1: the teacher's flow, learned by a network (section 4.3 and eq. 6 of the paper)."""
+"""Stage 1: train an AR-diffusion model on the teacher's flow (section 4.3 and eq. 6 of the paper)."""
 
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class ARDiffusionInit(DistillationStage):
         teacher_sampling: guidance and truncation of the teacher *inside the loss*.
         head_width: width of the velocity head.
         head_depth: residual blocks of the velocity head.
-        head_octaves: sinusoids that the head reads its input through, see :class:`VelocityHead`; the paper has none.
+        head_octaves: Fourier features of the head's input, see :class:`VelocityHead`; the paper has none.
         head_iterations: iterations in which only the head is trained; then the whole model is.
         draws: m, noise draws a token that share one backbone pass.
         t_min: smallest flow time that is drawn.
@@ -53,12 +54,10 @@ class ARDiffusionInit(DistillationStage):
         accumulate: int = 1,
     ):
         super().__init__(teacher, accumulate)
-        self.loss = loss
-        self.teacher_sampling = teacher_sampling
+        self.loss, self.teacher_sampling, self.optimizer = loss, teacher_sampling, optimizer
         self.head_width, self.head_depth, self.head_octaves = head_width, head_depth, head_octaves
         self.head_iterations = head_iterations
         self.draws, self.t_min, self.t_logit_mean = draws, t_min, t_logit_mean
-        self.optimizer = optimizer
         self.save_settings(ARDiffusionInit)
 
     @property
@@ -73,9 +72,7 @@ class ARDiffusionInit(DistillationStage):
         return [self.student.backbone, self.student.head]
 
     def updates(self) -> list[Update]:
-        def update(name: str, network: nn.Module, **phase: int) -> Update:
-            return Update(name, network, self.student_loss, self.optimizer, clock=1, logged_as=self.loss, **phase)
-
+        update = partial(Update, loss=self.student_loss, optimizer=self.optimizer, clock=1, logged_as=self.loss)
         return [
             update("head", self.student.head, stop=self.head_iterations),
             update("whole model", self.student, start=self.head_iterations),
@@ -88,7 +85,7 @@ class ARDiffusionInit(DistillationStage):
 
     def losses(self, batch: Batch, loss: str, key: str) -> Tensor:
         """Loss per token, (b, n), at teacher sequences noised with the random numbers of a key."""
-        q = self.teacher.embed(batch.tokens)
+        q = self.teacher.embed(batch.required("tokens"))
         noised = self.noised(batch, q, self.t_min, key)
         flow = self.student.flow(q, batch.labels)
         if loss == "diffusion":

@@ -1,4 +1,4 @@
-"""Teacher sequences: what determines them, and how batches and caches get them."""
+"""Sampling teacher sequences: for a batch that requests them, and for a cache."""
 
 import json
 from collections.abc import Iterable
@@ -71,6 +71,7 @@ def sample_codes(teacher: CodebookTeacher, labels: Tensor, sampling: Sampling, u
 def complete(batch: Batch, teacher: CodebookTeacher) -> Batch:
     """The batch with the sequences, or pairs of noise and sequence, that it requests."""
     request, layout = batch.request, teacher.layout
+    assert request is not None
     if request.pair_steps:
         noise = batch.randn(request.purpose, shape=(layout.length, teacher.token_dim))
         tokens = noise_to_codes(teacher.walk(batch.labels, request.sampling), noise, request.pair_steps)
@@ -113,20 +114,20 @@ def fill(
         batch_size: sequences at a time.
         show: whether progress is reported.
     """
-    device, made = require_codebook(teacher).codebook.device, []
+    device, drawn = require_codebook(teacher).codebook.device, []
     batches = [(shard, rows) for shard in shards for rows in cache.rows(shard).split(batch_size)]
     total = sum(len(rows) for _, rows in batches)
     progress = tracked(batches, "teacher sequences", total, "sequences", batch_size) if show else batches
     for shard, rows in progress:
         labels = rows.to(device) % teacher.num_classes
-        if cache.pairs:
-            noise = cache.noise(rows.numpy()).to(device)
-            tokens = noise_to_codes(teacher.walk(labels, sampling), noise, cache.pairs["steps"])
+        noise = cache.noise(rows.numpy())
+        if noise is not None:
+            tokens = noise_to_codes(teacher.walk(labels, sampling), noise.to(device), cache.pairs["steps"])
         else:
             every = cache.rows(shard)
             uniforms = torch.rand(len(every), teacher.layout.length, generator=stream(cache.seed, "cache", shard))
             tokens = sample_codes(teacher, labels, sampling, uniforms[rows - every[0]].to(device))
-        made.append(tokens.cpu())
+        drawn.append(tokens.cpu())
         if rows[-1] == cache.rows(shard)[-1]:
-            cache.write(shard, torch.cat(made), cache.rows(shard) % teacher.num_classes, len(teacher.codebook))
-            made.clear()
+            cache.write(shard, torch.cat(drawn), cache.rows(shard) % teacher.num_classes, len(teacher.codebook))
+            drawn.clear()

@@ -1,7 +1,7 @@
-"""Training a small teacher from images: tokenizer first, then the autoregressive transformer."""
+"""Train a small teacher from images: the tokenizer first, then the autoregressive transformer."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.families.registry import AnySampling, teacher_from_config
 from dd2_lightning.layout import Layout
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
+from dd2_lightning.models.tokenizer import VQTokenizer
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.schedule import OptimizerSettings
@@ -18,11 +19,11 @@ from dd2_lightning.stages.updates import EMA, Losses, Update
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Of every token, (b, n).
+    """Cross-entropy of every token, (b, n).
 
     Args:
-        model: whose prediction it is.
-        read: what its backbone reads, see :meth:`CodebookTeacher.prepare`.
+        model: makes the prediction.
+        read: input of its backbone, see :meth:`CodebookTeacher.prepare`.
         labels: (b,), the null label included.
         target: indices (b, n) or probabilities (b, n, V).
     """
@@ -50,6 +51,12 @@ def with_noise(read: Tensor, batch: Batch, std: float) -> Tensor:
     if not read.is_floating_point():
         return read
     return read + std * batch.randn("input noise", shape=read.shape[1:])
+
+
+def sample_images(model: CodebookTeacher, batch: Batch, sampling: Sampling) -> Tensor:
+    """Images (b, channels, H, W) of a teacher for a batch's labels, from its random numbers."""
+    uniforms = batch.rand("pictures", shape=(model.layout.length,))
+    return model.decode(model.sample(batch.labels, sampling, uniforms=uniforms))
 
 
 class TeacherTraining(Stage):
@@ -107,7 +114,7 @@ class TeacherTraining(Stage):
         self.tokenizer_optimizer, self.transformer_optimizer = tokenizer_optimizer, transformer_optimizer
         self.ema_limit, self.sampling = ema_limit, sampling
         self.save_settings(TeacherTraining)
-        self.model = teacher_from_config(family, architecture)
+        self.model = require_codebook(teacher_from_config(family, architecture))
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
     @property
@@ -116,7 +123,6 @@ class TeacherTraining(Stage):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the images."""
         return self.model.num_classes
 
     def configure_model(self) -> None:
@@ -153,8 +159,8 @@ class TeacherTraining(Stage):
 
     def tokenizer_loss(self, batch: Batch, k: int) -> Losses:
         """Reconstruction and commitment, (1, 1)."""
-        losses = self.model.tokenizer.training_losses(
-            batch.images, batch.stream("codes"), self.reconstruction_weight, self.commitment_weight
+        losses = cast(VQTokenizer, self.model.tokenizer).training_losses(
+            batch.required("images"), batch.stream("codes"), self.reconstruction_weight, self.commitment_weight
         )
         watch = {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}
         return Losses(losses.loss.view(1, 1), watch, progress=tuple(watch))
@@ -168,26 +174,25 @@ class TeacherTraining(Stage):
     def transformer_loss(self, batch: Batch, k: int) -> Losses:
         """Cross-entropy per token, with some labels dropped."""
         with torch.no_grad():
-            indices = self.model.encode(batch.images)
+            indices = self.model.encode(batch.required("images"))
         labels = drop_labels(self.model, batch, self.label_dropout)
         read = self.model.prepare(swapped(indices, len(self.model.codebook), batch, self.input_swaps))
         losses = cross_entropy(self.model, with_noise(read, batch, self.input_noise), labels, indices)
         return Losses(losses, {"cross_entropy": losses})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        indices = self.model.encode(batch.images)
-        error = F.mse_loss(self.model.decode(indices), batch.images)
+        images = batch.required("images")
+        indices = self.model.encode(images)
+        error = F.mse_loss(self.model.decode(indices), images)
         self.log("val/reconstruction", error, batch_size=len(batch), sync_dist=True)
         if self.trainer.global_step > self.tokenizer_iterations:
             losses = cross_entropy(self.ema, self.ema.prepare(indices), batch.labels, indices)
             self.log("val/cross_entropy", losses.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
 
-    def pictures(self, batch: Batch) -> Tensor | None:
-        """Images of the teacher at the random numbers of this batch; None while there is no transformer."""
+    def draw_images(self, batch: Batch) -> Tensor | None:
         if self.trainer.global_step <= self.tokenizer_iterations:
             return None
-        uniforms = batch.rand("pictures", shape=(self.layout.length,))
-        return self.ema.decode(self.ema.sample(batch.labels, self.sampling, uniforms=uniforms))
+        return sample_images(self.ema, batch, self.sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         return {"family": self.family, "architecture": self.ema.config}, {"teacher": self.ema}

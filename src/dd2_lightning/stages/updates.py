@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -38,11 +39,11 @@ def watched_means(parts: list[Losses]) -> dict[str, Tensor]:
 
     def mean(name: str) -> Tensor:
         values = [part.watch[name] for part in parts]
-        if parts[0].weight is None:
+        weights = [part.weight for part in parts if part.weight is not None]
+        if not weights:
             return torch.stack([value.mean(0) for value in values]).mean(0)
-        weights = [part.weight for part in parts]
-        total = sum((weight * value).sum(0) for weight, value in zip(weights, values, strict=True))
-        return total / sum(weight.sum(0) for weight in weights).clamp(min=1)
+        total = reduce(torch.add, [(weight * value).sum(0) for weight, value in zip(weights, values, strict=True)])
+        return total / reduce(torch.add, [weight.sum(0) for weight in weights]).clamp(min=1)
 
     return {name: mean(name) for name in parts[0].watch}
 

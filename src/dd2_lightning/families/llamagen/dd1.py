@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
-from dd2_lightning.families.llamagen.layers import ClassEmbedding, LlamaBlock, RMSNorm, rope_table
+from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import exact_linear, init_linear
 
@@ -17,7 +17,7 @@ class DD1LlamaGen(DD1Student):
     def __init__(self, config: LlamaGenConfig):
         width = config.width
         super().__init__(config.layout, config.token_dim, config.num_classes, width)
-        self.cls_embedding = ClassEmbedding(config.num_classes + 1, width)
+        self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
         self.tok_embeddings = nn.Linear(config.token_dim, width)
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.depth))
         self.norm = RMSNorm(width, config.norm_eps)
@@ -28,7 +28,7 @@ class DD1LlamaGen(DD1Student):
         init_linear(self.tok_embeddings)
 
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
-        c = self.cls_embedding(labels)
+        c = self.cls_embedding["embedding_table"](labels)
         h = torch.cat([c[:, None], self.tok_embeddings(x)], 1) + flags
         for block in self.layers:
             h = block(h, self.rope, self.mask)

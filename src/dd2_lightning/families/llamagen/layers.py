@@ -15,17 +15,6 @@ from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.models.layers import LayerCache
 
 
-class ClassEmbedding(nn.Module):
-    """One vector a class, the null class included: labels (B,) -> (B, width)."""
-
-    def __init__(self, labels: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(labels, width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.embedding_table(labels)
-
-
 def rope_table(grid: int, head_dim: int, base: float = 10_000.0) -> Tensor:
     """Cosines and sines of the class position and of a row-major grid of G x G tokens, (1 + G², d/2, 2) on the CPU.
 

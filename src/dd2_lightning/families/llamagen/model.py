@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.dd1 import DD1LlamaGen
-from dd2_lightning.families.llamagen.layers import ClassEmbedding, LlamaBlock, RMSNorm, rope_table
+from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
 from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
 from dd2_lightning.families.llamagen.tokenizer import SphereVQ
 from dd2_lightning.models.backbone import Backbone
@@ -33,7 +33,7 @@ class LlamaGenBackbone(Backbone):
         width, self.layout = config.width, config.layout
         self.token_dim, self.width, self.num_classes = config.token_dim, width, config.num_classes
         self.continuous = config.continuous_input
-        self.cls_embedding = ClassEmbedding(config.num_classes + 1, width)
+        self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(config.num_classes + 1, width)})
         if self.continuous:
             layers = nn.Linear(config.token_dim, width), nn.SiLU(), nn.Linear(width, width)
             self.tok_embeddings: nn.Module = nn.Sequential(*layers)
@@ -47,7 +47,7 @@ class LlamaGenBackbone(Backbone):
         rope = rope_table(config.grid, width // config.heads, config.rope_base)[: self.layout.length]
         self.register_buffer("rope", rope, persistent=False)
         self.register_buffer("mask", visibility(self.layout, slice(0, self.layout.length), cpu), persistent=False)
-        for module in (self.cls_embedding.embedding_table, self.tok_embeddings, *self.layers.modules()):
+        for module in (*self.cls_embedding.modules(), self.tok_embeddings, *self.layers.modules()):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
@@ -58,7 +58,7 @@ class LlamaGenBackbone(Backbone):
         if tokens.is_floating_point() and not self.continuous:
             raise InputTypeError(NOT_ADAPTED)
         start, stop = self.new_positions(tokens, cache)
-        x = self.shifted(self.cls_embedding(labels), self.tok_embeddings, tokens, start, stop)
+        x = self.shifted(self.cls_embedding["embedding_table"](labels), self.tok_embeddings, tokens, start, stop)
         mask = self.mask[start:stop, :stop] if stop - start > 1 else None
         for i, block in enumerate(self.layers):
             x = block(x, self.rope[start:stop], mask, cache.layers[i] if cache is not None else None)
@@ -132,4 +132,4 @@ class LlamaGenTeacher(CodebookTeacher):
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        return DD1LlamaGen(self.sizes).to(self.codebook).adopt(self, but="tok_embeddings.")
+        return DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")

@@ -10,25 +10,16 @@ from dd2_lightning.models.sizes import ImageModelSizes
 
 @dataclass(frozen=True, kw_only=True)
 class VARConfig(ImageModelSizes):
-    """Sizes of a VAR teacher, tokenizer included.
-
-    Attributes:
-        sides: side of each scale, growing, at least two.
-        ch_mult: width of each level of the tokenizer over ``ch``, highest resolution first.
-        num_phi: phi convolutions that the scales share.
-        mlp_ratio: hidden width of the feed-forward over ``width``.
-        l2_norm: unit queries and keys with a learned temperature per head.
-        shared_adaln: one modulation for all blocks (VAR-d36).
-    """
+    """Sizes of a VAR teacher, tokenizer included."""
 
     FAMILY: ClassVar[str] = "VAR"
 
-    sides: tuple[int, ...]
-    ch_mult: tuple[int, ...]
-    num_phi: int = 4
-    mlp_ratio: float = 4.0
-    l2_norm: bool = True
-    shared_adaln: bool = False
+    sides: tuple[int, ...]  # side of each scale, growing, at least two
+    ch_mult: tuple[int, ...]  # width of each level of the tokenizer over ``ch``, highest resolution first
+    num_phi: int = 4  # phi convolutions that the scales share
+    mlp_ratio: float = 4.0  # hidden width of the feed-forward over ``width``
+    l2_norm: bool = True  # unit queries and keys with a learned temperature per head
+    shared_adaln: bool = False  # one modulation for all blocks (VAR-d36)
 
     def __post_init__(self):
         super().__post_init__()

@@ -46,7 +46,7 @@ class DD1VAR(DD1Student):
         for linear in marks:
             init_linear(linear)
 
-    def adopted(self, key: str, tensor: Tensor) -> Tensor:
+    def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """Row 0 of places and levels is the class; row 1, which the teacher lacks, stays random."""
         axis = {"lvl_embed.weight": 0, "pos_1LC": 1}.get(key)
         if axis is None:

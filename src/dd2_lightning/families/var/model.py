@@ -139,7 +139,7 @@ class VARTeacher(CodebookTeacher):
         self.backbone.pyramid.load_state_dict(self.tokenizer.pyramid.state_dict())
 
     def dd1_student(self) -> DD1VAR:
-        return DD1VAR(self.sizes).to(self.codebook).adopt(self, but="pyramid.")
+        return DD1VAR(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="pyramid.")
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
