@@ -16,45 +16,52 @@ from runs import any_config, fit
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.fixture
-def place(root, tmp_path, monkeypatch):
-    """A working directory with a config of each kind and files that are not in order."""
-    monkeypatch.chdir(tmp_path)
-    config = any_config(root, "csd", tmp_path / "run")
-    (tmp_path / "ok.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "malformed.yaml").write_text("model:\n  class_path: [CSDDistill\ntrainer: {}\n")
-    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "unknown.yaml").write_text(yaml.safe_dump({**config, "modle": 3}))
+@pytest.fixture(scope="module")
+def files(root, tmp_path_factory):
+    """A directory with a config of each kind and files that are not in order."""
+    place = tmp_path_factory.mktemp("place")
+    config = any_config(root, "csd", place / "run")
+    (place / "ok.yaml").write_text(yaml.safe_dump(config))
+    (place / "malformed.yaml").write_text("model:\n  class_path: [CSDDistill\ntrainer: {}\n")
+    (place / "list.yaml").write_text("- 1\n- 2\n")
+    (place / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (place / "unknown.yaml").write_text(yaml.safe_dump({**config, "modle": 3}))
     nested = {**config, "model": {**config["model"], "init_args": {**config["model"]["init_args"], "guidence": 1}}}
-    (tmp_path / "nested.yaml").write_text(yaml.safe_dump(nested))
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "empty").mkdir()
+    (place / "nested.yaml").write_text(yaml.safe_dump(nested))
+    (place / "file").write_text("in the way")
+    (place / "empty").mkdir()
     for stage in ("csd", "init", "teacher"):
-        copy(root / stage, tmp_path / stage)
+        copy(root / stage, place / stage)
     for key, stage in (("head", "init"), ("head_time", "csd"), ("family", "teacher"), ("stage", "teacher")):
-        without(tmp_path / stage, tmp_path / f"{stage}_without_{key}", key)
-    copy(root / "csd", tmp_path / "truncated")
-    with open(tmp_path / "truncated/generator.safetensors", "r+b") as file:
+        without(place / stage, place / f"{stage}_without_{key}", key)
+    copy(root / "csd", place / "truncated")
+    with open(place / "truncated/generator.safetensors", "r+b") as file:
         file.truncate(100)
-    copy(root / "csd", tmp_path / "newer")
-    settings = json.loads((tmp_path / "newer/config.json").read_text())
-    (tmp_path / "newer/config.json").write_text(json.dumps({**settings, "format": 99}))
-    (tmp_path / "code.pt").write_bytes(pickle.dumps(Path("a")))
-    torch.save({"a": Path("code")}, tmp_path / "code.pth")
-    bomb = zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
+    copy(root / "csd", place / "newer")
+    settings = json.loads((place / "newer/config.json").read_text())
+    (place / "newer/config.json").write_text(json.dumps({**settings, "format": 99}))
+    (place / "code.pt").write_bytes(pickle.dumps(Path("a")))
+    torch.save({"a": Path("code")}, place / "code.pth")
+    bomb = zipfile.ZipFile(place / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
     with bomb, bomb.open("arr_0.npy", "w") as entry:
         header = {"descr": "|u1", "fortran_order": False, "shape": (200_000, 32, 32, 3)}
         np.lib.format.write_array_header_1_0(entry, header)
         for _ in range(200):
             entry.write(bytes(1_000_000))
-    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    np.savez(tmp_path / "objects.npz", arr_0=np.array([{"a": 1}], dtype=object))
-    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((4, 8, 8, 1)))
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "floats.npz").read_bytes()[:200])
-    np.savez(tmp_path / "images.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
-    np.savez(tmp_path / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
-    return tmp_path
+    np.savez(place / "other.npz", weights=np.zeros(3))
+    np.savez(place / "objects.npz", arr_0=np.array([{"a": 1}], dtype=object))
+    np.savez(place / "floats.npz", arr_0=np.zeros((4, 8, 8, 1)))
+    (place / "cut.npz").write_bytes((place / "floats.npz").read_bytes()[:200])
+    np.savez(place / "images.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
+    np.savez(place / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
+    return place
+
+
+@pytest.fixture
+def place(files, monkeypatch):
+    """The working directory of a command that is refused, and leaves it as it is."""
+    monkeypatch.chdir(files)
+    return files
 
 
 def copy(source: Path, target: Path) -> None:
@@ -142,6 +149,7 @@ CASES = [
     # directories
     (FIT + "--model.teacher nowhere", 1, "nowhere does not exist"),
     (FIT + "--model.init_from file", 1, "file is a file"),
+    (FIT + "--model.init_from nowhere", 1, "nowhere does not exist"),
     (FIT + "--model.init_from empty", 1, "is not finished"),
     (FIT + "--model.init_from csd", 1, "comes from stage 'csd', needed: init"),
     (FIT + "--model.init_from init_without_head", 1, "has no key 'head'"),
