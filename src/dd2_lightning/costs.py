@@ -178,7 +178,9 @@ def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], 
     with Ledger() as ledger, count_flops() as counter, saved_bytes(whole) as saved:
         with computing_in(precision):
             total = loss().mean()
-        with few_chunks(counter) if isinstance(total, FakeTensor) else nullcontext([]) as left_out:
+        on_shapes = isinstance(total, FakeTensor)
+        chunks: AbstractContextManager[list[int]] = few_chunks(counter) if on_shapes else nullcontext([])
+        with chunks as left_out:
             total.backward()
     for hook in hooks:
         hook.remove()
