@@ -129,10 +129,11 @@ class DirectoryLock:
 
     Args:
         directory: is created.
+        name: of the lock file; writers of different parts of a directory have different ones.
     """
 
-    def __init__(self, directory: str | Path):
-        self.path = Path(directory) / ".lock"
+    def __init__(self, directory: str | Path, name: str = ".lock"):
+        self.path = Path(directory) / name
         self._file: Any = None
 
     def acquire(self) -> None:
