@@ -39,10 +39,10 @@ class UpdatePlan:
     """Cost of one kind of optimizer step.
 
     Attributes:
-        name: what is updated.
-        count: how many of them the run makes.
+        name: of the update.
+        count: number of them in the run.
         cost: of one sample.
-        fixed: what does not grow with the batch, its number of updated parameters included.
+        fixed: what does not grow with the batch, the number of updated parameters included.
     """
 
     name: str
@@ -184,7 +184,7 @@ def count_update(stage: DistillationStage, update: Update, iterations: int, prec
     few, many = COUNTED_AT
     first, second = cost(few), cost(many)
     sample = Cost(*((b - a) // (many - few) for a, b in zip(first, second, strict=True)))
-    fixed = Cost(*(max(0, total - many * part) for total, part in zip(second, sample, strict=True)))
+    fixed = Cost(*(max(0, total - many * each) for total, each in zip(second, sample, strict=True)))
     return UpdatePlan(update.name, update.count(iterations), sample, fixed)
 
 
