@@ -58,18 +58,21 @@ def cache(
     network = load_teacher(teacher)
     description = describe_cache(teacher, network, sampling, num, seed, pair_steps)
     sequences = SequenceCache(output, description, min(shard_size, -(-num // (processes * parts))))
-    mine = [shard for shard in sequences.missing() if shard % parts == part]
-    shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
-    if len(shares) > 1:
-        work = (teacher, output, description, sampling, shares, batch_size, device)
-        try:
-            run_processes(sample_share, work, len(shares))
-        except multiprocessing.ProcessRaisedException as error:
-            raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
-        except multiprocessing.ProcessExitedException as error:
-            raise DD2Error(f"a process of dd2 cache ended: {error}; run the command again to complete it") from error
-    else:
-        fill(sequences, network.to(device), sampling, mine, batch_size)
+    with sequences.lock(part, parts):
+        mine = [shard for shard in sequences.missing() if shard % parts == part]
+        shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
+        if len(shares) > 1:
+            work = (teacher, output, description, sampling, shares, batch_size, device)
+            try:
+                run_processes(sample_share, work, len(shares))
+            except multiprocessing.ProcessRaisedException as error:
+                raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
+            except multiprocessing.ProcessExitedException as error:
+                raise DD2Error(
+                    f"a process of dd2 cache ended: {error}; run the command again to complete it"
+                ) from error
+        else:
+            fill(sequences, network.to(device), sampling, mine, batch_size)
     done = len(sequences.shards) - len(sequences.missing())
     print(f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}")
 
