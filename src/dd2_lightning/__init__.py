@@ -13,26 +13,17 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
+from dd2_lightning.families.var.sampling import VARSampling
+from dd2_lightning.sampling import Sampling
+
 if TYPE_CHECKING:
     from dd2_lightning.artifacts import load_generator, load_init, load_teacher, write_teacher
-    from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
-    from dd2_lightning.families.var.sampling import VARSampling
-    from dd2_lightning.sampling import Sampling
 
 try:
     __version__ = version("dd2-lightning")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0"
-
-_PUBLIC = {
-    "LlamaGenSampling": "dd2_lightning.families.llamagen.sampling",
-    "Sampling": "dd2_lightning.sampling",
-    "VARSampling": "dd2_lightning.families.var.sampling",
-    "load_generator": "dd2_lightning.artifacts",
-    "load_init": "dd2_lightning.artifacts",
-    "load_teacher": "dd2_lightning.artifacts",
-    "write_teacher": "dd2_lightning.artifacts",
-}
 
 __all__ = [
     "LlamaGenSampling",
@@ -47,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names at their first use, so that ``dd2 --help`` is quick."""
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    """Import what needs torch at its first use, so that ``dd2 --help`` is quick."""
+    if name in __all__:
+        return getattr(import_module("dd2_lightning.artifacts"), name)
     raise AttributeError(f"module 'dd2_lightning' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""What a stage leaves behind: a directory of safetensors and one ``config.json``.
+"""The directory that a stage writes: safetensors and one ``config.json``.
 
 ========== ============================================================================ ==================
 stage      files                                                                        read by
@@ -9,8 +9,8 @@ csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``gui
 dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
 ========== ============================================================================ ==================
 
-``config.json`` holds plain settings and provenance and is written last, so a directory that has one is
-complete. A student's directory names its teacher by relative path and hash.
+``config.json`` holds settings and provenance and is written last, so a directory that has one is complete. A student's
+directory names its teacher by relative path and hash.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,7 @@ from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.models.generator import Generator, OneStepGenerator
 from dd2_lightning.models.student import Student, build_student
+from dd2_lightning.models.teacher import Teacher
 
 FORMAT = 1
 
@@ -47,7 +48,7 @@ REQUIRED = {
 
 
 def state_hash(module: nn.Module) -> str:
-    """Hash of a network's parameters and buffers: names, types, shapes and values, wherever they lie."""
+    """Hash of a network's parameters and buffers: names, types, shapes and values, on any device."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -57,27 +58,16 @@ def state_hash(module: nn.Module) -> str:
 
 @dataclass
 class Artifact:
-    """A stage's directory, opened.
-
-    Attributes:
-        directory: where it lies.
-        config: the contents of its ``config.json``.
-    """
+    """A stage's directory, and the contents of its ``config.json``."""
 
     directory: Path
     config: dict[str, Any]
 
     @classmethod
     def open(cls, directory: str | Path, stages: tuple[str, ...], purpose: str) -> "Artifact":
-        """Read ``config.json`` and check what stage it comes from.
+        """Read ``config.json``; an ``ArtifactError`` if it is missing, unreadable, or from none of the ``stages``.
 
-        Args:
-            directory: the directory of a finished stage.
-            stages: the stages that will do.
-            purpose: the setting that names the directory, for messages: ``init_from``, ``--model``.
-
-        Raises:
-            ArtifactError: if it is missing, unreadable, or from another stage.
+        For messages, ``purpose`` is the setting that names the directory: ``init_from``, ``--model``.
         """
         directory = Path(directory)
         path = directory / "config.json"
@@ -107,11 +97,7 @@ class Artifact:
         return cls(directory, config)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of ``NAME.safetensors``.
-
-        Raises:
-            ArtifactError: if the file is missing or truncated.
-        """
+        """The tensors of ``NAME.safetensors``; an ``ArtifactError`` if it is missing or truncated."""
         path = self.directory / f"{name}.safetensors"
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; run stage '{self.config['stage']}' again")
@@ -121,15 +107,15 @@ class Artifact:
             raise ArtifactError(f"{path} is truncated or damaged ({error}); run its stage again") from error
 
     def load_into(self, module: nn.Module, name: str) -> None:
-        """Fill a module from ``NAME.safetensors``, every key accounted for."""
-        load_strictly(module, self.tensors(name), str(self.directory / f"{name}.safetensors"))
+        """Fill a module from ``NAME.safetensors``; an ``ArtifactError`` lists keys and shapes that do not fit."""
+        tensors = self.tensors(name)
+        problems = difference(module.state_dict(), tensors)
+        if problems:
+            raise ArtifactError(f"{self.directory / name}.safetensors does not fit the model: {problems}")
+        module.load_state_dict(tensors)
 
     def teacher_path(self) -> Path:
-        """Directory of the teacher that this student was distilled from.
-
-        Raises:
-            ArtifactError: if its weights are no longer the ones that were distilled.
-        """
+        """Directory of the teacher that this student was distilled from; see :func:`check_hash`."""
         reference = self.config["teacher"]
         directory = Path(os.path.normpath(self.directory / reference["path"]))
         teacher = Artifact.open(directory, ("teacher",), f"teacher of {self.directory}")
@@ -138,18 +124,14 @@ class Artifact:
 
 
 def check_hash(teacher: Artifact, expected: str, reader: str) -> None:
-    """Refuse a teacher that changed since ``reader`` was made from it."""
+    """Refuse a teacher that changed since ``reader`` was made from it, with an ``ArtifactError``."""
     path = teacher.directory / "teacher.safetensors"
     if not path.is_file() or sha256(path) != expected:
         raise ArtifactError(f"{path} is not the teacher that {reader} was made from; run the stages after it again")
 
 
-def check_family(student: Artifact, teacher: CodebookTeacher) -> None:
-    """Refuse a student whose teacher was of another family.
-
-    Raises:
-        ArtifactError: naming both families.
-    """
+def check_family(student: Artifact, teacher: Teacher) -> None:
+    """Refuse a student whose teacher was of another family, with an ``ArtifactError``."""
     if student.config["family"] != family_of(teacher):
         raise ArtifactError(
             f"{student.directory} holds a student of family '{student.config['family']}', "
@@ -157,76 +139,49 @@ def check_family(student: Artifact, teacher: CodebookTeacher) -> None:
         )
 
 
-def difference(own: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """What a state dict lacks, has too much and has in another shape; empty if it fits.
+def difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not.
 
-    Args:
-        own: keys and shapes of the model.
-        found: keys and shapes of what is to be loaded.
-
-    Returns:
-        One line that names the first mismatched key with both shapes, and the first few of the others.
+    It names the first mismatched key with both shapes, and the first few that are missing or unexpected.
     """
     report = []
-    shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in own.items() if key in found}
+    shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in wanted.items() if key in found}
     mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
     if mismatched:
         theirs, ours = shapes[mismatched[0]]
         report.append(f"{len(mismatched)} mismatched, first {mismatched[0]}: it is {theirs}, the model has {ours}")
-    missing = [key for key in own if key not in found]
-    unexpected = [key for key in found if key not in own]
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
     for what, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
             report.append(f"{len(keys)} {what}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}")
     return "; ".join(report)
 
 
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load a state dict and report every key that does not fit.
-
-    Raises:
-        ArtifactError: listing missing, unexpected and mismatched keys.
-    """
-    problems = difference(module.state_dict(), tensors)
-    if problems:
-        raise ArtifactError(f"{source} does not fit the model: {problems}")
-    module.load_state_dict(tensors)
-
-
 def write_artifact(
     directory: str | Path, stage: str, config: dict[str, Any], states: dict[str, dict[str, Tensor]]
 ) -> None:
-    """Write a stage's directory: all tensors first, ``config.json`` last.
+    """Write a stage's directory: ``states``, file name without ending to state dict, then ``config.json``.
 
-    Args:
-        directory: made if missing.
-        stage: its name, checked by whoever reads the directory.
-        config: plain settings and provenance.
-        states: file name (without ending) to the state dict that it holds.
-
-    Raises:
-        ArtifactError: if something cannot be written; no ``config.json`` is left then.
+    An ``ArtifactError`` says what cannot be written; there is no ``config.json`` then.
     """
     directory = Path(directory)
     text = json.dumps({"format": FORMAT, "stage": stage, **config}, indent=2, ensure_ascii=False)
-    if (directory / "config.json").exists():
-        (directory / "config.json").unlink()
+    (directory / "config.json").unlink(missing_ok=True)
     for name, state in states.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        with atomic_path(directory / f"{name}.safetensors") as part:  # the largest need not fit twice
-            save_file(tensors, part)
+        with atomic_path(directory / f"{name}.safetensors") as temporary:  # the largest need not fit twice
+            save_file(tensors, temporary)
     write_atomically(directory / "config.json", text.encode())
 
 
 def teacher_reference(teacher: Artifact, directory: str | Path) -> dict[str, str]:
-    """How a student's directory names its teacher: relative path and hash."""
-    return {
-        "path": os.path.relpath(teacher.directory, directory),
-        "sha256": sha256(teacher.directory / "teacher.safetensors"),
-    }
+    """The reference to a teacher in a student's directory: relative path and hash."""
+    hashed = sha256(teacher.directory / "teacher.safetensors")
+    return {"path": os.path.relpath(teacher.directory, directory), "sha256": hashed}
 
 
-def write_teacher(directory: str | Path, teacher: CodebookTeacher, **provenance: Any) -> None:
+def write_teacher(directory: str | Path, teacher: Teacher, **provenance: Any) -> None:
     """Write a teacher's directory."""
     config = {"family": family_of(teacher), "architecture": teacher.config, **provenance}
     write_artifact(directory, "teacher", config, {"teacher": teacher.state_dict()})
@@ -235,8 +190,8 @@ def write_teacher(directory: str | Path, teacher: CodebookTeacher, **provenance:
 def load_teacher(directory: str | Path) -> CodebookTeacher:
     """Open a teacher: frozen, in evaluation mode, on the CPU.
 
-    Raises:
-        ArtifactError: if the directory is not a finished teacher's, or its family is not known here.
+    An ``ArtifactError`` refuses a directory that is not a finished teacher's, or of an unknown family. A teacher
+    without a codebook is opened too; code that needs the codebook calls ``require_codebook``.
     """
     artifact = Artifact.open(directory, ("teacher",), "teacher")
     try:
@@ -244,17 +199,14 @@ def load_teacher(directory: str | Path) -> CodebookTeacher:
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{artifact.directory / 'config.json'}: {error}") from error
     artifact.load_into(teacher, "teacher")
-    return teacher.requires_grad_(False).eval()
+    return cast(CodebookTeacher, teacher.requires_grad_(False).eval())
 
 
-def load_student(artifact: Artifact, teacher: CodebookTeacher, name: str = "student") -> Student | DD1Student:
-    """Build the student that an artifact holds, of DD2 or of DD1, and fill it from one of its files.
-
-    Raises:
-        ArtifactError: if it was distilled from a teacher of another family, or its tensors do not fit.
-    """
+def load_student(artifact: Artifact, teacher: Teacher, name: str = "student") -> Student | DD1Student:
+    """Build the student of an artifact, of DD2 or of DD1, and fill it from one of its files."""
     check_family(artifact, teacher)
     is_dd1 = artifact.config["stage"] == "dd1"
+    student: Student | DD1Student
     student = teacher.dd1_student() if is_dd1 else build_student(teacher, **artifact.config["head"])
     artifact.load_into(student, name)
     return student
@@ -264,23 +216,23 @@ def load_init(directory: str | Path, teacher: CodebookTeacher | None = None) -> 
     """Open the AR-diffusion model of stage 1."""
     artifact = Artifact.open(directory, ("init",), "AR-diffusion model")
     teacher = teacher or load_teacher(artifact.teacher_path())
-    return load_student(artifact, teacher).requires_grad_(False).eval()
+    student = load_student(artifact, teacher)
+    assert isinstance(student, Student)
+    return student.requires_grad_(False).eval()
 
 
 def load_generator(directory: str | Path, weights: str = "ema", teacher: CodebookTeacher | None = None) -> Generator:
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
     Args:
-        directory: of a finished csd, align or dd1 stage.
-        weights: ``ema`` (what is evaluated and shipped) or ``raw``.
+        directory: of a finished csd, align or dd1 stage; an ``ArtifactError`` if it or its teacher's is not in order.
+        weights: ``ema`` (those that are evaluated and published) or ``raw``.
         teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
-
-    Raises:
-        ArtifactError: if the directory or its teacher's is not in order.
     """
     artifact = Artifact.open(directory, ("csd", "align", "dd1"), "generator")
     teacher = teacher or load_teacher(artifact.teacher_path())
     student = load_student(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])
+    generator: Generator
     if isinstance(student, DD1Student):
         generator = DD1Generator(student, teacher.tokenizer, artifact.config["split"], artifact.config["second"])
     else:

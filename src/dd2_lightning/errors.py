@@ -16,26 +16,16 @@ class NonFiniteLossError(DD2Error):
 
 
 class PixelsMissingError(DD2Error, TypeError):
-    """A tokenizer without pixel networks was asked for pictures."""
+    """A tokenizer without pixel networks was asked for images."""
 
 
 class InputTypeError(DD2Error, TypeError):
-    """A model was given something that it does not read; the message says what it reads."""
+    """A model was given something that it does not read."""
 
 
 def check_at_least_one(prefix: str, **counts: int | None) -> None:
-    """Refuse counts below 1.
-
-    Args:
-        prefix: what stands before their names for the user: ``--``, ``model.``.
-        counts: by name; None is not given.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{prefix}{name} must be at least 1, got {value}")
+    """Refuse counts below 1; see :func:`check_range`."""
+    check_range(prefix, "[1, inf)", **counts)
 
 
 MOST_SAMPLES = 10_000_000
@@ -43,17 +33,8 @@ MOST_SAMPLES = 10_000_000
 
 
 def check_samples(seed: int = 0, **counts: int | None) -> None:
-    """Refuse seeds below 0, and numbers of samples below 1 or above :data:`MOST_SAMPLES`.
-
-    Args:
-        seed: of the noise.
-        counts: by the name of their option; None is not given.
-
-    Raises:
-        ValueError: naming the option.
-    """
-    if seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {seed}")
+    """Refuse, with a ``ValueError``, seeds below 0, and numbers of samples below 1 or above :data:`MOST_SAMPLES`."""
+    check_range("--", "[0, inf)", seed=seed)
     check_at_least_one("--", **counts)
     for name, value in counts.items():
         if value is not None and value > MOST_SAMPLES:
@@ -61,15 +42,10 @@ def check_samples(seed: int = 0, **counts: int | None) -> None:
 
 
 def check_range(prefix: str, interval: str, **values: float | Sequence[float] | None) -> None:
-    """Refuse numbers outside an interval, and NaN.
+    """Refuse numbers outside an interval, and NaN, with a ``ValueError`` that names the first.
 
-    Args:
-        prefix: what stands before their names for the user: ``--``, ``model.``.
-        interval: as in mathematics, ``(0, 1]``; ``inf`` for an end that there is not.
-        values: by name, one number or several; None is not given.
-
-    Raises:
-        ValueError: naming the first, and the interval.
+    A user reads the names behind a ``prefix``: ``--``, ``model.``. The ``interval`` is written as in mathematics,
+    ``(0, inf)``. A value is a number, several, or None where none is given.
     """
     low, high = map(float, interval[1:-1].split(","))
     wanted = RANGE_WORDS.get(interval, f"in {interval}")

@@ -21,10 +21,7 @@ from dd2_lightning.errors import ArtifactError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Temporary path to write to, which replaces ``path`` once it is complete and flushed to the disk.
 
-    The file gets the permissions that the umask gives to any new file.
-
-    Raises:
-        ArtifactError: naming the path, if the directory is read-only or the disk is full.
+    The file gets the permissions of any new file. A read-only directory or a full disk is an ``ArtifactError``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -44,11 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step: after a failure the old content is still there.
-
-    Raises:
-        ArtifactError: naming the path, if it cannot be written.
-    """
+    """Write a file in one step, with the errors of :func:`atomic_path`: after a failure the old content is there."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -60,19 +53,14 @@ def remove_temporary(directory: str | Path, of: str = "*") -> None:
 
 
 def check_writable(directory: str | Path) -> None:
-    """Find out before hours of work whether a directory can be written; creates nothing.
-
-    Raises:
-        ArtifactError: naming the directory, or the file that stands in its place.
-    """
+    """Refuse a directory that cannot be written, with an ``ArtifactError``, before hours of work; creates nothing."""
     existing = Path(directory).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
         raise ArtifactError(f"cannot write {directory}: {existing} is a file, a directory is needed")
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise ArtifactError(f"cannot write {directory}: {error.strerror}") from error
 
@@ -81,16 +69,10 @@ def open_manifest(path: Path, description: dict[str, Any], advice: str, **free: 
     """Create the manifest of a resumable output, or check that the existing one has the same settings.
 
     Args:
-        path: the JSON file.
-        description: all settings that determine the output; they must agree.
-        advice: what to do where they do not.
+        path: the JSON file; the result is its content.
+        description: settings that determine the output. One that differs is an ``ArtifactError``.
+        advice: what to do then.
         free: settings that the first writer chooses and later ones take over.
-
-    Returns:
-        The content of the manifest.
-
-    Raises:
-        ArtifactError: naming the setting that differs, or if the file cannot be read or written.
     """
     if not path.is_file():
         write_atomically(path, json.dumps({**description, **free}, indent=2).encode())
@@ -110,9 +92,8 @@ def open_manifest(path: Path, description: dict[str, Any], advice: str, **free: 
 
 def sha256(path: str | Path) -> str:
     """Hash of a file, in hexadecimal. An unchanged file is read once a process."""
-    path = Path(path).resolve()
-    status = path.stat()
-    return _sha256(path, status.st_mtime_ns, status.st_size)
+    status = Path(path).stat()
+    return _sha256(Path(path).resolve(), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache
@@ -122,14 +103,11 @@ def _sha256(path: Path, modified: int, size: int) -> str:
 
 
 class DirectoryLock:
-    """Exclusive right to write into a directory, held by one process until it ends or releases it.
+    """Exclusive right of one process to write into a directory, until it ends or releases it.
 
     The lock is the operating system's (``flock``) on a file ``.lock`` that names process and host: a killed process
-    leaves the file, but not the lock, and the next one takes it over.
-
-    Args:
-        directory: is created.
-        name: of the lock file; writers of different parts of a directory have different ones.
+    leaves the file, but not the lock, and the next one takes it over. The directory is created. Writers of different
+    parts of a directory lock files of different names.
     """
 
     def __init__(self, directory: str | Path, name: str = ".lock"):
@@ -137,11 +115,7 @@ class DirectoryLock:
         self._file: Any = None
 
     def acquire(self) -> None:
-        """Lock the directory.
-
-        Raises:
-            ArtifactError: naming the process and host that hold the lock, or if the directory cannot be written.
-        """
+        """Lock the directory; an ``ArtifactError`` names the process and host that hold the lock."""
         check_writable(self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:

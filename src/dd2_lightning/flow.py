@@ -23,7 +23,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,33 +33,26 @@ T_FLOOR = 1e-3
 """Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
 
 CHUNKS = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Weights (rows times codes) that a backward pass holds at a time: what a cache, or a small part of a memory, takes."""
+"""Weights (rows times codes) that a backward pass holds at a time: what a processor's cache or a GPU takes easily."""
 
 
 class Flow(Protocol):
     """The conditional flow of every token of a batch of sequences, given what came before it."""
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """E[ε - q | x_t], (B, n, m, C), for noised tokens ``x_t`` (B, n, m, C) at times ``t`` (B, n, m)."""
+        """v = E[ε - q | x_t], (B, n, m, C) in float32 or wider, for noised tokens (B, n, m, C) at times (B, n, m)."""
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """E[q | x_t], (B, n, m, C): the posterior mean of the clean token."""
+        """x̂0 = E[q | x_t], (B, n, m, C): the posterior mean of the clean token."""
 
 
 class Noised(NamedTuple):
-    """Clean tokens and m noised versions of each.
+    """Clean tokens and m noised versions of each."""
 
-    Attributes:
-        q: clean tokens, (B, n, C).
-        t: times, (B, n, m).
-        eps: noise, (B, n, m, C).
-        x_t: noised tokens q^t, (B, n, m, C).
-    """
-
-    q: Tensor
-    t: Tensor
-    eps: Tensor
-    x_t: Tensor
+    q: Tensor  # clean tokens, (B, n, C)
+    t: Tensor  # times, (B, n, m)
+    eps: Tensor  # noise, (B, n, m, C)
+    x_t: Tensor  # noised tokens q^t, (B, n, m, C)
 
 
 def add_noise(q: Tensor, t: Tensor, eps: Tensor) -> Noised:
@@ -78,18 +71,6 @@ def denoised_from_velocity(v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     return x_t - t[..., None] * v
 
 
-def score_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """The score s = ((1-t) x̂0 - x_t) / t², with t floored."""
-    time = t.clamp(min=T_FLOOR)[..., None]
-    return ((1 - time) * x0 - x_t) / time**2
-
-
-def eps_from_denoised(x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """ε̂ = -t s = (x_t - (1-t) x̂0) / t, with t floored."""
-    time = t.clamp(min=T_FLOOR)[..., None]
-    return (x_t - (1 - time) * x0) / time
-
-
 def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
     r"""x̂0 of the closed-form teacher (DD2 eq. 1) as one fused attention.
 
@@ -102,18 +83,11 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
     so the query is :math:`(\tfrac{1-t}{t^2} x, -\tfrac{(1-t)^2}{2t^2})`, the key :math:`(c_j, \|c_j\|^2)`, the value
     :math:`c_j`, and the attention mask log p alone.
 
-    The m draws are the batch of the attention, the B n contexts its queries: they share one codebook, and the mask,
-    which does not depend on t, is log p itself. Nothing of size (B, n, m, V) is ever stored, nor in the backward
-    pass, see :class:`_PosteriorMean`.
+    The m draws are the batch of the attention, the B n contexts its queries. Nothing of size (B, n, m, V) is ever
+    stored, nor in the backward pass, see :class:`_PosteriorMean`.
 
-    Args:
-        x_t: noised tokens, (B, n, m, C).
-        t: times, (B, n, m), constants; values below ``T_FLOOR`` count as ``T_FLOOR``.
-        codebook: (V, C).
-        log_p: log probabilities, (B, n, V), normalised or not; -inf gives exactly zero weight.
-
-    Returns:
-        Posterior means, (B, n, m, C), in float32 or wider.
+    Tokens ``x_t`` and posterior means are (B, n, m, C), the latter in float32 or wider; times (B, n, m) are constants,
+    the codebook is (V, C), and ``log_p`` (B, n, V) need not be normalised; -inf gives exactly zero weight.
     """
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     time = t.to(dtype).clamp(min=T_FLOOR).expand(x_t.shape[:-1])
@@ -127,15 +101,14 @@ def chunks(rows: int, size: int) -> Iterable[slice]:
 
 
 class _PosteriorMean(torch.autograd.Function):
-    """Fused attention forward; backward, its vector-Jacobian product written out.
+    """Fused attention forward; backward, its vector-Jacobian product written out, in chunks of rows.
 
-    A fused kernel's backward pass leaves, where one code has all the weight and the Jacobian is zero, a rest of its
-    rounding times (1-t)/t². Written out, the rest is exactly zero, and in double precision the weights between two
-    codes are exact as well. Rows go through in chunks, so that the memory is that of a chunk.
+    Where one code has all the weight and the Jacobian is zero, a fused kernel's backward pass has an error of its
+    rounding times (1-t)/t². Written out there is none, and in double precision weights between two codes are exact too.
     """
 
     @staticmethod
-    def forward(ctx, x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
+    def forward(ctx: Any, x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
         ctx.save_for_backward(x_t, t, codebook, log_p)
         (B, n, m, C), V = x_t.shape, codebook.shape[0]
         # values carry the extra channel too, as zeros: with unequal widths the CPU kernel stores the weights
@@ -155,7 +128,7 @@ class _PosteriorMean(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With s_j = <g, c_j> and ds_j = w_j (s_j - <w, s>): of x, (1-t)/t² Σ_j ds_j c_j; of log p_j, ds_j."""
         x_t, t, codebook, log_p = ctx.saved_tensors
         wants_codes, wants_log_p = ctx.needs_input_grad[2:]
@@ -163,11 +136,11 @@ class _PosteriorMean(torch.autograd.Function):
         c = codebook.double()
         square = c.square().sum(-1)
         of_x, of_codes = x_t.new_empty(x_t.shape), torch.zeros_like(c)
-        of_log_p = log_p.new_empty(log_p.shape) if wants_log_p else None
+        of_log_p = log_p.new_empty(log_p.shape if wants_log_p else 0)
         contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
         for rows in chunks(len(flat[0]), contexts):
-            x, time, bias, g = (part[rows].double() for part in flat)
+            x, time, bias, g = (tensor[rows].double() for tensor in flat)
             gain = (1 - time) / time**2
             w = (x @ c.T).sub_((1 - time) / 2 * square).mul_(gain).add_(bias).softmax(-1)
             s = g @ c.T
@@ -179,61 +152,41 @@ class _PosteriorMean(torch.autograd.Function):
                 pull = (gain * (1 - time) * ds).sum((0, 1))
                 of_codes += torch.einsum("kmv,kmc->vc", w, g) + torch.einsum("kmv,kmc->vc", ds, gain * x)
                 of_codes -= pull[:, None] * c
-        return of_x, None, of_codes.to(codebook.dtype) if wants_codes else None, of_log_p
+        return of_x, None, of_codes.to(codebook.dtype) if wants_codes else None, of_log_p if wants_log_p else None
 
 
 @dataclass
 class CodebookFlow:
-    """The exact flow of a categorical over a codebook: what an autoregressive teacher is.
+    """The exact flow of a categorical over a codebook: what an autoregressive teacher is."""
 
-    Attributes:
-        codebook: (V, C).
-        log_p: log probabilities after guidance and truncation, (B, n, V); -inf for tokens that were cut.
-    """
-
-    codebook: Tensor
-    log_p: Tensor
+    codebook: Tensor  # (V, C)
+    log_p: Tensor  # log probabilities after guidance and truncation, (B, n, V); -inf for tokens that were cut
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x̂0, (B, n, m, C)."""
         return codebook_posterior_mean(x_t, t, self.codebook, self.log_p)
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The velocity v = (x_t - x̂0) / t, (B, n, m, C)."""
         return velocity_from_denoised(self.denoise(x_t, t), x_t, t)
 
 
 @dataclass
 class HeadFlow:
-    """A learned flow: a velocity head that reads the noised token, the time and a feature of the prefix.
+    """A learned flow: a velocity head that reads noised token, time and a feature of the prefix."""
 
-    Attributes:
-        head: ``head(x_t, t, features) -> v``, (B, n, m, C).
-        features: (B, n, d); feature i has seen earlier positions only. All m draws share it.
-    """
-
-    head: Callable[[Tensor, Tensor, Tensor], Tensor]
-    features: Tensor
+    head: Callable[[Tensor, Tensor, Tensor], Tensor]  # ``head(x_t, t, features) -> v``, (B, n, m, C)
+    features: Tensor  # (B, n, d); feature i has seen earlier positions only. All m draws share it.
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """v, (B, n, m, C), in float32 or wider."""
         return self.head(x_t, t, self.features).to(torch.promote_types(x_t.dtype, torch.float32))
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x̂0 = x_t - t v, (B, n, m, C)."""
         return denoised_from_velocity(self.velocity(x_t, t), x_t, t)
 
 
 def integrate(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
-    """Euler's method from noise to data: x <- x + (t' - t) v(x, t) along decreasing ``times``.
+    """Euler's method from noise to data: x <- x + (t' - t) v(x, t) along ``times`` (steps + 1,) from 1 down to 0.
 
-    Args:
-        flow: the flow of the tokens.
-        eps: starting points, (B, n, C).
-        times: (steps + 1,), from 1 down to 0.
-
-    Returns:
-        End points, (B, n, C).
+    Starting points ``eps`` and the end points are (B, n, C).
     """
     x = eps[:, :, None]
     for now, after in itertools.pairwise(times):
@@ -269,26 +222,14 @@ def multistep(flow: Flow, eps: Tensor, times: Tensor) -> Tensor:
         x_b = \hat x_0(a) + \tfrac{b}{a} (x_a - \hat x_0(a)) - r\, b\, \big(\ln\tfrac{b}{a} + \tfrac{a}{b} - 1\big).
 
     At r = 0 this is Euler's step; the first step has no slope yet, and the last one, to b = 0, ends on the clean token.
-    One evaluation a step; DEIS (arXiv 2204.13902) with its polynomial of order one.
-
-    Args:
-        flow: the flow of the tokens.
-        eps: starting points, (B, n, C).
-        times: (steps + 1,), from 1 down to 0.
-
-    Returns:
-        End points, (B, n, C).
+    One evaluation a step; DEIS (arXiv 2204.13902) with its polynomial of order one. Arguments are those of
+    :func:`integrate`.
     """
     x, slope, before = eps[:, :, None], 0.0, None
     for now, after in itertools.pairwise(times.tolist()):
         x0 = flow.denoise(x, x.new_tensor(now).expand(x.shape[:-1]))
         if before is not None:
             slope = (x0 - before[0]) / (now - before[1])
-        x, before = _along_a_line(x, x0, slope, now, after), (x0, now)
+        curve = after * math.log(after / now) + now - after if after else 0.0
+        x, before = x0 + after / now * (x - x0) - slope * curve if after else x0, (x0, now)
     return x[:, :, 0]
-
-
-def _along_a_line(x: Tensor, x0: Tensor, slope: Tensor | float, now: float, after: float) -> Tensor:
-    if after == 0:
-        return x0
-    return x0 + after / now * (x - x0) - slope * (after * math.log(after / now) + now - after)

@@ -1,8 +1,7 @@
 """The order of a token sequence: how many tokens each autoregressive *position* holds.
 
-LlamaGen has 256 positions of one token; VAR has 10 positions (its scales) of 1, 4, 9, ... 256 tokens.
-Tokens of one position are conditionally independent given the earlier positions. This object is all that
-the algorithms know of the order.
+LlamaGen has 256 positions of one token; VAR has 10 positions (its scales) of 1, 4, 9, ... 256 tokens. Tokens of one
+position are conditionally independent given the earlier positions. The algorithms know nothing else of the order.
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens per position, e.g. ``Layout((1, 4, 9))`` or ``Layout((1,) * 256)``.
-
-    Raises:
-        ValueError: if there is no position, or one holds no token.
-    """
+    """Tokens per position, at least one: ``Layout((1, 4, 9))`` or ``Layout((1,) * 256)``."""
 
     counts: tuple[int, ...]
 
@@ -48,11 +43,7 @@ class Layout:
         return slice(self.offsets[position], self.offsets[position + 1])
 
     def positions_in(self, num_tokens: int) -> int:
-        """How many complete positions ``num_tokens`` tokens are.
-
-        Raises:
-            ValueError: if the last position would be incomplete.
-        """
+        """How many positions ``num_tokens`` tokens are; a ``ValueError`` if the last one would be incomplete."""
         if num_tokens not in self.offsets:
             raise ValueError(f"{num_tokens} tokens end inside a position; positions end at {self.offsets[1:]}")
         return self.offsets.index(num_tokens)
@@ -64,4 +55,4 @@ class Layout:
 
     def mean_per_position(self, values: Tensor) -> Tensor:
         """Average (..., n) over the tokens of each position: (..., N)."""
-        return torch.stack([part.mean(-1) for part in values.split(self.counts, -1)], -1)
+        return torch.stack([tokens.mean(-1) for tokens in values.split(self.counts, -1)], -1)

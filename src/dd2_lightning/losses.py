@@ -1,8 +1,8 @@
 r"""The losses of DD2 (arXiv 2510.21003), one function each, on any :class:`~dd2_lightning.flow.Flow`; and DD1's.
 
-All of them return one value per token, (B, n): summed over channels and averaged over the m noise draws, so
-that the caller can log them per position before taking the mean. Networks predict velocities; scores are
-compared as posterior means :math:`\hat x_0`, with the score gap :math:`\delta = \hat x_0^\Phi - \hat x_0^\psi`.
+All of them return one value per token, (B, n), summed over channels and averaged over the m noise draws: the caller
+logs them per position before taking the mean. Networks predict velocities; scores are compared as posterior means
+:math:`\hat x_0`, with the score gap :math:`\delta = \hat x_0^\Phi - \hat x_0^\psi`.
 """
 
 from typing import Literal, NamedTuple
@@ -37,23 +37,19 @@ def fcs_loss(guidance: Flow, noised: Noised) -> Tensor:
 
     .. math:: L_{FCS} = \tfrac1m \sum_j \| v_\psi(q_i^{t_j}, t_j \mid q_{<i}) - (\varepsilon_j - q_i) \|^2
 
-    On noised *teacher* tokens the same expression is the plain diffusion loss, the ablation of eq. 6.
+    On noised *teacher* tokens the same expression is the diffusion loss, the ablation of eq. 6.
     """
     target = noised.eps - noised.q[:, :, None]
     return _per_token((guidance.velocity(noised.x_t, noised.t) - target).square())
 
 
 class CSDLoss(NamedTuple):
-    r"""Conditional Score Distillation, per token.
+    """Conditional Score Distillation, per token."""
 
-    Attributes:
-        loss: what to differentiate, (B, n), weighted. Its *value* means nothing: at the optimal guidance
-            network it is (1-α) times the gap, hence 0 at α = 1.
-        gap: the score gap :math:`\\|\\delta_i\\|^2`, (B, n), unweighted: what to watch.
-    """
-
+    # what to differentiate, (B, n), weighted. Its *value* means nothing: at the optimal guidance network it is (1-α)
+    # times the gap, hence 0 at α = 1.
     loss: Tensor
-    gap: Tensor
+    gap: Tensor  # the score gap ‖δ_i‖², (B, n), unweighted: what to watch
 
 
 def sid_loss(
@@ -63,8 +59,8 @@ def sid_loss(
 
     .. math:: \omega \big[ (1-\alpha) \|\delta_i\|^2 + \langle \delta_i, \hat x_0^\psi - q_i \rangle \big]
 
-    The gradient reaches q_i directly and through q_i^t in both flows; the prefixes behind the flows, and the
-    guidance network's weights, must be constants (the caller's duty).
+    The gradient reaches q_i directly and through q_i^t in both flows; the caller makes constants of the prefixes behind
+    the flows and of the guidance network's weights.
     """
     x0_teacher = teacher.denoise(noised.x_t, noised.t)
     x0_guidance = guidance.denoise(noised.x_t, noised.t)
@@ -92,15 +88,8 @@ def dmd_loss(teacher: Flow, guidance: Flow, noised: Noised, normaliser: Normalis
 def csd_weight(x0_teacher: Tensor, q: Tensor, normaliser: Normaliser, floor: float = 1e-2) -> Tensor:
     r"""The stopped weight :math:`\omega = 1 / \max(\mathrm{mean}|\hat x_0^\Phi - q|, \mathrm{floor})`.
 
-    Args:
-        x0_teacher: (B, n, m, C).
-        q: (B, n, 1, C).
-        normaliser: mean over everything of one *sample* (the paper's default), over the channels of one *token*
-            and draw, or *none* (ω = 1).
-        floor: keeps the weight finite where teacher and generator agree.
-
-    Returns:
-        (B, 1, 1, 1), (B, n, m, 1) or (1,).
+    The mean is over one *sample* (the paper's default, ω is (B, 1, 1, 1)), or over one *token* and draw (B, n, m, 1);
+    with *none* ω is 1. The floor keeps it finite where teacher (B, n, m, C) and generator (B, n, 1, C) agree.
     """
     if normaliser == "none":
         return x0_teacher.new_ones(1)
@@ -109,19 +98,12 @@ def csd_weight(x0_teacher: Tensor, q: Tensor, normaliser: Normaliser, floor: flo
 
 
 class DD1Loss(NamedTuple):
-    """DD1's loss, per token.
+    """DD1's loss, per token."""
 
-    Attributes:
-        loss: what to differentiate, (B, n).
-        cross_entropy: of tokens that are still noise, (B, n); 0 at finished ones.
-        hit: 1 at tokens that are still noise and whose most likely code is right, (B, n).
-        unfinished: 1 at tokens that are still noise, (B, n).
-    """
-
-    loss: Tensor
-    cross_entropy: Tensor
-    hit: Tensor
-    unfinished: Tensor
+    loss: Tensor  # what to differentiate, (B, n)
+    cross_entropy: Tensor  # of tokens that are still noise, (B, n); 0 at finished ones
+    hit: Tensor  # 1 at tokens that are still noise and whose most likely code is right, (B, n)
+    unfinished: Tensor  # 1 at tokens that are still noise, (B, n)
 
 
 def dd1_loss(logits: Tensor, codes: Tensor, unfinished: Tensor, distance: Tensor, weight: float) -> DD1Loss:

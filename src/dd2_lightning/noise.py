@@ -1,45 +1,37 @@
 """Random numbers as a pure function of *what they are for*.
 
 Nothing in training draws from a global random state. A stream is opened by its key, for instance
-``stream(seed, "guidance", iteration, update)``, drawn for the whole global batch and sliced by the
-process that needs a part. A resumed run, a run on more processes and a run that accumulates gradients
-therefore see the same numbers, and the whole random state of a run is one integer: its iteration.
-
-Samples of generators draw theirs from :class:`SampleNoise`, by their global index.
+``stream(seed, "guidance", iteration, update)``, drawn for the global batch and sliced by the process that needs some
+rows. A resumed run, one on more processes and one that accumulates gradients therefore see the same numbers, and the
+random state of a run is one integer: its iteration. Samples of generators draw theirs from :class:`SampleNoise`.
 """
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 256
-"""Random numbers are drawn for this many samples at once, whatever the batch; part of what a seed means."""
+"""Random numbers are drawn for this many samples at once, whatever the batch; a seed means this too."""
 
 
 def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on ``seed`` and ``key`` only.
+    """Open a random source that depends only on ``seed``, not negative, and ``key``: what the numbers are for.
 
-    Args:
-        seed: the seed of the run, not negative.
-        key: what the numbers are for; strings are hashed stably (not with Python's salted ``hash``).
-        device: where the numbers will be drawn. Different devices give different numbers.
+    Strings are hashed stably (not with Python's salted ``hash``). Different devices give different numbers.
     """
-    words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in key]
+    words = [zlib.crc32(word.encode()) if isinstance(word, str) else int(word) for word in key]
     # the length too: a seed sequence is padded with zeros, so (..., 0) would be the same stream as (...)
     state = np.random.SeedSequence([int(seed), len(words), *words]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]) & (2**63 - 1))
 
 
 class SampleNoise:
-    """The random numbers of samples ``start`` to ``start + count``.
+    """The random numbers of samples ``start`` to ``start + count``, by their global index.
 
-    Args:
-        seed: of the evaluation.
-        start: global index of the first sample.
-        count: number of samples.
-        device: where they are used. They are drawn on the CPU, so that every device sees the same.
+    They are used on ``device``, but drawn on the CPU, so that every device sees the same.
     """
 
     def __init__(self, seed: int, start: int, count: int, device: torch.device | str = "cpu"):
@@ -55,20 +47,15 @@ class SampleNoise:
         return self._draw(torch.rand, key, shape)
 
     def for_generators(self, n: int, C: int) -> tuple[Tensor, Tensor]:
-        """What generators of n tokens of C channels draw with: noise (count, n, C), uniform for a teacher (count, n).
-
-        The second are the numbers that the teacher itself is sampled with.
-        """
+        """Noise of a generator, (count, n, C), and the uniform numbers (count, n) that a teacher is sampled with."""
         return self.randn("generator", n, C), self.rand("teacher", n)
 
-    def _draw(self, function, key: str, shape: tuple[int, ...]) -> Tensor:
-        what = (function, key, shape)
-        if what not in self._drawn:
-            first, last = self.start // BLOCK, (self.start + self.count - 1) // BLOCK
-            blocks = [
-                function((BLOCK, *shape), generator=stream(self.seed, "evaluation", key, block))
-                for block in range(first, last + 1)
-            ]
-            rows = slice(self.start - first * BLOCK, self.start - first * BLOCK + self.count)
-            self._drawn[what] = torch.cat(blocks)[rows].to(self.device)
-        return self._drawn[what]
+    def _draw(self, function: Callable[..., Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
+        purpose = (function, key, shape)
+        if purpose not in self._drawn:
+            first, skipped = divmod(self.start, BLOCK)
+            blocks = range(first, (self.start + self.count - 1) // BLOCK + 1)
+            streams = [stream(self.seed, "evaluation", key, block) for block in blocks]
+            drawn = torch.cat([function((BLOCK, *shape), generator=rng) for rng in streams])
+            self._drawn[purpose] = drawn[skipped : skipped + self.count].to(self.device)
+        return self._drawn[purpose]

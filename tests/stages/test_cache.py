@@ -83,11 +83,12 @@ def test_every_process_has_a_shard(teacher, tmp_path, processes, parts, sizes):
     cache.verify()
 
 
-def test_large_codebooks_take_more_bytes(teacher, tmp_path):
+@pytest.mark.parametrize(("codes", "kind"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_large_codebooks_take_more_bytes(teacher, tmp_path, codes, kind):
     cache = opened(teacher, tmp_path, num=2)
-    tokens = torch.tensor([[70_000, 1], [2, 3]])
-    cache.write(0, tokens, torch.tensor([0, 1]), codes=70_001)
-    assert np.load(tmp_path / "00000.npy")["tokens"].dtype == np.uint32
+    tokens = torch.tensor([[codes - 1, 1], [2, 3]])
+    cache.write(0, tokens, torch.tensor([0, 1]), codes)
+    assert np.load(tmp_path / "00000.npy")["tokens"].dtype == kind
     assert torch.equal(cache.read(np.arange(2))[0], tokens)
 
 

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from dd2_lightning.errors import DD2Error, check_at_least_one
+from dd2_lightning.errors import DD2Error, check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.sampling import Sampling
 
@@ -45,10 +45,13 @@ def cache(
 
     from dd2_lightning.artifacts import Artifact, load_teacher
     from dd2_lightning.data.cache import SequenceCache
+    from dd2_lightning.devices import resolve_device
     from dd2_lightning.stages.sequences import describe_cache, fill
 
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
+    check_samples(seed)
     check_at_least_one("--", **counts, pair_steps=pair_steps)
+    device = str(resolve_device(device))
     if not 0 <= part < parts:
         raise ValueError(f"--part must be in 0..{parts - 1}, got {part}")
     Artifact.open(teacher, ("teacher",), "--teacher")

@@ -49,11 +49,10 @@ def quality(
     check_not_directory(path)
     check_writable(path.parent)
     images = ImageFile(samples)
-    protocol = resolve_protocol(images, protocol)
-    against = open_reference(reference)
+    drawn_by, against = resolve_protocol(images, protocol), open_reference(reference)
     check_sizes(images, against)
     network = feature_network(features, path.parent, inception, chosen)
-    results = measure_quality(images, against, network, protocol, manifold_samples, batch_size, chosen)
+    results = measure_quality(images, against, network, drawn_by, manifold_samples, batch_size, chosen)
     write_atomically(path, to_json(results))
     for name, value in results.items():
         if name != "warnings":

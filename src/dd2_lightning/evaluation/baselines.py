@@ -11,27 +11,35 @@ from dd2_lightning.evaluation.samplers import Sampler, Samples, teacher_networks
 from dd2_lightning.noise import SampleNoise
 
 
-class Marginals:
+class ClassRows:
+    """Draws rows of given classes from a set with labels (N,)."""
+
+    def __init__(self, labels: Tensor, num_classes: int):
+        self.order, self.count = labels.argsort(stable=True), torch.bincount(labels, minlength=num_classes)
+        self.first = self.count.cumsum(0) - self.count
+
+    def draw(self, labels: Tensor, uniforms: Tensor) -> Tensor:
+        """Independent rows of classes ``labels`` from uniform numbers, both of one shape: row numbers."""
+        return self.order[self.first[labels] + (uniforms.double() * self.count[labels]).long()]
+
+
+class Marginals(ClassRows):
     """Marginals of the tokens in a sample of sequences (N, n) with labels (N,).
 
     A token is drawn by taking that of a random sequence of its class, another sequence for every token: no table of
-    classes x tokens x codes is needed.
-
-    Raises:
-        ValueError: if a class has no sequence.
+    classes x tokens x codes is needed. A class without a sequence is a ValueError.
     """
 
     def __init__(self, indices: Tensor, labels: Tensor, num_classes: int):
-        self.count = torch.bincount(labels, minlength=num_classes)
+        super().__init__(labels, num_classes)
         if not self.count.all():
             raise ValueError(f"the teacher sample has no sequence of class {int(self.count.argmin())}")
-        self.first = self.count.cumsum(0) - self.count
-        self.indices = indices[labels.argsort(stable=True)]
+        self.indices = indices
 
     def draw(self, labels: Tensor, uniforms: Tensor) -> Tensor:
         """Independent tokens of classes ``labels`` (B,) from uniform numbers (B, n): indices (B, n)."""
-        row = self.first[labels, None] + (uniforms.double() * self.count[labels, None]).long()
-        return self.indices[row, torch.arange(uniforms.shape[1], device=labels.device)]
+        rows = super().draw(labels[:, None].expand_as(uniforms), uniforms)
+        return self.indices[rows, torch.arange(uniforms.shape[1], device=labels.device)]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,11 +102,8 @@ class RealImages(Sampler):
         return self.draw(labels, noise).indices
 
     def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
-        count = torch.bincount(self.labels, minlength=self.teacher.num_classes)
-        first = count.cumsum(0) - count
-        rows = first[labels] + (noise.rand("real").double() * count[labels]).long()
-        images = self.images[self.labels.argsort(stable=True)[rows]]
-        return Samples(labels, images, self.teacher.encode(images))
+        rows = ClassRows(self.labels, self.teacher.num_classes).draw(labels, noise.rand("real"))
+        return Samples(labels, self.images[rows], self.teacher.encode(self.images[rows]))
 
     def batches(self, samples: int, seed: int, batch_size: int, precision: str | int = "32") -> Iterator[Samples]:
         """Every real image once, whatever the number of samples."""

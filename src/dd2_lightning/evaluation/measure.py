@@ -11,7 +11,7 @@ from dd2_lightning.errors import ArtifactError
 from dd2_lightning.images.npz import ImageFile, read_arrays
 from dd2_lightning.metrics.features import FeatureNetwork, features_of, identity
 from dd2_lightning.metrics.frechet import FeatureGaussian
-from dd2_lightning.metrics.protocols import protocol_named
+from dd2_lightning.metrics.protocols import Protocol, protocol_named
 from dd2_lightning.metrics.quality import Quality
 from dd2_lightning.metrics.references import Reference
 from dd2_lightning.metrics.warning import SampleWarning, collect_warnings
@@ -23,27 +23,19 @@ def measure_quality(
     images: ImageFile,
     reference: Reference,
     network: FeatureNetwork,
-    protocol: str | None,
+    protocol: Protocol | None,
     manifold_samples: int | None,
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Measure images against a reference: settings, scores and ``"warnings"``.
+    """Measure images against a reference, images of the same size or statistics: settings, scores and ``"warnings"``.
 
-    Args:
-        images: the samples.
-        reference: images of the same size, or statistics.
-        network: features.
-        protocol: how the samples were drawn.
-        manifold_samples: samples that precision, recall and KID take; those of the protocol by default, else 10,000.
-        batch_size: images at a time.
-        device: where the network is.
+    ``manifold_samples``, which precision, recall and KID take, are by default those of the protocol, else 10,000.
     """
-    drawn = None if protocol is None else protocol_named(protocol)
-    limit = manifold_samples or (drawn.manifold_samples if drawn else 10_000)
+    limit = manifold_samples or (protocol.manifold_samples if protocol else 10_000)
     with collect_warnings() as messages:
-        if drawn and drawn.samples and len(images) < drawn.samples:
-            message = f"{len(images):,} samples, protocol {protocol} takes {drawn.samples:,}"
+        if protocol and protocol.samples and len(images) < protocol.samples:
+            message = f"{len(images):,} samples, protocol {protocol.name} takes {protocol.samples:,}"
             warnings.warn(f"{message}: these figures are not comparable", SampleWarning, stacklevel=1)
         quality = Quality(*reference.measured(network, limit, batch_size, device), limit).to(device)
         for pixels in tracked(images.batches(batch_size), "quality: samples", len(images), size=batch_size):
@@ -51,7 +43,7 @@ def measure_quality(
             quality.update(features, network.logits(features))
         scores = quality.compute()
     return {
-        "protocol": protocol,
+        "protocol": protocol and protocol.name,
         "features": identity(network),
         "reference": reference.path.name,
         "samples": len(images),
@@ -70,15 +62,16 @@ def fit_features(images: ImageFile, network: FeatureNetwork, batch_size: int, de
     return fit
 
 
-def resolve_protocol(images: ImageFile, protocol: str | None) -> str | None:
-    """The given protocol, or the one in the samples' file; a ValueError if they differ, None if there is neither."""
+def resolve_protocol(images: ImageFile, name: str | None) -> Protocol | None:
+    """The protocol of this name, or the one in the samples' file; a ValueError if they differ."""
+    protocol = None if name is None else protocol_named(name)
     settings = read_arrays(images.path).get("settings")
     try:
         stored = None if settings is None else json.loads(str(settings)).get("protocol")
     except (ValueError, AttributeError) as error:
         raise ArtifactError(f"{images.path}: its settings are not those of dd2 sample ({error})") from error
     if protocol is None:
-        return stored
-    if settings is not None and stored != protocol_named(protocol).name:
-        raise ValueError(f"{images.path} was drawn by {stored or 'no'} protocol, not by --protocol {protocol}")
+        return None if stored is None else protocol_named(stored)
+    if settings is not None and stored != name:
+        raise ValueError(f"{images.path} was drawn by {stored or 'no'} protocol, not by --protocol {name}")
     return protocol

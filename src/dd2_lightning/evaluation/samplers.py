@@ -30,13 +30,7 @@ OpenModel = Callable[[str, tuple[str, ...]], nn.Module]
 
 @dataclass
 class Samples:
-    """A batch of samples.
-
-    Attributes:
-        labels: (B,).
-        images: (B, channels, H, W) in [0, 1].
-        indices: the token sequences, snapped to the nearest codes, (B, n).
-    """
+    """A batch: labels (B,), images (B, channels, H, W) in [0, 1], and snapped token sequences (B, n)."""
 
     labels: Tensor
     images: Tensor
@@ -55,8 +49,8 @@ class Sampler(ABC):
         snapped: whether tokens are replaced by their nearest codes before they are decoded.
         passes: sequential passes through a backbone for one sample; None for real images.
         networks: the networks it samples with, tokenizer excluded.
-        smooth: ``(labels (B,), noise (B, n, C)) -> tokens``, where tokens change smoothly with noise and with nothing
-            else, so that their images have a path length; None elsewhere.
+        smooth: ``(labels (B,), noise (B, n, C)) -> tokens`` of samplers whose tokens are a smooth function of noise
+            alone, so that their images have a path length; None elsewhere.
     """
 
     kind: ClassVar[str]
@@ -71,15 +65,12 @@ class Sampler(ABC):
     def bind(
         self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
     ) -> Self:
-        """Make it ready to sample.
+        """Make it ready to sample; settings that the teacher does not allow are a ValueError.
 
         Args:
             teacher: draws its positions, snaps, decodes.
             sampling: guidance and truncation of the teacher.
             open_model: opens the directory that is named; without it the networks themselves have to be given.
-
-        Raises:
-            ValueError: for settings that the teacher does not allow.
         """
         self.teacher, self.sampling = teacher, sampling
         self.setup()
@@ -101,7 +92,8 @@ class Sampler(ABC):
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for samplers whose snapped sequences are the same."""
-        return type(self), self.networks, *(getattr(self, key) for key in setting_names(self) if key not in IRRELEVANT)
+        relevant = [name for name in setting_names(self) if name not in ("name", "snapped", "optional")]
+        return type(self), self.networks, *(getattr(self, name) for name in relevant)
 
     def sample(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         """Tokens as they are decoded: those of :meth:`generate`, snapped if ``snapped``."""
@@ -124,10 +116,6 @@ class Sampler(ABC):
             with autocast(device, precision):
                 batch = self.draw(labels, SampleNoise(seed, start, count, device))
             yield batch
-
-
-IRRELEVANT = ("name", "snapped", "optional")
-"""Settings that do not change the tokens that are generated."""
 
 
 def setting_names(sampler: Sampler | type[Sampler]) -> list[str]:
@@ -171,7 +159,7 @@ class DistilledSampler(Sampler):
         stages: the stages that its directory may come from.
         model: directory of its finished stage; from Python also the network itself.
         optional: leave it out, with a message, while the stage has not finished.
-        transport: from labels, noise and the teacher's random numbers to tokens, set by ``setup``.
+        transport: the generator's way to sample, set by ``setup``.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("csd", "align")

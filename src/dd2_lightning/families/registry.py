@@ -19,33 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A family, whose folder is ``families/NAME``.
+    """A family, whose folder is ``families/NAME``."""
 
-    Attributes:
-        name: what artifacts and configs call it.
-        teacher_class: in ``model.py``.
-        sampling_class: in ``sampling.py``; None where the family has the common settings only.
-        published: whether weights were published: there are ``cards.yaml``, and ``RELEASE`` in ``release.py``.
-    """
-
-    name: str
-    teacher_class: str
-    sampling_class: str | None = None
+    name: str  # what artifacts and configs call it
+    teacher_class: str  # in ``model.py``
+    sampling_class: str | None = None  # in ``sampling.py``; None where the family has the common settings only
+    # whether weights were published: there are ``cards.yaml``, and ``RELEASE`` in ``release.py``
     published: bool = False
 
     @property
     def folder(self) -> str:
-        """The family's package."""
         return f"dd2_lightning.families.{self.name}"
 
     @property
     def teacher(self) -> "type[Teacher]":
-        """Class of the teacher."""
         return getattr(import_module(f"{self.folder}.model"), self.teacher_class)
 
     @property
     def sampling(self) -> type[Sampling]:
-        """Class of the sampling settings."""
         if self.sampling_class is None:
             return Sampling
         return getattr(import_module(f"{self.folder}.sampling"), self.sampling_class)
@@ -78,11 +69,7 @@ else:
 
 
 def published_family(name: str) -> Family:
-    """A family of which weights were published.
-
-    Raises:
-        ValueError: if nothing of it was published.
-    """
+    """A family of which weights were published; a ``ValueError`` if there are none."""
     published = [family.name for family in FAMILIES.values() if family.published]
     if name not in published:
         raise ValueError(f"no weights of family '{name}' are known; there are: {', '.join(published)}")
@@ -90,11 +77,7 @@ def published_family(name: str) -> Family:
 
 
 def family_of(teacher: "Teacher") -> str:
-    """The name that a teacher's family is stored under: the short one, or where its class is imported from.
-
-    Raises:
-        ValueError: for a class that cannot be imported by its name.
-    """
+    """The name of a teacher's family: the short one, or ``module.Class``; a ``ValueError`` if that does not import."""
     kind = type(teacher)
     for family in FAMILIES.values():
         if kind is family.teacher:
@@ -106,11 +89,7 @@ def family_of(teacher: "Teacher") -> str:
 
 
 def family_class(name: str) -> "type[Teacher]":
-    """The teacher's class of a family, or of a user's: where to import a subclass of :class:`Teacher` from.
-
-    Raises:
-        ValueError: if there is no such family.
-    """
+    """The teacher's class of a family, or of a user's, ``module.Class``; a ``ValueError`` if there is none."""
     from dd2_lightning.models.teacher import Teacher
 
     if name in FAMILIES:

@@ -1,4 +1,4 @@
-"""What a family says of its published files: how they translate to a teacher of ours."""
+"""How the published files of a family translate to its teacher."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,32 +9,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Release:
-    """How a family reads its release.
+    """How a family reads its release."""
 
-    Attributes:
-        architecture: ``(config, grid, latent_only)`` to the sizes of a teacher; ``config`` holds the constructor
-            arguments of the release.
-        state: ``(transformer, tokenizer)``, two state dicts of the release, to that of a teacher. It drops what the
-            release stores but does not learn.
-        adapted: the sizes that change before a published model can be distilled.
-    """
-
+    # ``(config, grid, latent_only)`` to the sizes of a teacher; ``config`` holds the constructor arguments of the
+    # release. A ``ValueError`` names a key that is unknown, missing or not implemented.
     architecture: Callable[[dict[str, Any], int | None, bool], dict[str, Any]]
+    # ``(transformer, tokenizer)``, two state dicts of the release, to that of a teacher. It drops what the release
+    # stores but does not learn.
     state: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+    # the sizes that change before a published model can be distilled
     adapted: dict[str, Any] = field(default_factory=dict)
 
 
 def translate(config: dict[str, Any], renamed: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of a release under our names.
-
-    Args:
-        config: the arguments.
-        renamed: their name to ours.
-        fixed: arguments that may be absent, and otherwise must have this value.
-
-    Raises:
-        ValueError: naming a key that is unknown, or a value that this implementation does not have.
-    """
+    """Rename constructor arguments of a release, ``renamed`` to ours; others must have their ``fixed`` value."""
     unknown = sorted(config.keys() - renamed.keys() - fixed.keys())
     if unknown:
         raise ValueError(f"--arch: unknown key '{unknown[0]}'; there are: {', '.join((*renamed, *fixed))}")

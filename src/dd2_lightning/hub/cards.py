@@ -1,4 +1,4 @@
-"""Cards: what was published of a family, where, under what licence and in what sizes."""
+"""Cards of the published weights: repositories, files, licences and sizes."""
 
 import json
 from collections.abc import Iterable
@@ -14,66 +14,47 @@ from dd2_lightning.families.registry import FAMILIES, published_family
 
 @dataclass(frozen=True)
 class DD1Card:
-    """What was published of a family's networks for DD1, in ``repository`` on the hub.
-
-    Attributes:
-        weights: ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels.
-        published: path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its
-            ``teacher`` that no weights tell.
-        teacher: such sizes that all of them share.
-    """
+    """The published networks for DD1 of a family, in ``repository`` on the hub."""
 
     repository: str
     licence: str
-    weights: dict[str, str]
+    weights: dict[str, str]  # ``ema`` and ``raw`` to where a file keeps them, ``/`` between levels
+    # path in the repository to ``arch``, ``split``, ``second``, parameter count and sizes of its ``teacher`` that no
+    # weights tell
     published: dict[str, dict[str, Any]]
-    teacher: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)  # such sizes that all of them share
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """What is known of every published file, by name."""
+        """The facts of every published file, by name."""
         return {Path(path).name: facts for path, facts in self.published.items()}
 
 
 @dataclass(frozen=True)
 class Card:
-    """The contents of a family's ``cards.yaml``.
-
-    Attributes:
-        name: the family's name in messages; ``family`` is that in the registry.
-        repository: on the hub, ``OWNER/REPO``.
-        signature: role (``transformer``, ``tokenizer``) to beginnings of keys that only such a file has.
-        wrappers: role to entries that training checkpoints of the release keep the weights in.
-        config: constructor arguments that all published sizes share.
-        tokenizers: name to ``file``, ``config`` and parameter count.
-        architectures: name to ``file`` (or one a grid), ``config`` and parameter count.
-        dd1: networks of the baseline DD1.
-    """
+    """The contents of a family's ``cards.yaml``."""
 
     family: str
-    name: str
-    repository: str
+    name: str  # the family's name in messages; ``family`` is that in the registry
+    repository: str  # on the hub, ``OWNER/REPO``
     licence: str
+    # role (``transformer``, ``tokenizer``) to beginnings of keys that only such a file has
     signature: dict[str, list[str]]
-    wrappers: dict[str, list[str]]
-    config: dict[str, Any]
-    tokenizers: dict[str, dict[str, Any]]
-    architectures: dict[str, dict[str, Any]]
-    dd1: DD1Card
+    wrappers: dict[str, list[str]]  # role to entries that training checkpoints of the release keep the weights in
+    config: dict[str, Any]  # constructor arguments that all published sizes share
+    tokenizers: dict[str, dict[str, Any]]  # name to ``file``, ``config`` and parameter count
+    architectures: dict[str, dict[str, Any]]  # name to ``file`` (or one a grid), ``config`` and parameter count
+    dd1: DD1Card  # networks of the baseline DD1
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """What is known of every published file, by name: a ``grid``, a ``sha256``."""
+        """The facts of every published file, by name: a ``grid``, a ``sha256``."""
         entries = (*self.tokenizers.values(), *self.architectures.values())
         return {facts["file"]: facts for entry in entries for facts in entry.get("files", [entry])}
 
     def release_config(self, arch: str, tokenizer: str | None = None) -> dict[str, Any]:
         """Constructor arguments of the release, transformer and tokenizer in one.
 
-        Args:
-            arch: the name of a published size, or a JSON file with these very keys.
-            tokenizer: which of the published ones goes with a named size; the first by default.
-
-        Raises:
-            ValueError: if ``arch`` is neither, or the file holds no JSON object.
+        An ``arch`` is the name of a published size, with the first published tokenizer by default, or a JSON file with
+        these keys; anything else is a ``ValueError``.
         """
         if arch in self.architectures:
             chosen = self.tokenizers[tokenizer or next(iter(self.tokenizers))]
@@ -95,11 +76,7 @@ class Card:
 
 @cache
 def load_card(family: str) -> Card:
-    """The card of a family.
-
-    Raises:
-        ValueError: if nothing of it was published.
-    """
+    """The card of a family; a ``ValueError`` if it has no published weights."""
     content = yaml.safe_load(published_family(family).card)
     return Card(family=family, **{**content, "dd1": DD1Card(**content["dd1"])})
 
@@ -117,10 +94,7 @@ def published(name: str, adapted: bool = True) -> tuple[str, dict[str, Any]]:
     """Family and sizes of a published model: as it is distilled (``adapted``), or as it was published.
 
     The name is ``FAMILY/ARCH``, with the ``arch`` of ``dd2 convert``, so it may be a JSON file: ``var/my_sizes.json``.
-    Of a size that was published for several grids it is the first one on the card.
-
-    Raises:
-        ValueError: if there is none of that name.
+    Of a size that was published for several grids it is the first one on the card. Other names are a ``ValueError``.
     """
     family, _, arch = name.partition("/")
     card, release = load_card(family), published_family(family).release

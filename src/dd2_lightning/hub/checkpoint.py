@@ -1,4 +1,4 @@
-"""Checkpoint files of other projects: fetched from the hub, read without running them, tensors only."""
+"""Reading checkpoint files of other projects, from disk or the hub: tensors only, no code in them is run."""
 
 import argparse
 import re
@@ -20,24 +20,26 @@ HUB = "hf://"
 WRAPPERS = ("model", "module", "state_dict")
 """Entries that published checkpoints keep their weights in, tried in this order (DeepSpeed's is the second)."""
 
-MOST_GROWTH = 2
-"""Bytes of content a byte of an archive, above which it is refused."""
+
+def hub_parts(reference: str, flag: str) -> list[str]:
+    """The parts of ``hf://OWNER/REPO/PATH``, none for a local path; malformed references are a ``ValueError``."""
+    if not reference.startswith(HUB):
+        return []
+    parts = reference.removeprefix(HUB).split("/")
+    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
+        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
+    return parts
 
 
 def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
 
-    The card knows the checksums of some files; ``flag`` is the option that named this one, for messages.
-
-    Raises:
-        ValueError: for a hub reference that is none; nothing is fetched then.
-        ArtifactError: if it cannot be fetched, or is not the file of the card.
+    Malformed references are a ``ValueError``; a file that cannot be fetched, or has another checksum than on the card,
+    is an ``ArtifactError``. Messages name ``flag``, the option that named the file.
     """
-    if not reference.startswith(HUB):
+    parts = hub_parts(reference, flag)
+    if not parts:
         return Path(reference)
-    parts = reference.removeprefix(HUB).split("/")
-    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
-        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
     import huggingface_hub
 
     repository, name = "/".join(parts[:2]), "/".join(parts[2:])
@@ -48,8 +50,7 @@ def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
             f"{flag}: {reference} could not be fetched ({first_line(error)}). Check the name and the network, "
             f"or download the file elsewhere and give its path"
         ) from error
-    known = card.files().get(Path(name).name, {}) if repository == card.repository else {}
-    expected = known.get("sha256")
+    expected = card.files().get(Path(name).name, {}).get("sha256") if repository == card.repository else None
     if expected and sha256(path) != expected:
         raise ArtifactError(
             f"{flag}: {path} is not the published {name}: its SHA-256 differs; delete and fetch it again"
@@ -71,10 +72,9 @@ def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str
     Args:
         path: a safetensors file or one written by ``torch.save``. Pickled code in it is never executed.
         wrappers: further entries to look for the weights in, ``/`` between levels.
-        entry: the only place to look, for files that hold weights in several.
+        entry: the only entry to look in, for files that hold weights in several.
 
-    Raises:
-        ArtifactError: if the file is missing, truncated, holds anything that could run, or no state dict.
+    An ``ArtifactError`` refuses files that are damaged or compressed, hold anything that could run, or no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,7 +98,7 @@ def _unpickle(path: Path, head: bytes) -> Any:
     try:
         if complete:
             _check_stored(path)
-        # training checkpoints keep their command line, a plain record, beside the weights
+        # training checkpoints keep their command line, a record without code, beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=complete)
     except ArtifactError:
@@ -116,11 +116,10 @@ def _unpickle(path: Path, head: bytes) -> Any:
 
 
 def _check_stored(path: Path) -> None:
-    """Refuse an archive that would grow when it is read: torch stores its tensors uncompressed."""
+    """Refuse an archive whose content is more than twice its size: torch stores tensors uncompressed."""
     with zipfile.ZipFile(path) as archive:
-        content = sum(entry.file_size for entry in archive.infolist())
-    size = path.stat().st_size
-    if content > MOST_GROWTH * size:
+        content, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if content > 2 * size:
         raise ArtifactError(
             f"{path} was not opened: it declares {content:,} bytes of content in a file of {size:,}, and checkpoints "
             f"of PyTorch are not compressed; get the file again"

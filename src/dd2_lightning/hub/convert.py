@@ -1,4 +1,4 @@
-"""Conversion of the two published files of a model into a teacher's directory, every key accounted for."""
+"""Conversion of the two published files of a model to a teacher's directory, every key accounted for."""
 
 from pathlib import Path
 
@@ -10,19 +10,15 @@ from dd2_lightning.families.registry import build_meta, published_family
 from dd2_lightning.families.release import Release
 from dd2_lightning.files import check_writable, sha256
 from dd2_lightning.hub.cards import Card, identify, load_card
-from dd2_lightning.hub.checkpoint import locate, read_checkpoint
+from dd2_lightning.hub.checkpoint import hub_parts, locate, read_checkpoint
 from dd2_lightning.models.teacher import Teacher
 
 ROLES = {"backbone": "transformer", "classifier": "transformer", "tokenizer": "tokenizer"}
-"""Which file each network of a teacher comes from; behind the network's name its keys are those of the release."""
+"""Network of a teacher to the file that it comes from; after the network's name keys are those of the release."""
 
 
 def read_file(reference: str, card: Card, role: str) -> tuple[dict[str, Tensor], Path]:
-    """The state dict in a file, and where the file lies.
-
-    Raises:
-        ArtifactError: if it cannot be read, or looks like a file of another family or role.
-    """
+    """The state dict in a file, and its path; an ``ArtifactError`` refuses files of another family or role."""
     path = locate(reference, card, f"--{role}")
     try:
         tensors = read_checkpoint(path, tuple(card.wrappers.get(role, ())))
@@ -39,14 +35,8 @@ def load_release(
 ) -> None:
     """Load the weights of a release into a teacher from :func:`build_meta`, cast to its precision, without copies.
 
-    Args:
-        release: how the family reads them.
-        teacher: filled in place.
-        files: role to state dict of the release.
-        sources: role to what to call its file in messages.
-
-    Raises:
-        ArtifactError: naming file and keys, these as the file does, where it has them.
+    From role to state dict of the release (``files``). An ``ArtifactError`` names the keys that do not fit, as they are
+    in the file, and the file (``sources``, by role).
     """
     wanted, state = teacher.state_dict(), release.state(files["transformer"], files["tokenizer"])
     published = {id(value): key for tensors in files.values() for key, value in tensors.items()}
@@ -73,12 +63,7 @@ def load_release(
 def convert(
     family: str, transformer: str, tokenizer: str, arch: str, output: str, grid: int | None, latent_only: bool
 ) -> None:
-    """Write a teacher's directory from the two files of a release; arguments are the options of the commands.
-
-    Raises:
-        ValueError: for an ``arch`` or ``grid`` that cannot be.
-        ArtifactError: if a file cannot be read or does not fit, or the directory cannot be written.
-    """
+    """Write a teacher's directory from the two files of a release; arguments are the options of the commands."""
     card, release = load_card(family), published_family(family).release
     sizes = release.architecture(card.release_config(arch), grid, latent_only)
     check_grid(card, arch, transformer, grid)
@@ -86,8 +71,10 @@ def convert(
         teacher = build_meta(family, sizes)
     except ValueError as error:
         raise ValueError(f"--arch: {error}") from error
-    check_writable(output)
     references = {"transformer": transformer, "tokenizer": tokenizer}
+    for role, reference in references.items():  # before any file is fetched or read
+        hub_parts(reference, f"--{role}")
+    check_writable(output)
     files = {role: read_file(reference, card, role) for role, reference in references.items()}
     tensors = {role: content for role, (content, _) in files.items()}
     codes = {key: value for key, value in tensors["tokenizer"].items() if key.startswith("quantize.")}
@@ -106,11 +93,7 @@ def convert(
 
 
 def check_grid(card: Card, arch: str, transformer: str, grid: int | None) -> None:
-    """Refuse a grid that a model was not published for; its weights do not tell, and the images would be wrong.
-
-    Raises:
-        ValueError: naming both.
-    """
+    """Refuse a grid that a model was not published for: its weights do not tell, and the images would be wrong."""
     published = {facts["file"]: facts["grid"] for facts in card.architectures.get(arch, {}).get("files", [])}
     if published and grid not in published.values():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Conversion of a published network of the baseline DD1 into a directory like the one its training leaves."""
+"""Conversion of a published network of the baseline DD1 to the directory of a ``dd1`` stage."""
 
 from pathlib import Path
 from typing import Literal

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 CHUNK = 2**23
 """Distances held at a time: 64 MB."""
@@ -23,38 +22,26 @@ DUPLICATE = 1e-12
 """Pairs whose squared distance is a smaller part of their squared lengths are one point; rounding is below it."""
 
 
-class FirstFeatures(Metric):
+class FirstFeatures:
     """Keeps the first ``limit`` features of a set, (min(limit, samples), d)."""
 
-    full_state_update = False
-    parts: list[Tensor]
-
     def __init__(self, limit: int = 10_000):
-        super().__init__()
         if limit < 1:
             raise ValueError(f"at least 1 sample must be kept, got {limit}")
-        self.limit, self.count = limit, 0
-        self.add_state("parts", [], "cat")
+        self.missing, self.batches = limit, list[Tensor]()
 
     def update(self, features: Tensor) -> None:
         """Add features (B, d)."""
-        if features.ndim != 2:
-            raise ValueError(f"features must be (B, d), got {tuple(features.shape)}")
-        taken = features[: self.limit - self.count].clone()
-        if len(taken):
-            self.parts.append(taken)
-            self.count += len(taken)
+        if self.missing:
+            self.batches.append(features[: self.missing].clone())
+            self.missing -= len(self.batches[-1])
 
     def compute(self) -> Tensor:
-        if not self.count:
+        """The features so far."""
+        if not self.batches:
             raise ValueError("there are no features yet")
-        if len(self.parts) > 1:
-            self.parts = [torch.cat(self.parts)]  # what is kept is not held twice
-        return self.parts[0]
-
-    def reset(self) -> None:
-        super().reset()
-        self.count = 0
+        self.batches = [torch.cat(self.batches)]  # what is kept is not held twice
+        return self.batches[0]
 
 
 class Manifold:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.noise import SampleNoise
 
 
@@ -18,7 +19,7 @@ class Protocol:
     """A way to draw and measure a set of samples.
 
     Attributes:
-        name: as results give it.
+        name: of the protocol in results.
         draw_labels: (num, classes, seed) -> (num,).
         manifold_samples: generated samples that precision and recall take.
         samples: in all; figures of fewer are not comparable. None where a protocol does not say it.
@@ -31,16 +32,15 @@ class Protocol:
 
     def labels(self, num: int, classes: int, seed: int = 0) -> Tensor:
         """Classes of samples 0 to ``num - 1``, (num,); a ValueError for a number that the protocol does not have."""
-        if num < 1 or classes < 1:
-            raise ValueError(f"at least 1 sample and 1 class are needed, got {num} and {classes}")
+        check_at_least_one("", num=num, classes=classes)
         return self.draw_labels(num, classes, seed)
 
 
 def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
     """Every class equally often; sample i has class i mod classes.
 
-    So every subset in a row holds all classes. The evaluator takes the inception score of 5,000 samples at a time: in
-    the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
+    So every run of samples holds all classes. OpenAI's evaluator takes the inception score of 5,000 samples at a time:
+    in the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
     for that reason.) Likewise, the first 10,000 stand for all in precision and recall.
     """
     if num % classes:
@@ -49,20 +49,16 @@ def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
 
 
 def uniform(num: int, classes: int, seed: int = 0) -> Tensor:
-    """Independent and uniform; that of sample i depends on the seed and i only."""
+    """Independent and uniform; the class of sample i depends on the seed and i only."""
     return (SampleNoise(seed, 0, num).rand("label").double() * classes).long()
 
 
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        # OpenAI's evaluator, 50 samples a class, as VAR and LlamaGen report: all samples are in the manifold
-        Protocol("openai", balanced, manifold_samples=50_000, samples=50_000),
-        # the scripts of DD1
-        Protocol("dd1", uniform, manifold_samples=10_000),
-    )
+    # OpenAI's evaluator, 50 samples a class, as VAR and LlamaGen report: all samples are in the manifold
+    "openai": Protocol("openai", balanced, manifold_samples=50_000, samples=50_000),
+    # the scripts of DD1
+    "dd1": Protocol("dd1", uniform, manifold_samples=10_000),
 }
-"""By name."""
 
 
 def protocol_named(name: str) -> Protocol:

@@ -1,12 +1,8 @@
 r"""Image quality from features: FID, KID, inception score, precision and recall.
 
-The features of a batch are computed once, by a :class:`~dd2_lightning.metrics.features.FeatureNetwork`,
-and handed to all metrics. What torchmetrics offers is used where it fits:
-
-* FID is :func:`~dd2_lightning.metrics.frechet.frechet_distance`, which says why it is not torchmetrics'.
-* KID is its ``poly_mmd`` on subsets of our own: its metric keeps every feature twice and draws from the global random
-  state.
-* The inception score is its metric.
+The features of a batch are computed once and handed to all metrics. The inception score is torchmetrics'. KID is its
+``poly_mmd`` on subsets drawn here, since its metric keeps every feature twice and draws from the global random state.
+For FID see :mod:`~dd2_lightning.metrics.frechet`.
 """
 
 import warnings
@@ -47,9 +43,9 @@ class Quality(nn.Module):
 
     Args:
         gaussian: fit of the reference's features.
-        features: features of reference images, (N, d); without them there is only FID and the inception score.
-        manifold_samples: samples that KID, precision and recall take, the first ones, of each side. Recall rises
-            with the number of samples and precision falls with it.
+        features: of reference images, (N, d); without them there is only FID and the inception score.
+        manifold_samples: samples that KID, precision and recall take, the first of each side. Recall rises with their
+            number and precision falls.
         k: neighbours of precision and recall.
         splits: subsets whose inception scores are averaged.
         seed: of KID's subsets and those of the inception score.
@@ -65,12 +61,11 @@ class Quality(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.gaussian, self.k, self.seed = gaussian, k, seed
+        self.gaussian, self.k, self.seed, self.manifold_samples = gaussian, k, seed, manifold_samples
         self.fit = FeatureGaussian(len(gaussian.mean))
         self.manifold = None
         if features is not None and manifold_samples:
-            self.manifold = Manifold(features[:manifold_samples], k)
-            self.first = FirstFeatures(manifold_samples)
+            self.manifold, self.first = Manifold(features[:manifold_samples], k), FirstFeatures(manifold_samples)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*will save all extracted features")
             self.inception = InceptionScore(nn.Identity(), splits)
@@ -108,7 +103,7 @@ class Quality(nn.Module):
         self.fit.reset()
         self.inception.reset()
         if self.manifold is not None:
-            self.first.reset()
+            self.first = FirstFeatures(self.manifold_samples)
 
 
 def kernel_distance(first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:

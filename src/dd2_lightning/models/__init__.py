@@ -1,1 +1,1 @@
-"""Teachers, students and the families they come in."""
+"""Teachers, students and generators, whatever the family."""

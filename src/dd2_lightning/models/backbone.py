@@ -1,4 +1,4 @@
-"""What a causal backbone is, whatever its family."""
+"""The causal backbone of a teacher or a student."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,38 +11,28 @@ from dd2_lightning.models.layers import Cache
 
 
 class Backbone(nn.Module, ABC):
-    """A causal network from tokens and a class to one feature per token.
+    """A causal network from tokens and a class to one feature per token."""
 
-    Attributes:
-        layout: the order of the tokens.
-        token_dim: C.
-        width: d, the width of its features.
-        num_classes: classes; label ``num_classes`` is the null label of classifier-free guidance.
-    """
-
-    layout: Layout
-    token_dim: int
-    width: int
-    num_classes: int
+    layout: Layout  # the order of the tokens
+    token_dim: int  # C
+    width: int  # d, the width of its features
+    num_classes: int  # classes; label ``num_classes`` is the null label of classifier-free guidance
 
     @abstractmethod
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
-        """Features of the next tokens; feature i depends on tokens of earlier positions only.
+        """Features of the next tokens, (B, n', d); feature i depends on tokens of earlier positions only.
 
-        The backbone shifts or accumulates its input itself.
+        The backbone shifts or accumulates its input itself. Positions are all those up to the one that follows
+        ``tokens``; with a cache, only the new ones among them.
 
         Args:
             tokens: those of all complete positions so far, (B, k, C), or of the sequence, (B, n, C).
             labels: (B,).
-            cache: empty or left by a call with fewer positions; only what is new is then computed.
-
-        Returns:
-            Without a cache (B, n', d): features of every position up to the one that follows ``tokens`` (of all
-            n tokens for a full sequence). With a cache, of those among them that are new.
+            cache: empty or left by a call with fewer positions.
         """
 
     def next_position(self, tokens: Tensor, labels: Tensor, cache: Cache) -> Tensor:
-        """Features of the position that follows ``tokens`` alone, (B, n_i, d), whatever else was new to the cache."""
+        """Features of the position that follows ``tokens`` only, (B, n_i, d)."""
         features = self(tokens, labels, cache)
         return features[:, -self.layout.counts[cache.positions - 1] :]
 

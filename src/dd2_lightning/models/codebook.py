@@ -1,4 +1,4 @@
-"""What every VQ tokenizer does with its codebook: look up, count, revive."""
+"""Operations on a VQ codebook: nearest code, usage, re-seeding of unused codes."""
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,8 @@ PATIENCE = 256
 def nearest_code(z: Tensor, codebook: Tensor, log_p: Tensor | None = None) -> Tensor:
     """Index of the nearest codebook vector by Euclidean distance: (..., C), (V, C) -> (...,).
 
-    Distances are never rounded to the type of autocast: codes can be nearer to each other than that resolves. With
-    ``log_p`` (..., V), codes whose probability is zero are not chosen.
+    Autocast is off, since codes can be nearer to each other than it resolves. With ``log_p`` (..., V), codes of
+    probability zero are not chosen.
     """
     with torch.autocast(z.device.type, enabled=False):
         closeness = z.to(codebook.dtype) @ codebook.T - codebook.square().sum(-1) / 2
@@ -28,25 +28,21 @@ def perplexity(counts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, generator: torch.Generator) -> None:
-    """Replace codes that nothing chose by random vectors of the batch, in place.
+def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, rng: torch.Generator) -> None:
+    """Replace codes that no token chose by random vectors of the batch, in place.
 
     There is no memory of earlier batches, so that a resumed run sees what an uninterrupted one sees: a code
     without a token in this batch is replaced with the probability ``tokens / (PATIENCE · V)``. Under
-    ``torch.distributed`` all processes count together and choose among the vectors of all, in the order of their
-    ranks, so that they do what a single process would.
+    ``torch.distributed`` the processes do together what a single one would, vectors in the order of their ranks.
 
-    Args:
-        codebook: (V, C), changed in place.
-        counts: how often each code was chosen in this batch, (V,).
-        vectors: what the codes should have been near to, (tokens, C); as many in every process.
-        generator: random source, in the same state in every process.
+    The codebook is (V, C), ``counts`` (V,) says how often a code was chosen in this batch, and ``vectors`` (tokens, C)
+    are those that were quantised, as many in every process. The ``rng`` must be in the same state in every process.
     """
     V, local = len(codebook), len(vectors)
     together = dist.is_available() and dist.is_initialized()
     rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-    uniforms = torch.rand(V, generator=generator, device=generator.device).to(codebook.device)
-    rows = torch.randint(local * processes, (V,), generator=generator, device=generator.device).to(codebook.device)
+    uniforms = torch.rand(V, generator=rng, device=rng.device).to(codebook.device)
+    rows = torch.randint(local * processes, (V,), generator=rng, device=rng.device).to(codebook.device)
     is_local = rows // local == rank
     fresh, counts = torch.where(is_local[:, None], vectors[rows % local], 0).to(codebook.dtype), counts.clone()
     if together:

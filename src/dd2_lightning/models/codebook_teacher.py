@@ -1,4 +1,4 @@
-"""Teachers with a codebook: their flow follows exactly from the logits of a classifier."""
+"""Teachers with a codebook, whose flow follows exactly from the logits of a classifier."""
 
 from functools import partial
 from itertools import islice
@@ -40,11 +40,7 @@ class CodebookTeacher(Teacher):
         return self.tokenizer.codebook
 
     def are_indices(self, tokens: Tensor) -> bool:
-        """Whether tokens are integer indices (B, n), rather than floating embeddings (B, n, C).
-
-        Raises:
-            InputTypeError: a ``TypeError``, for anything else.
-        """
+        """Whether tokens are integer indices (B, n) or floating embeddings (B, n, C); refuses anything else."""
         integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
         if tokens.ndim == 2 and integer:
             return True
@@ -63,10 +59,9 @@ class CodebookTeacher(Teacher):
         return nearest_code(tokens, self.codebook)
 
     def prepare(self, tokens: Tensor) -> Tensor:
-        """Convert indices (B, n) or embeddings (B, n, C) to what the backbone reads: by default embeddings.
+        """Convert indices (B, n) or embeddings (B, n, C) to the backbone's input, by default embeddings.
 
-        Raises:
-            InputTypeError: for anything else, and for embeddings where a family reads indices only.
+        A family that reads indices only refuses embeddings with an ``InputTypeError``.
         """
         return self.embed(tokens)
 
@@ -75,31 +70,27 @@ class CodebookTeacher(Teacher):
 
         A family has its convention for the ``guidance_scale`` s, and may use the position of each token, (n',).
         """
+        assert sampling.guidance_scale is not None
         return uncond + sampling.guidance_scale * (cond - uncond)
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
-        """Temperature (1e-5 at least), top-k and top-p on guided logits (B, n', V); what is cut becomes -inf."""
+        """Temperature (1e-5 at least), top-k and top-p on guided logits (B, n', V); tokens that are cut become -inf."""
         logits = keep_top_k(logits / max(sampling.temperature, 1e-5), sampling.top_k)
         return keep_top_p(logits, sampling.top_p)
 
     def choose(
         self, flow: CodebookFlow, sampling: Sampling, uniforms: Tensor, position: int, rng: torch.Generator | None
     ) -> Tensor:
-        """Draw the tokens of one position, from uniform random numbers (B, n_i) and, for settings that need more, rng.
+        """Draw the tokens of one position from ``uniforms`` (B, n_i): indices (B, n_i), or embeddings for soft tokens.
 
-        Returns:
-            Indices (B, n_i), or embeddings (B, n_i, C) for settings that make soft tokens.
+        A family draws further numbers from ``rng``.
         """
         return draw(flow, uniforms)
 
     def logits(self, tokens: Tensor, labels: Tensor, guidance_scale: float | None = None) -> Tensor:
         """Next-token logits (B, n, V) before truncation, in float32; without a ``guidance_scale`` the conditional ones.
 
-        Tokens are indices (B, n) or embeddings (B, n, C) of complete positions.
-
-        Raises:
-            ValueError: for a label that no class has.
-            InputTypeError: see :meth:`prepare`.
+        Tokens are as in :meth:`flow`; a ``ValueError`` refuses labels that no class has.
         """
         check_labels(labels, self.num_classes)
         return self._logits(self.prepare(tokens), labels, self.resolve_sampling(Sampling(guidance_scale)))
@@ -131,7 +122,9 @@ class CodebookTeacher(Teacher):
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> CodebookFlow:
         return self._flow(self.prepare(tokens), labels, sampling)
 
-    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
+    def walk(
+        self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None
+    ) -> Walk[CodebookFlow]:
         check_labels(labels, self.num_classes)
         if prefix is None:
             prefix = labels.new_zeros(len(labels), 0)
@@ -153,7 +146,7 @@ class CodebookTeacher(Teacher):
         if uniforms is None:
             uniforms = torch.rand(len(labels), self.layout.length, generator=generator, device=labels.device)
         drawn = [labels.new_zeros(len(labels), 0)]
-        if walk.position:
+        if prefix is not None and walk.position:
             drawn.append(prefix if self.are_indices(prefix) else self.snap(prefix))
         until = self.layout.num_positions if until is None else until
         for flow in islice(walk, max(0, until - walk.position)):
@@ -176,18 +169,9 @@ class CodebookTeacher(Teacher):
         """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
 
         Args:
-            tokens: one-step sequence, (B, n, C).
-            labels: (B,).
+            tokens: the draft, (B, n, C), and so is the result.
             steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
-            sampling: as in :meth:`sample`, like the following.
-            generator: random source.
-            uniforms: instead of a generator, (B, n).
-
-        Returns:
-            Tokens, (B, n, C).
-
-        Raises:
-            ValueError: if ``steps`` is not in 1..N+1.
+            labels: as in :meth:`sample`, like the others.
         """
         self.check_steps(steps)
         if steps == 1:
@@ -197,22 +181,14 @@ class CodebookTeacher(Teacher):
         return torch.cat([kept, self.embed(drawn[:, kept.shape[1] :])], 1)
 
     def check_steps(self, steps: int) -> None:
-        """Refuse a number of steps that :meth:`refine` cannot take.
-
-        Raises:
-            ValueError: if it is not in 1..N+1.
-        """
+        """Refuse a number of steps outside 1..N+1, with a ``ValueError``."""
         N = self.layout.num_positions
         if not 1 <= steps <= N + 1:
             raise ValueError(f"steps must be in 1..{N + 1} for a teacher of {N} positions, got {steps}")
 
 
 def require_codebook(teacher: Teacher) -> CodebookTeacher:
-    """The teacher itself, for code that needs its codebook, logits or indices.
-
-    Raises:
-        InputTypeError: a ``TypeError``, for a teacher that has none.
-    """
+    """The teacher itself, for code that needs its codebook; an ``InputTypeError`` if it has none."""
     if not isinstance(teacher, CodebookTeacher):
         raise InputTypeError(f"this needs a teacher with a codebook; {type(teacher).__name__} has none")
     return teacher

@@ -1,8 +1,6 @@
 """Convolutional networks between images (B, channels, H, W) and latent maps (B, z, h, w).
 
-The layers are those of the VQGAN line of autoencoders as VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525)
-use them; the public releases differ in how they name and group them. :class:`Encoder` and :class:`Decoder` carry
-VAR's names.
+The layers are VQGAN's as VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525) use them, under VAR's names.
 """
 
 import torch.nn.functional as F
@@ -12,11 +10,7 @@ GROUPS = 32
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, eps 1e-6.
-
-    Raises:
-        ValueError: if 32 does not divide ``channels``.
-    """
+    """GroupNorm with 32 groups, eps 1e-6; a ``ValueError`` if 32 does not divide ``channels``."""
     if channels % GROUPS:
         raise ValueError(f"ch: the group norms need a multiple of {GROUPS} channels, got {channels}")
     return nn.GroupNorm(GROUPS, channels, eps=1e-6)
@@ -91,24 +85,24 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention if ``attention``; then resampling, where it is set."""
+    """The blocks of one resolution, each followed by ``attention``, then ``down``- or ``up``-sampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, fused: bool = True):
+    def __init__(
+        self, before: int, width: int, blocks: int, attention: bool, fused: bool, down: bool = False, up: bool = False
+    ):
         super().__init__()
-        self.block = nn.ModuleList(ConvBlock(out_channels if i else in_channels, out_channels) for i in range(blocks))
-        self.attn = nn.ModuleList(ConvAttention(out_channels, fused) for _ in range(blocks if attention else 0))
-        self.downsample: nn.Module | None = None
-        self.upsample: nn.Module | None = None
+        self.block = nn.ModuleList(ConvBlock(width if i else before, width) for i in range(blocks))
+        self.attn = nn.ModuleList(ConvAttention(width, fused) for _ in range(blocks if attention else 0))
+        self.downsample = Downsample(width) if down else None
+        self.upsample = Upsample(width) if up else None
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
-        for resample in (self.downsample, self.upsample):
-            if resample is not None:
-                x = resample(x)
-        return x
+        x = x if self.downsample is None else self.downsample(x)
+        return x if self.upsample is None else self.upsample(x)
 
 
 class Middle(nn.Module):
@@ -137,11 +131,10 @@ class Encoder(nn.Module):
         widths = [ch * mult for mult in ch_mult]
         last = len(widths) - 1
         self.conv_in = conv3x3(image_channels, ch)
-        self.down = nn.ModuleList()
-        for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True)):
-            self.down.append(Level(before, width, blocks, level == last, fused))
-            if level < last:
-                self.down[level].downsample = Downsample(width)
+        self.down = nn.ModuleList(
+            Level(before, width, blocks, level == last, fused, down=level < last)
+            for level, (before, width) in enumerate(zip([ch, *widths[:-1]], widths, strict=True))
+        )
         self.mid = Middle(widths[-1], fused)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = conv3x3(widths[-1], z_channels)
@@ -164,11 +157,10 @@ class Decoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = conv3x3(z_channels, widths[-1])
         self.mid = Middle(widths[-1], fused)
-        self.up = nn.ModuleList()
-        for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            self.up.append(Level(before, width, blocks + 1, level == last, fused))
-            if level > 0:
-                self.up[level].upsample = Upsample(width)
+        self.up = nn.ModuleList(
+            Level(before, width, blocks + 1, level == last, fused, up=level > 0)
+            for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
+        )
         self.norm_out = group_norm(widths[0])
         self.conv_out = conv3x3(widths[0], image_channels)
 

@@ -6,12 +6,12 @@ trajectory X_0 = ε, ..., X_N = q of partly finished sequences,
     X_t = (q of the first t positions, ε of the others),
 
 where t counts *finished positions*, from 0; it is no flow time. A student predicts X_N from X_t for two values of t, so
-that it can sample in one call or in two. Token i depends on its own noise and on what is at earlier positions: the
-dependencies of the map itself. Guidance is in the pairs (ε, q); the student knows none, and no null label.
+that it can sample in one call or in two. Token i depends on its noise and on earlier positions, as the map does.
+Guidance is in the pairs (ε, q); the student has neither guidance nor a null label.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,16 +46,15 @@ class ContinuousHead(nn.Module):
 class DD1Student(nn.Module, ABC):
     """A network from a point of the trajectory to its end.
 
-    The class has a slot in front of the n tokens, and nothing is shifted: token i enters at slot i, and what comes out
-    there predicts token i. A slot sees itself and the slots of earlier positions: ``mask``, (n + 1, n + 1). A two-row
-    table marks what is data (row 1: the class, finished positions) and what is noise (row 0). State-dict keys are those
-    of the release. There is no null label.
-
-    Attributes:
-        CONSTANTS: last words of the keys under which a release's file may hold what is not learned.
+    The class has a slot in front of the n tokens, and nothing is shifted: token i is read and predicted at slot i. A
+    slot sees itself and the slots of earlier positions: ``mask``, (n + 1, n + 1). A two-row table marks data (row 1:
+    the class, finished positions) and noise (row 0). State-dict keys are those of the release.
     """
 
+    # last words of the keys of tensors in a release's file that are not learned
     CONSTANTS: ClassVar[tuple[str, ...]] = ()
+    position: Tensor
+    mask: Tensor
 
     def __init__(self, layout: Layout, token_dim: int, num_classes: int, width: int):
         super().__init__()
@@ -71,10 +70,7 @@ class DD1Student(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the tokens (B, n, d) and class vectors (B, d), which both heads read.
-
-        From a point x of the trajectory (B, n, C), and the embedded marks of all slots (B or 1, n + 1, d).
-        """
+        """Features (B, n, d) and class vectors (B, d) of x = X_t (B, n, C) and the slots' marks (B or 1, n + 1, d)."""
 
     @abstractmethod
     def classify(self, h: Tensor, c: Tensor) -> Tensor:
@@ -88,12 +84,19 @@ class DD1Student(nn.Module, ABC):
 
     @classmethod
     def is_constant(cls, key: str) -> bool:
-        """Whether what a release's file holds under this key is not learned."""
+        """Whether the tensor of this key in a release's file is not learned."""
         return key.rsplit(".", 1)[-1] in cls.CONSTANTS
 
-    def adopt(self, tensors: dict[str, Tensor]) -> None:
-        """Load some of the tensors, those of a teacher; all others stay as they are."""
-        self.load_state_dict({**self.state_dict(), **tensors})
+    def start_from(self, backbone: nn.Module, classifier: nn.Module, but: str) -> Self:
+        """Load a teacher's tensors, except those whose keys begin with ``but``; all others keep their values."""
+        tensors = {**backbone.state_dict(), **classifier.state_dict()}
+        kept = {key: self.convert_tensor(key, value) for key, value in tensors.items() if not key.startswith(but)}
+        self.load_state_dict({**self.state_dict(), **kept})
+        return self
+
+    def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
+        """Convert a tensor of the teacher to that of this network."""
+        return tensor
 
 
 def is_finished(layout: Layout, t: int | Tensor, device: torch.device) -> Tensor:

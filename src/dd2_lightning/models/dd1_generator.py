@@ -12,17 +12,16 @@ from dd2_lightning.sampling import Sampling
 
 
 class DD1Generator(Generator):
-    """A network of DD1 and its sampler: 1 or 2 steps, up to ``second`` + 1 with the teacher in the middle.
+    """A network of DD1: samples in 1 or 2 steps, in up to ``second`` + 1 with the teacher in the middle.
 
     Args:
         student: the network.
         tokenizer: the teacher's.
-        split: how many positions come out as codes; what is behind them stays continuous.
+        split: how many positions come out as codes; the tokens of later ones are continuous.
         second: t of the second call.
-
-    Raises:
-        ValueError: for a ``split`` or ``second`` that the layout does not have.
     """
+
+    student: DD1Student
 
     def __init__(self, student: DD1Student, tokenizer: Tokenizer, split: int, second: int):
         super().__init__(student, tokenizer)
@@ -55,15 +54,7 @@ class DD1Generator(Generator):
     ) -> Tensor:
         """Tokens (B, n, C) in one call, or in two: at t = 0, and at ``second`` on the result with the same noise.
 
-        Args:
-            labels: (B,).
-            noise: ε ~ N(0, I), (B, n, C); drawn from ``generator`` if None.
-            generator: random source.
-            steps: 1 or 2.
-            split: the generator's if None.
-
-        Raises:
-            ValueError: for a label that no class has, noise of another shape, or another number of steps.
+        From labels (B,) and ε ~ N(0, I), (B, n, C), see :meth:`starting_noise`; ``split`` is the generator's if None.
         """
         if steps not in (1, 2):
             raise ValueError(f"steps must be 1 or 2 without a teacher, got {steps}")
@@ -85,20 +76,11 @@ class DD1Generator(Generator):
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
     ) -> Tensor:
-        """Sample with the teacher in the middle, "pre-trained-n-m" of the papers, where m is ``second``.
+        """Sample with the teacher in the middle, "pre-trained-n-m" of the papers, where n = ``start``, m = ``second``.
 
         A call at 0; the teacher re-samples positions n+1..m given the codes nearest to the first n; a call at m. These
-        are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call. Other arguments are those of
-        :meth:`sample` and :meth:`Teacher.sample`.
-
-        Args:
-            labels: (B,).
-            teacher: reads codes only.
-            start: n, how many positions the teacher is given.
-            split: as in :meth:`sample`; published figures have another one for each n.
-
-        Raises:
-            ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
+        are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call. Published figures have another
+        ``split`` for each n. Other arguments are those of :meth:`sample` and :meth:`Teacher.sample`.
         """
         self.steps_from(start)
         if teacher.layout != self.layout:
@@ -124,25 +106,20 @@ class DD1Generator(Generator):
         """:meth:`refine` as a :data:`Sampler`."""
         self.steps_from(start)
         self.checked(split)
-        teacher = require_codebook(teacher)
+        reader = require_codebook(teacher)
         return lambda labels, noise, uniforms: self.refine(
-            labels, teacher, start, split, sampling, noise, uniforms=uniforms
+            labels, reader, start, split, sampling, noise, uniforms=uniforms
         )
 
     def sampler(
-        self,
-        steps: int = 1,
-        teacher: Teacher | None = None,
-        sampling: Sampling | None = None,
-        split: int | None = None,
+        self, steps: int = 1, teacher: Teacher | None = None, sampling: Sampling | None = None, split: int | None = None
     ) -> Sampler:
         most = self.second + 1
         self.checked(split)
         if steps > 2 and teacher is None:
             raise ValueError(f"{steps} steps need a teacher (--teacher); without one there are 1 or 2")
-        if not 1 <= steps <= max(most, 2):
-            raise ValueError(f"steps must be in 1..{max(most, 2)}, got {steps}")
-        if steps > 2:
-            start = 0 if steps == most else most + 1 - steps
-            return self.refiner(teacher, start, split, sampling)
+        if not 1 <= steps <= most:
+            raise ValueError(f"steps must be in 1..{most}, got {steps}")
+        if teacher is not None and steps > 2:
+            return self.refiner(teacher, 0 if steps == most else most + 1 - steps, split, sampling)
         return lambda labels, noise, uniforms: self.sample(labels, noise, steps=steps, split=split)

@@ -1,4 +1,4 @@
-"""Generators as a user holds them: noise in, tokens or images out."""
+"""Generators: from noise and labels to tokens and images, in one step or several."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.models.codebook_teacher import require_codebook
+from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import Teacher, check_labels
 from dd2_lightning.models.tokenizer import Tokenizer
@@ -19,17 +20,13 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Generator(nn.Module, ABC):
     """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
 
-    def __init__(self, student: nn.Module, tokenizer: Tokenizer):
+    def __init__(self, student: Student | DD1Student, tokenizer: Tokenizer):
         super().__init__()
         self.student, self.tokenizer = student, tokenizer
         self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
 
     def starting_noise(self, labels: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """The noise given, or drawn if None: (B, n, C).
-
-        Raises:
-            ValueError: for a label that no class has, or noise of another shape.
-        """
+        """The noise given, or drawn if None: (B, n, C). Other shapes, and labels of no class, are a ``ValueError``."""
         check_labels(labels, self.num_classes)
         shape = (len(labels), self.layout.length, self.token_dim)
         if noise is None:
@@ -40,23 +37,15 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def sampler(
-        self,
-        steps: int = 1,
-        teacher: Teacher | None = None,
-        sampling: Sampling | None = None,
-        split: int | None = None,
+        self, steps: int = 1, teacher: Teacher | None = None, sampling: Sampling | None = None, split: int | None = None
     ) -> Sampler:
-        """Sampling with a number of steps, checked before anything is drawn.
+        """Open a sampler of a number of steps, and refuse settings before anything is drawn.
 
         Args:
             steps: passes over positions, the teacher's included.
-            teacher: for numbers of steps that need one.
+            teacher: for numbers of steps that need one; an ``InputTypeError`` if it has no codebook.
             sampling: guidance and truncation of the teacher.
-            split: for generators that have one; None is the generator's.
-
-        Raises:
-            ValueError: for settings that this generator does not have.
-            InputTypeError: for a teacher without a codebook.
+            split: for generators that have one (a ``ValueError`` for others); None is the generator's.
         """
 
     @torch.no_grad()
@@ -68,6 +57,8 @@ class Generator(nn.Module, ABC):
 class OneStepGenerator(Generator):
     """A distilled student, its head called at t_g = ``head_time``; more steps are :meth:`CodebookTeacher.refine`."""
 
+    student: Student
+
     def __init__(self, student: Student, tokenizer: Tokenizer, head_time: float):
         super().__init__(student, tokenizer)
         self.head_time = head_time
@@ -76,22 +67,12 @@ class OneStepGenerator(Generator):
     def sample(self, labels: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Tokens (B, n, C) in one backbone pass: near codebook vectors, not snapped to them.
 
-        Args:
-            labels: (B,).
-            noise: ε ~ N(0, I), (B, n, C); drawn from ``generator`` if None.
-            generator: random source.
-
-        Raises:
-            ValueError: for a label that no class has, or noise of another shape.
+        From labels (B,) and ε ~ N(0, I), (B, n, C); see :meth:`starting_noise`.
         """
         return self.student.generate(self.starting_noise(labels, noise, generator), labels, self.head_time)
 
     def sampler(
-        self,
-        steps: int = 1,
-        teacher: Teacher | None = None,
-        sampling: Sampling | None = None,
-        split: int | None = None,
+        self, steps: int = 1, teacher: Teacher | None = None, sampling: Sampling | None = None, split: int | None = None
     ) -> Sampler:
         if split is not None:
             raise ValueError("split is for DD1 models; all tokens of this one are continuous")
@@ -99,8 +80,8 @@ class OneStepGenerator(Generator):
             return lambda labels, noise, uniforms: self.sample(labels, noise)
         if teacher is None:
             raise ValueError("steps above 1 need a teacher that refines (--teacher)")
-        teacher = require_codebook(teacher)
-        teacher.check_steps(steps)
-        return lambda labels, noise, uniforms: teacher.refine(
+        refiner = require_codebook(teacher)
+        refiner.check_steps(steps)
+        return lambda labels, noise, uniforms: refiner.refine(
             self.sample(labels, noise), labels, steps, sampling, uniforms=uniforms
         )

@@ -1,4 +1,4 @@
-"""The velocity head: a light MLP in the place of the teacher's classification head (fig. 7 of the paper)."""
+"""The velocity head: a small MLP in place of the teacher's classification head (fig. 7 of the paper)."""
 
 import math
 
@@ -10,18 +10,18 @@ from dd2_lightning.models.layers import adaptive, fourier_features, layer_norm
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of 1000 t through a two-layer MLP: (...,) -> (..., width)."""
+    """Sinusoids of 1000 t, in float32, through a two-layer MLP: times in [0, 1] (...,) -> (..., width)."""
 
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
         half = frequencies // 2
+        self.omega: Tensor
         self.register_buffer("omega", torch.exp(-math.log(1e4) * torch.arange(half) / half), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times in [0, 1]; the sinusoids are computed in float32."""
         angle = 1000 * t.float()[..., None] * self.omega
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], -1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], -1).to(next(self.mlp.parameters()).dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -42,7 +42,7 @@ class VelocityHead(nn.Module):
     """MAR-style head ``(x_t, t, features) -> v``: ``depth`` residual MLP blocks under adaptive layer norm.
 
     It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper, which has no
-    ``octaves`` of :func:`fourier_features` of x_t.
+    :func:`fourier_features` of x_t (``octaves``).
     """
 
     def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):
@@ -54,18 +54,12 @@ class VelocityHead(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.ada_lin = adaptive(2 * width, width)
         self.output = nn.Linear(width, token_dim)
-        for linear in (*(block.ada_lin[1] for block in self.blocks), self.ada_lin[1], self.output):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for name, parameter in self.named_parameters():
+            if "ada_lin." in name or name.startswith("output."):
+                nn.init.zeros_(parameter)
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """Velocity of every noise draw, (B, n, m, C).
-
-        Args:
-            x_t: (B, n, m, C).
-            t: (B, n, m), or an axis of length 1 where a time is shared.
-            features: (B, n, d), shared by the m draws.
-        """
+        """Velocity at x_t (B, n, m, C); t (B, n, m) has axes of length 1 where it is shared; features are (B, n, d)."""
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
         x = self.input(fourier_features(x_t, self.octaves))
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Transformer parts: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
+"""Transformer layers: caches and masks of every family; blocks named as in the VAR release (arXiv 2404.02905)."""
 
 import math
 from collections import defaultdict
@@ -27,17 +27,12 @@ class LayerCache:
 
 @dataclass
 class Cache:
-    """What a backbone remembers along a walk.
+    """The state of a backbone along a walk."""
 
-    Attributes:
-        positions: how many positions' features have been computed.
-        layers: one key-value cache per block, by its number.
-        state: what else a family accumulates.
-    """
-
-    positions: int = 0
+    positions: int = 0  # how many positions' features have been computed
+    # one key-value cache per block, by its number
     layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))
-    state: Tensor | None = None
+    state: Tensor | None = None  # what else a family accumulates
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
@@ -51,7 +46,7 @@ def visibility(layout: Layout, new: slice, device: torch.device | None = None) -
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with unit queries and keys and a learned temperature a head.
+    """Multi-head self-attention with unit queries and keys and a learned temperature per head.
 
     Without ``l2_norm`` nothing is normalised, and the softmax scale is VAR's 0.25/√d.
     """
@@ -64,12 +59,12 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.zero_k_bias: Tensor
         self.register_buffer("zero_k_bias", torch.zeros(dim))
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if l2_norm else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """Attend from ``x`` (B, L, dim) to itself and to what ``cache`` holds."""
         B, L, dim = x.shape
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = F.linear(x, self.mat_qkv.weight, bias).view(B, L, 3, self.heads, dim // self.heads)
@@ -100,11 +95,19 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-def init_linear(linear: nn.Linear) -> None:
-    """Truncated normal of standard deviation 0.02, no bias."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+def init_linear(module: nn.Module) -> None:
+    """Initialise all linear maps in a module: truncated normal of standard deviation 0.02, zero bias."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+
+def init_residual(linears: list[nn.Linear]) -> None:
+    """Divide the last weights of the residual branches by the square root of their number."""
+    for linear in linears:
+        linear.weight.data.div_(math.sqrt(len(linears)))
 
 
 def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -116,9 +119,9 @@ def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:
-    """Append to x its Fourier features sin and cos of 2^k x, k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+    """Append sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
 
-    Through them a narrow network can change from one code to the next within a small step of noise.
+    A narrow network can then change from one code to the next within a small step of noise.
     """
     angles = [2.0**k * x for k in range(octaves)]
     return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], -1)
@@ -149,8 +152,8 @@ class AdaptiveNorm(nn.Module):
 class AdaLNBlock(nn.Module):
     """Attention and feed-forward, each gated, scaled and shifted by a condition.
 
-    The six vectors come in the order gate, gate, scale, scale, shift, shift (attention, feed-forward). Where they are
-    ``shared``, they are computed once for all blocks, and this block only adds an offset (VAR-d36).
+    The six vectors are gate, gate, scale, scale, shift, shift (attention, feed-forward). Where they are ``shared``,
+    they are computed once for all blocks, and this block only adds an offset (VAR-d36).
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4, l2_norm: bool = True, shared: bool = False):
@@ -171,13 +174,9 @@ class AdaLNBlock(nn.Module):
         cache: LayerCache | None = None,
         between: Tensor | None = None,
     ) -> Tensor:
-        """Update tokens x (B, L, dim).
+        """Update x (B, L, dim) with a condition (B, dim) or, if shared, the common modulation (B, 1, 6, dim).
 
-        Args:
-            cond: (B, dim); if shared, the common modulation (B, 1, 6, dim).
-            mask: boolean visibility, broadcastable to (B, heads, L, keys).
-            cache: keys and values of earlier tokens.
-            between: added after attention and before the feed-forward, (B, L, dim).
+        The boolean ``mask`` is broadcast to (B, heads, L, keys); ``between`` (B, L, dim) is added after attention.
         """
         six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)

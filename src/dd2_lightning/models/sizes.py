@@ -1,5 +1,6 @@
-"""Sizes of a family's networks: plain values that survive JSON, checked where they enter."""
+"""Sizes of a family's networks: numbers, booleans and lists that JSON can hold, checked where they enter."""
 
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Self, get_args
@@ -10,33 +11,32 @@ from dd2_lightning.models.convnets import GROUPS
 
 
 def is_positive(value: Any, *types: type) -> bool:
-    """Whether this is a number above 0 of one of the types; true and false are none."""
-    return isinstance(value, types) and not isinstance(value, bool) and value > 0
+    """Whether this is a number above 0 of one of the types, and no boolean."""
+    is_number = isinstance(value, types) and not isinstance(value, bool)
+    return is_number and value > 0
 
 
-KINDS = {
+KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a positive integer", lambda value: is_positive(value, int)),
     float: ("a positive number", lambda value: is_positive(value, int, float)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
     tuple[int, ...]: (
         "a list of positive integers",
-        lambda value: isinstance(value, (list, tuple)) and value and all(is_positive(v, int) for v in value),
+        lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(is_positive(v, int) for v in value),
     ),
 }
 """Types of fields to what their values must be, in words and as a test."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Base of the frozen dataclasses in which families keep their sizes; a field's type is in ``KINDS``, or optional.
 
-    Attributes:
-        FAMILY: the family's name in messages.
-
-    Raises:
-        ValueError: for a value that its type does not allow; the message names the key.
+    A ``ValueError`` names the key of a value that its type does not allow, or that makes no model.
     """
 
     FAMILY: ClassVar[str]
+    """The family's name in messages."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -51,14 +51,14 @@ class Sizes:
                 object.__setattr__(self, field.name, tuple(value))
 
     def check_multiple(self, key: str, of: str) -> None:
-        """Refuse a size that is no multiple of another."""
+        """Refuse a size that is no multiple of another, unless that is None."""
         value, divisor = getattr(self, key), getattr(self, of)
-        if value % divisor:
+        if divisor is not None and value % divisor:
             raise ValueError(f"'{key}' must be a multiple of '{of}', got {value} and {divisor}")
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
-        """Read plain values; a ``ValueError`` names a key that is unknown, missing or has a value that cannot be."""
+        """Read them from JSON values; a ``ValueError`` names a key that is unknown, missing or out of range."""
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(config.keys() - known.keys())
         if unknown:
@@ -70,36 +70,24 @@ class Sizes:
         return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that survive JSON."""
+        """Convert them to JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageModelSizes(Sizes):
-    """Sizes that a transformer over the tokens of images has in every family.
+    """Sizes that a transformer over the tokens of images has in every family."""
 
-    Attributes:
-        codes: V.
-        token_dim: C.
-        num_classes: classes without the null class.
-        width: of the transformer.
-        depth: its blocks.
-        heads: attention heads.
-        ch: base width of the tokenizer's encoder and decoder, a multiple of 32.
-        num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
-        image_channels: channels of an image.
-        pixels: False leaves out the tokenizer's encoder and decoder; such a teacher can be distilled, not looked at.
-    """
-
-    codes: int
-    token_dim: int
-    num_classes: int
-    width: int
-    depth: int
-    heads: int
-    ch: int
-    num_res_blocks: int
-    image_channels: int = 3
+    codes: int  # V
+    token_dim: int  # C
+    num_classes: int  # classes without the null class
+    width: int  # of the transformer
+    depth: int  # its blocks
+    heads: int  # attention heads
+    ch: int  # base width of the tokenizer's encoder and decoder, a multiple of 32
+    num_res_blocks: int  # residual blocks a level of the encoder; the decoder has one more
+    image_channels: int = 3  # channels of an image
+    # False leaves out the tokenizer's encoder and decoder: the teacher can be distilled, not decode images
     pixels: bool = True
 
     def __post_init__(self):
@@ -107,21 +95,6 @@ class ImageModelSizes(Sizes):
         self.check_multiple("width", "heads")
         if self.ch % GROUPS:
             raise ValueError(f"'ch' must be a multiple of the {GROUPS} groups of GroupNorm, got {self.ch}")
-
-
-class Sized:
-    """Mixin of teachers that are built from the ``sizes`` alone that their constructor keeps."""
-
-    sizes_type: ClassVar[type[Sizes]]
-    sizes: Sizes
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.sizes.to_dict()
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(cls.sizes_type.from_dict(config))
 
 
 def count_parameters(*modules: nn.Module) -> int:

@@ -15,11 +15,9 @@ from dd2_lightning.models.walk import Walk
 
 
 class Student(nn.Module):
-    """A learned conditional flow.
+    """A learned conditional flow: a ``backbone`` over token embeddings and a ``head`` (x_t, t, features) -> v.
 
-    Args:
-        backbone: reads token embeddings; a student knows neither guidance nor a null label.
-        head: ``(x_t, t, features) -> v``.
+    It has neither guidance nor a null label.
     """
 
     def __init__(self, backbone: Backbone, head: VelocityHead):
@@ -31,24 +29,22 @@ class Student(nn.Module):
         """The flow of every token given the embeddings (B, n, C) before its position."""
         return HeadFlow(self.head, self.backbone(tokens, labels))
 
-    def walk(self, labels: Tensor, prefix: Tensor | None = None) -> Walk:
-        """Go through the positions with a key-value cache; tokens are embeddings."""
+    def walk(self, labels: Tensor, prefix: Tensor | None = None) -> Walk[HeadFlow]:
+        """Go through the positions with a key-value cache, after a prefix; tokens are embeddings."""
         check_labels(labels, self.num_classes)
         if prefix is None:
             prefix = self.head.output.weight.new_zeros(len(labels), 0, self.token_dim)
         cache = Cache()
-        return Walk(
-            self.layout,
-            lambda tokens: HeadFlow(self.head, self.backbone.next_position(tokens, labels, cache)),
-            lambda tokens: tokens,
-            prefix,
-        )
+
+        def advance(tokens: Tensor) -> HeadFlow:
+            return HeadFlow(self.head, self.backbone.next_position(tokens, labels, cache))
+
+        return Walk(self.layout, advance, lambda tokens: tokens, prefix)
 
     def generate(self, noise: Tensor, labels: Tensor, head_time: float = 1.0) -> Tensor:
         """One-step generation: q = ε - t_g v(ε, t_g, f), f from the shifted noise ε (B, n, C), one backbone pass.
 
-        At a ``head_time`` t_g of 1 (the paper's) an AR-diffusion head returns conditional means; a smaller value starts
-        from distinct tokens.
+        At a ``head_time`` t_g of 1 (the paper's) an AR-diffusion head gives conditional means, below 1 distinct tokens.
         """
         t = noise.new_full((1, 1, 1), head_time)  # one time for all tokens: its embedding is computed once
         return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]

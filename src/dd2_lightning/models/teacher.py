@@ -1,4 +1,4 @@
-"""The teacher: an autoregressive model read as a conditional flow."""
+"""The teacher: an autoregressive model as a conditional flow."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -20,38 +20,22 @@ if TYPE_CHECKING:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that no class has.
-
-    Raises:
-        ValueError: naming the first bad label and the valid range.
-    """
+    """Refuse labels that no class has, with a ``ValueError``."""
     bad = labels[(labels < 0) | (labels >= num_classes)]
     if len(bad):
         raise ValueError(f"label {bad[0].item()} is out of range: the model has classes 0..{num_classes - 1}")
 
 
 class Teacher(nn.Module, ABC):
-    """What distillation needs of a model: :meth:`flow`, :meth:`walk`, :meth:`sample`, :meth:`encode`, :meth:`decode`.
+    """A model that can be distilled; a family may override :meth:`student_backbone` and :meth:`dd1_student`."""
 
-    A family overrides :meth:`student_backbone` and :meth:`dd1_student` where it differs.
-
-    Attributes:
-        sampling_type: the family's sampling settings.
-        config: plain sizes, from which :meth:`from_config` builds the same shapes.
-        backbone: features from tokens.
-        tokenizer: between images and tokens.
-        layout: the order of the tokens.
-        num_classes: classes; the null label is not counted.
-        token_dim: C.
-    """
-
-    sampling_type: ClassVar[type[Sampling]] = Sampling
-    config: dict[str, Any]
-    backbone: Backbone
-    tokenizer: Tokenizer
-    layout: Layout
-    num_classes: int
-    token_dim: int
+    sampling_type: ClassVar[type[Sampling]] = Sampling  # the family's sampling settings
+    config: dict[str, Any]  # sizes that JSON can hold, from which :meth:`from_config` builds the same shapes
+    backbone: Backbone  # features from tokens
+    tokenizer: Tokenizer  # between images and tokens
+    layout: Layout  # the order of the tokens
+    num_classes: int  # classes; the null label is not counted
+    token_dim: int  # C
 
     @classmethod
     @abstractmethod
@@ -62,14 +46,12 @@ class Teacher(nn.Module, ABC):
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Flow:
         """The conditional flow of every token given the tokens before its position.
 
-        Args:
-            tokens: indices (B, n) or embeddings (B, n, C).
-            labels: (B,).
-            sampling: guidance and truncation; None for the raw conditional model.
+        Tokens are indices (B, n) or embeddings (B, n, C), labels (B,). Without ``sampling`` it is the conditional
+        model without guidance and truncation.
         """
 
     @abstractmethod
-    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk:
+    def walk(self, labels: Tensor, sampling: Sampling | None = None, prefix: Tensor | None = None) -> Walk[Flow]:
         """Go through the positions with a key-value cache, after a prefix of indices or embeddings."""
 
     @abstractmethod
@@ -82,7 +64,7 @@ class Teacher(nn.Module, ABC):
         uniforms: Tensor | None = None,
         until: int | None = None,
     ) -> Tensor:
-        """Draw sequences.
+        """Draw sequences: indices (B, n), or embeddings (B, n, C) where tokens are continuous.
 
         Args:
             labels: (B,).
@@ -91,9 +73,6 @@ class Teacher(nn.Module, ABC):
             prefix: tokens of the first positions, which are kept; a codebook teacher snaps them to their nearest codes.
             uniforms: the uniform random numbers, (B, n), instead of a generator.
             until: draw this many positions; None draws all.
-
-        Returns:
-            Indices (B, n), or embeddings (B, n, C) where tokens are continuous.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -109,11 +88,7 @@ class Teacher(nn.Module, ABC):
         return self.tokenizer.decode(self.embed(tokens))
 
     def resolve_sampling(self, sampling: Sampling | None) -> Sampling:
-        """Convert common sampling settings to the family's class, its extra options disabled.
-
-        Raises:
-            InputTypeError: for the settings of another family.
-        """
+        """Convert common sampling settings to the family's class, extra options disabled; refuse another family's."""
         sampling = sampling or Sampling()
         if type(sampling) is self.sampling_type:
             return sampling
@@ -124,15 +99,12 @@ class Teacher(nn.Module, ABC):
         )
 
     def adopt_tokenizer(self) -> None:
-        """Copy what the backbone needs of a tokenizer that was just trained; most families need nothing."""
+        """Copy to the backbone what it uses of a tokenizer that was just trained; by default nothing."""
 
     def continuous(self) -> Self:
-        """A trainable copy that reads embeddings, for a release that reads indices only; its input layer is fresh.
+        """A trainable copy that reads embeddings, where a release reads indices only; its input layer is fresh.
 
         The copy has a method ``input_error(original)``: how far its input layer is from the embedding table, (V,).
-
-        Raises:
-            InputTypeError: where there is nothing to adapt.
         """
         raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
 
@@ -141,10 +113,6 @@ class Teacher(nn.Module, ABC):
         return copy.deepcopy(self.backbone).requires_grad_(True)
 
     def dd1_student(self) -> "DD1Student":
-        """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers.
-
-        Raises:
-            InputTypeError: for a family that has none.
-        """
+        """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers."""
         name = type(self).__name__
         raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/custom_teacher.md)")

@@ -1,7 +1,7 @@
-"""Tokenizers: images to tokens and back, and how those with a VQ codebook are trained."""
+"""Tokenizers: images to tokens and back, and the training losses of those with a VQ codebook."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,74 +11,63 @@ from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
 
+PIXELS_MISSING = (
+    "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. A teacher that was "
+    "converted with --latent-only gets them by converting the full tokenizer file"
+)
+
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient.
+    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient."""
 
-    Attributes:
-        loss: weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment.
-        reconstruction: mean squared error of pixels in [0, 1].
-        codebook: squared distance of the codes from the latents.
-        commitment: the same distance, as the encoder is charged for it, unweighted.
-        perplexity: exponential of the entropy of code usage in the batch, between 1 and V.
+    loss: Tensor  # weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment
+    reconstruction: Tensor  # mean squared error of pixels in [0, 1]
+    codebook: Tensor  # squared distance of the codes from the latents
+    commitment: Tensor  # the same distance, as the encoder is charged for it, unweighted
+    perplexity: Tensor  # exponential of the entropy of code usage in the batch, between 1 and V
+
+
+class Tokenizer(nn.Module):
+    """Images to tokens and back; one without pixel networks overrides neither :meth:`encode` nor :meth:`decode`.
+
+    Only the tokenizer of a teacher with a codebook has a ``codebook``: vectors as they are used, (V, C).
     """
 
-    loss: Tensor
-    reconstruction: Tensor
-    codebook: Tensor
-    commitment: Tensor
-    perplexity: Tensor
+    layout: Layout  # the order of the tokens
+    has_images: bool = True  # whether it can encode and decode
 
+    if TYPE_CHECKING:  # subclasses have a property, an attribute or a buffer
 
-class Tokenizer(nn.Module, ABC):
-    """Images to tokens and back. It knows grid sides and pixels; a :class:`Layout` holds counts only.
+        @property
+        def codebook(self) -> Tensor: ...
 
-    Attributes:
-        layout: the order of the tokens.
-        codebook: vectors as they are used, (V, C); only the tokenizer of a teacher with a codebook has it.
-        has_images: whether it can encode and decode; False for a codebook alone.
-    """
-
-    layout: Layout
-    codebook: Tensor
-    has_images: bool = True
-
-    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
+        raise PixelsMissingError(PIXELS_MISSING)
 
-    @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, n, C), on the codebook or off it -> images (B, channels, H, W) in [0, 1]."""
+        raise PixelsMissingError(PIXELS_MISSING)
 
     def check_pixels(self) -> None:
         """Raise a :class:`PixelsMissingError` where there are no networks to encode and decode."""
         if not self.has_images:
-            raise PixelsMissingError(
-                "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. "
-                "A teacher that was converted with --latent-only gets them by converting the full tokenizer file"
-            )
+            raise PixelsMissingError(PIXELS_MISSING)
 
     def rescale_codebook(self, rms: float) -> None:
         """Give the codebook's entries this root mean square without changing an image; nothing if it is fixed."""
 
 
 class Quantised(NamedTuple):
-    """A latent map in codes.
+    """A latent map in codes."""
 
-    Attributes:
-        indices: nearest codes, (B, n).
-        residuals: the vectors that were quantised, (B, n, C).
-        maps: what the codes so far add up to after each scale (a single one without scales), (K, B, C, H, W);
-            differentiable in the codebook.
-    """
-
-    indices: Tensor
-    residuals: Tensor
+    indices: Tensor  # nearest codes, (B, n)
+    residuals: Tensor  # the vectors that were quantised, (B, n, C)
+    # the sum of the codes after each scale (one without scales), (K, B, C, H, W), differentiable in the codebook
     maps: Tensor
 
 
-class VQTokenizer(Tokenizer):
+class VQTokenizer(Tokenizer, ABC):
     """Encoder, quantiser, decoder.
 
     Args:
@@ -100,16 +89,11 @@ class VQTokenizer(Tokenizer):
         self.has_images = networks is not None
         if networks is not None:
             self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = networks
-        self.quantize = quantiser
+        self.quantize: nn.Module = quantiser
         self.layout, self.image_shape = layout, image_shape
 
     def latents(self, images: Tensor) -> Tensor:
-        """The map that is quantised: images (B, channels, S, S) in [0, 1] -> (B, C, H, H).
-
-        Raises:
-            ValueError: for images of another size.
-            PixelsMissingError: if there is no encoder.
-        """
+        """The map that is quantised: images (B, channels, S, S) in [0, 1] -> (B, C, H, H); refuses other sizes."""
         self.check_pixels()
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"this tokenizer reads images (B, *{self.image_shape}), got {tuple(images.shape)}")
@@ -121,7 +105,7 @@ class VQTokenizer(Tokenizer):
 
     @abstractmethod
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """Embeddings (B, n, C) -> the latent map that they stand for, (B, C, H, H)."""
+        """The latent map (B, C, H, H) of embeddings (B, n, C)."""
 
     def decode_map(self, latents: Tensor) -> Tensor:
         """Latent map (B, C, H, H) -> pixels (B, channels, S, S) in about [-1, 1], not clamped."""
@@ -138,10 +122,10 @@ class VQTokenizer(Tokenizer):
         reconstruction_weight: float = 1.0,
         commitment_weight: float = 0.25,
     ) -> TokenizerLosses:
-        """Reconstruction through a straight-through estimator, codebook and commitment losses.
+        """Reconstruction (through a straight-through estimator), codebook and commitment losses of images in [0, 1].
 
-        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer. Images
-        are (B, channels, S, S) in [0, 1]; ``generator`` draws which unused codes are re-seeded, None: none.
+        The latter two are averaged over the maps of all scales, so that every scale alone brings the map nearer. A
+        ``generator`` draws which unused codes are re-seeded; without one none is.
         """
         f = self.latents(images)
         indices, residuals, maps = self.quantize(f)
@@ -149,7 +133,7 @@ class VQTokenizer(Tokenizer):
         commitment = F.mse_loss(f.expand_as(maps), maps.detach())
         pixels = self.decode_map(f + (maps[-1] - f).detach())
         reconstruction = F.mse_loss(pixels, 2 * images - 1)
-        stored = self.quantize.embedding.weight
+        stored = self.quantize.get_parameter("embedding.weight")
         counts = torch.bincount(indices.flatten(), minlength=len(stored))
         if generator is not None:
             # the graph holds gathered codes, not the table, so writing to it leaves backward alone

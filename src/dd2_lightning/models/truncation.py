@@ -28,17 +28,10 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def draw(flow: CodebookFlow, uniforms: Tensor) -> Tensor:
-    """One token from each categorical of ``flow`` by the inverse of its distribution function.
+    """One token from each categorical (B, n, V) of ``flow`` by the inverse of its distribution function: (B, n).
 
-    Which token a uniform number falls on does not depend on its neighbours in the batch, so a sequence is a
-    pure function of its own numbers.
-
-    Args:
-        flow: log probabilities (B, n, V).
-        uniforms: uniform on [0, 1), (B, n).
-
-    Returns:
-        Indices (B, n); never a token of probability zero.
+    A uniform number on [0, 1) falls on the same token whatever else is in the batch, so a sequence is a pure function
+    of its ``uniforms`` (B, n). No token of probability zero is drawn.
     """
     cdf = flow.log_p.double().softmax(-1).cumsum(-1)
     height = uniforms.double()[..., None] * cdf[..., -1:]

@@ -1,4 +1,4 @@
-"""Going through a model position by position.
+"""A pass through a model, position by position, and what is sampled along it.
 
 ::
 
@@ -10,30 +10,33 @@ A walk keeps the key-value cache of its model, so each position costs one pass o
 """
 
 from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from dd2_lightning.flow import Flow, euler_times, integrate, multistep, shifted_times
+from dd2_lightning.flow import CodebookFlow, Flow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
 
 PAIR_STEPS = 25
 """Evaluations of the flow a token by default: 1 token in 1,000 is another than in the limit (docs/architecture.md)."""
 
+AnyFlow = TypeVar("AnyFlow", bound=Flow, covariant=True)
 
-class Walk:
+
+class Walk(Generic[AnyFlow]):
     """One pass through the positions of a batch of sequences.
 
     Args:
         layout: the order.
-        advance: from the tokens so far to the flow of the next position; it owns the cache.
-        prepare: turns indices or embeddings into what the model's backbone reads.
-        tokens: those of the first positions, possibly none, as the backbone reads them.
+        advance: from the tokens so far to the flow of the next position; it holds the cache.
+        prepare: from indices or embeddings to the inputs of the model's backbone.
+        tokens: inputs of the first positions, possibly none.
     """
 
     def __init__(
-        self, layout: Layout, advance: Callable[[Tensor], Flow], prepare: Callable[[Tensor], Tensor], tokens: Tensor
+        self, layout: Layout, advance: Callable[[Tensor], AnyFlow], prepare: Callable[[Tensor], Tensor], tokens: Tensor
     ):
         self.layout, self.tokens = layout, tokens
         self.position = layout.positions_in(tokens.shape[1])
@@ -44,7 +47,7 @@ class Walk:
         """The tokens of the current position."""
         return self.layout.span(self.position)
 
-    def __iter__(self) -> Iterator[Flow]:
+    def __iter__(self) -> Iterator[AnyFlow]:
         while self.position < self.layout.num_positions:
             current = self.position
             yield self._advance(self.tokens)
@@ -52,11 +55,7 @@ class Walk:
                 raise RuntimeError(f"position {current}: append() its tokens before going on")
 
     def append(self, tokens: Tensor) -> None:
-        """Fix the tokens of the current position: indices (B, n_i) or embeddings (B, n_i, C).
-
-        Raises:
-            ValueError: if their number is not that of the position.
-        """
+        """Fix the tokens of the current position, indices (B, n_i) or embeddings (B, n_i, C), and go to the next."""
         count = self.layout.counts[self.position]
         if tokens.shape[1] != count:
             raise ValueError(f"position {self.position} has {count} tokens, got {tokens.shape[1]}")
@@ -64,7 +63,7 @@ class Walk:
         self.position += 1
 
 
-def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
+def integrate_walk(walk: Walk[Flow], noise: Tensor, steps: int) -> Tensor:
     """Integrate the flow of every position in order, each conditioned on the tokens made so far.
 
     With an AR-diffusion model this is its sampler. Noise and result are (B, n, C); the paper uses 10 Euler ``steps``.
@@ -76,17 +75,12 @@ def integrate_walk(walk: Walk, noise: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def noise_to_codes(walk: Walk, noise: Tensor, steps: int = PAIR_STEPS) -> Tensor:
+def noise_to_codes(walk: Walk[CodebookFlow], noise: Tensor, steps: int = PAIR_STEPS) -> Tensor:
     """DD1's deterministic map from noise to data, along the walk of a teacher (arXiv 2412.17153, section 3).
 
-    The code of a token depends on the class, on its own noise and on the noise of earlier positions. Every position is
-    integrated by :func:`~dd2_lightning.flow.multistep` and ends on the nearest code that is possible there, which is
-    what the next positions read.
-
-    Args:
-        walk: a fresh walk of a teacher with a codebook.
-        noise: (B, n, C); the result is indices, (B, n).
-        steps: evaluations of the flow a token.
+    The code of a token depends on the class, its noise and the noise of earlier positions. Every position is integrated
+    by :func:`~dd2_lightning.flow.multistep` and ends on the nearest code of positive probability, which the next read.
+    From noise (B, n, C) to indices (B, n), in ``steps`` evaluations of the flow a token.
     """
     codes = []
     for flow in walk:

@@ -1,13 +1,10 @@
 """LlamaGen's network for DD1, with the state-dict names of the public release ``microsoft/distilled_decoding``."""
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.layers import LlamaBlock, RMSNorm, rope_table
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.layers import exact_linear, init_linear
 
@@ -26,16 +23,9 @@ class DD1LlamaGen(DD1Student):
         self.norm = RMSNorm(width, config.norm_eps)
         self.output = nn.Linear(width, config.codes, bias=False)
         rope = rope_table(config.grid, width // config.heads, config.rope_base)
+        self.rope: Tensor
         self.register_buffer("rope", rope, persistent=False)
         init_linear(self.tok_embeddings)
-
-    @classmethod
-    def of(cls, teacher: CodebookTeacher) -> Self:
-        """A student that starts from a teacher, adapted or not: the input layer is new and random."""
-        student = cls(teacher.sizes).to(teacher.codebook)
-        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
-        student.adopt({key: value for key, value in tensors.items() if not key.startswith("tok_embeddings.")})
-        return student
 
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
         c = self.cls_embedding["embedding_table"](labels)

@@ -1,4 +1,4 @@
-r"""Transformer parts of Llama as LlamaGen (arXiv 2406.06525) uses them, with the names of its public release.
+r"""Transformer layers of Llama as LlamaGen (arXiv 2406.06525) uses them, with the names of its public release.
 
 Positions enter by rotation. A cell (r, c) of the token grid has d/2 angles, for heads of d channels,
 
@@ -29,10 +29,7 @@ def rope_table(grid: int, head_dim: int, base: float = 10_000.0) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate adjacent channels of x (B, L, heads, d) by a table (L, d/2, 2), in float32.
-
-    (a, b) -> (a cos - b sin, b cos + a sin).
-    """
+    """Rotate adjacent channels of x (B, L, heads, d) by a table (L, d/2, 2), in float32."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = table[:, None].unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
@@ -61,14 +58,12 @@ class GroupedAttention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """Attend from ``x`` (B, L, dim), rotated by ``rope`` (L, d/2, 2), to itself and to what ``cache`` holds."""
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 2)
         q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
-        shared = self.kv_heads != self.heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.kv_heads != self.heads)
         return self.wo(out.transpose(1, 2).flatten(2))
 
 

@@ -5,8 +5,8 @@ embedding table, that is as indices only. What is distilled is an adapted model,
 space takes the table's place (DD2, arXiv 2510.21003, appendix on LlamaGen); see :meth:`LlamaGenTeacher.continuous`.
 """
 
-import math
 from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,14 @@ from dd2_lightning.families.llamagen.sampling import LlamaGenSampling
 from dd2_lightning.families.llamagen.tokenizer import SphereVQ
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
-from dd2_lightning.models.layers import Cache, exact_linear, init_linear, visibility
-from dd2_lightning.models.sizes import Sized
+from dd2_lightning.models.layers import Cache, exact_linear, init_linear, init_residual, visibility
+from dd2_lightning.sampling import Sampling
 
 NOT_ADAPTED = "this LlamaGen's input is an embedding table; run configs/adapt_llamagen.yaml first"
 
 
 class LlamaGenBackbone(Backbone):
-    """The transformer without its last norm and head.
-
-    Tokens are embeddings if ``continuous``, else indices (B, n) and nothing else. Label ``num_classes`` is the null
-    class.
-    """
+    """The transformer without its last norm and head. It reads embeddings if ``continuous``, else indices (B, n)."""
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
@@ -43,31 +39,25 @@ class LlamaGenBackbone(Backbone):
             self.tok_embeddings: nn.Module = nn.Sequential(*layers)
         else:
             self.tok_embeddings = nn.Embedding(config.codes, width)
-        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.depth))
+        blocks = [LlamaBlock(config) for _ in range(config.depth)]
+        self.layers = nn.ModuleList(blocks)
         cpu = torch.device("cpu")
+        self.rope: Tensor
+        self.mask: Tensor
         rope = rope_table(config.grid, width // config.heads, config.rope_base)[: self.layout.length]
         self.register_buffer("rope", rope, persistent=False)
         self.register_buffer("mask", visibility(self.layout, slice(0, self.layout.length), cpu), persistent=False)
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Initialise for training from scratch: small normal everywhere, residual branches scaled with the depth."""
-        nn.init.normal_(self.cls_embedding["embedding_table"].weight, std=0.02)
-        if not self.continuous:
-            nn.init.normal_(self.tok_embeddings.weight, std=0.02)
-        for block in self.layers:
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    init_linear(module)
-            for linear in (block.attention.wo, block.feed_forward.w2):
-                linear.weight.data.div_(math.sqrt(2 * len(self.layers)))
+        for module in (*self.cls_embedding.modules(), self.tok_embeddings):
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        init_linear(self.layers)
+        init_residual([linear for block in blocks for linear in (block.attention.wo, block.feed_forward.w2)])
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
         if tokens.is_floating_point() and not self.continuous:
             raise InputTypeError(NOT_ADAPTED)
         start, stop = self.new_positions(tokens, cache)
-        first = self.cls_embedding["embedding_table"](labels)
-        x = self.shifted(first, self.tok_embeddings, tokens, start, stop)
+        x = self.shifted(self.cls_embedding["embedding_table"](labels), self.tok_embeddings, tokens, start, stop)
         mask = self.mask[start:stop, :stop] if stop - start > 1 else None
         for i, block in enumerate(self.layers):
             x = block(x, self.rope[start:stop], mask, cache.layers[i] if cache is not None else None)
@@ -87,21 +77,20 @@ class LlamaGenClassifier(nn.Module):
         return exact_linear(self.output, self.norm(features))
 
 
-class LlamaGenTeacher(Sized, CodebookTeacher):
-    """A LlamaGen model: transformer, classifier and VQ tokenizer.
-
-    Its guidance, truncation and their order are those of :class:`CodebookTeacher`. State-dict keys are
-    ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by names of the release, see
-    :mod:`dd2_lightning.families.llamagen.release`.
-    """
+class LlamaGenTeacher(CodebookTeacher):
+    """A LlamaGen model; its state-dict keys are ``backbone.``, ``classifier.`` or ``tokenizer.`` and the release's."""
 
     sampling_type = LlamaGenSampling
-    sizes_type = LlamaGenConfig
+    backbone: LlamaGenBackbone
 
-    def __init__(self, config: LlamaGenConfig):
-        tokenizer, classifier = SphereVQ(config), LlamaGenClassifier(config)  # in this order: it is that of the seeds
-        super().__init__(LlamaGenBackbone(config), classifier, tokenizer)
-        self.sizes = config
+    def __init__(self, sizes: LlamaGenConfig):
+        tokenizer, classifier = SphereVQ(sizes), LlamaGenClassifier(sizes)  # in this order: it is that of the seeds
+        super().__init__(LlamaGenBackbone(sizes), classifier, tokenizer)
+        self.sizes, self.config = sizes, sizes.to_dict()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(LlamaGenConfig.from_dict(config))
 
     def prepare(self, tokens: Tensor) -> Tensor:
         if self.backbone.continuous:
@@ -110,16 +99,17 @@ class LlamaGenTeacher(Sized, CodebookTeacher):
             raise InputTypeError(NOT_ADAPTED)
         return tokens.long()
 
-    def guide(self, cond: Tensor, uncond: Tensor, sampling: LlamaGenSampling, positions: Tensor) -> Tensor:
+    def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
+        assert isinstance(sampling, LlamaGenSampling)
         guided = super().guide(cond, uncond, sampling, positions)
         if sampling.cfg_interval < 0:
             return guided
         return torch.where((positions <= sampling.cfg_interval + 1)[:, None], guided, cond)
 
-    def continuous(self) -> "LlamaGenTeacher":
+    def continuous(self) -> Self:
         if self.backbone.continuous:
             return super().continuous()
-        adapted = LlamaGenTeacher(replace(self.sizes, continuous_input=True)).to(self.codebook)
+        adapted = type(self)(replace(self.sizes, continuous_input=True)).to(self.codebook)
         table = "backbone.tok_embeddings."
         kept = {key: value for key, value in self.state_dict().items() if not key.startswith(table)}
         adapted.load_state_dict({**adapted.state_dict(), **kept})
@@ -127,13 +117,15 @@ class LlamaGenTeacher(Sized, CodebookTeacher):
 
     def input_error(self, original: "LlamaGenTeacher") -> Tensor:
         """‖mlp(c_j) - emb(j)‖² of every code j, (V,)."""
-        target = original.backbone.tok_embeddings.weight
+        target = original.backbone.tok_embeddings.get_parameter("weight")
         return (self.backbone.tok_embeddings(self.codebook) - target).square().sum(-1)
 
-    def student_backbone(self) -> LlamaGenBackbone:
+    def student_backbone(self) -> Backbone:
         if not self.backbone.continuous:
             raise InputTypeError(NOT_ADAPTED)
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        return DD1LlamaGen.of(self)
+        return (
+            DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        )

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from dd2_lightning.families.release import Release, translate
 
-KEPT = ("num_classes", "multiple_of", "ffn_dim_multiplier", "rope_base", "norm_eps", "ch", "encoder_ch_mult")
-KEPT += ("decoder_ch_mult", "num_res_blocks", "z_channels")
+TRANSFORMER = ("num_classes", "multiple_of", "ffn_dim_multiplier", "rope_base", "norm_eps")
+TOKENIZER = ("ch", "encoder_ch_mult", "decoder_ch_mult", "num_res_blocks", "z_channels")
 RENAMED = {
-    **{key: key for key in KEPT},
+    **{key: key for key in (*TRANSFORMER, *TOKENIZER)},
     "vocab_size": "codes",
     "codebook_embed_dim": "token_dim",
     "dim": "width",
@@ -23,13 +23,9 @@ TRAINING_ONLY = {"class_dropout_prob"}
 
 
 def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) -> dict[str, Any]:
-    """Sizes of a ``LlamaGenTeacher`` from the arguments of the release's constructors.
+    """Sizes of a ``LlamaGenTeacher``, see :class:`Release`.
 
-    The grid, tokens a side, may follow from ``block_size``, the number of tokens.
-
-    Raises:
-        ValueError: for an unknown or missing key, a value that this implementation does not have, or a grid that is
-            missing or contradicts ``block_size``.
+    The grid, tokens a side, may follow from ``block_size``, the number of tokens, and must not contradict it.
     """
     config = {key: value for key, value in config.items() if key not in TRAINING_ONLY}
     tokens, codebook = config.pop("block_size", None), config.pop("codebook_size", None)
@@ -50,10 +46,9 @@ def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) ->
 def from_release(transformer: dict[str, Tensor], tokenizer: dict[str, Tensor]) -> dict[str, Tensor]:
     """State dict of a ``LlamaGenTeacher`` from the two files of a release, unwrapped.
 
-    The transformer (``c2i_*.pt``) keeps its names; caches, mask and rotations that were stored along are left out. In
-    the tokenizer (``vq_ds*_c2i.pt``) ``conv_blocks`` become the encoder's ``down`` and the decoder's ``up``, whose
-    level 0 is the finest (the release numbers the decoder's in the order of their execution); the usage statistics are
-    left out.
+    The transformer (``c2i_*.pt``) keeps its names; stored caches, mask and rotations are left out. In the tokenizer
+    (``vq_ds*_c2i.pt``) ``conv_blocks`` become the encoder's ``down`` and the decoder's ``up``, whose level 0 is the
+    finest (the release counts the decoder's in the order of execution); usage statistics are left out.
     """
     levels = 1 + max((int(key.split(".")[2]) for key in tokenizer if key.startswith("decoder.conv_blocks.")), default=0)
     state = {

@@ -39,12 +39,13 @@ def as_map(vectors: Tensor) -> Tensor:
 
 
 class SphereVQ(VQTokenizer):
-    """Images to a square map of tokens and back.
+    """Images of side ``grid * 2 ** (len(encoder_ch_mult) - 1)`` to a square map of tokens and back.
 
-    Networks have VAR's names; :mod:`dd2_lightning.families.llamagen.release` renames. Images have side
-    ``grid * 2 ** (len(encoder_ch_mult) - 1)`` and do not depend on ``code_norm``, the length of a token: 1 is the
-    release's; noise of a flow has length √C.
+    Networks have VAR's names; :mod:`dd2_lightning.families.llamagen.release` renames. Images do not depend on
+    ``code_norm``, the length of a token: 1 is the release's; noise of a flow has length √C.
     """
+
+    quantize: SphereQuantiser
 
     def __init__(self, config: LlamaGenConfig):
         C, z, colours = config.token_dim, config.z_channels, config.image_channels
@@ -64,9 +65,7 @@ class SphereVQ(VQTokenizer):
         return self.code_norm * self.quantize.unit_codes
 
     def latents(self, images: Tensor) -> Tensor:
-        """Unit vectors, (B, C, grid, grid)."""
         return F.normalize(super().latents(images), dim=1)
 
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """Vectors of length about 1, from tokens of length about ``code_norm``."""
         return as_map(tokens / self.code_norm)

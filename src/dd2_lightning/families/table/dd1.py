@@ -1,4 +1,4 @@
-"""A network for DD1 where a family has no released one: for tables, and for a user's teachers."""
+"""A network for DD1 where a family has no released one: for tables and a user's teachers."""
 
 import torch
 from torch import Tensor, nn

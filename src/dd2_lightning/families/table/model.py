@@ -1,7 +1,4 @@
-"""The table teacher: a joint distribution written out in full, the oracle of the tests.
-
-Every conditional of it is exact, and so is the total variation between it and whatever a generator draws.
-"""
+"""The table teacher: a joint distribution written out in full, so that its conditionals and distances are exact."""
 
 from typing import Any
 
@@ -36,6 +33,7 @@ class TableBackbone(Backbone):
         self.num_classes, self.token_dim, self.width = classes, codebook.shape[1], V
         joint = normalise(joint)
         joint = torch.cat([joint, joint.mean(0, keepdim=True)])  # the null label: the mixture of classes
+        self.codebook: Tensor
         self.register_buffer("codebook", codebook.clone())
         for i in range(self.layout.length):
             p = joint.reshape(classes + 1, V**i, V, -1).sum(-1)
@@ -64,24 +62,19 @@ class LogitFeatures(nn.Module):
 
 
 class CodebookOnly(Tokenizer):
-    """A codebook without images: encoding and decoding are refused."""
+    """A codebook without pixel networks."""
 
     has_images = False
 
     def __init__(self, codebook: Tensor, layout: Layout):
         super().__init__()
         self.layout = layout
+        self._codebook: Tensor
         self.register_buffer("_codebook", codebook)
 
     @property
     def codebook(self) -> Tensor:
         return self._codebook
-
-    def encode(self, images: Tensor) -> Tensor:
-        self.check_pixels()
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        self.check_pixels()
 
 
 class CausalBackbone(Backbone):
@@ -123,7 +116,7 @@ class CausalBackbone(Backbone):
 
 
 class TableTeacher(CodebookTeacher):
-    """An exact joint distribution over token sequences. It has no weights to hand on: students start afresh.
+    """An exact joint distribution over token sequences, without weights that a student could start from.
 
     Args:
         joint: probabilities (need not be normalised), (classes, V, ..., V).
@@ -135,12 +128,10 @@ class TableTeacher(CodebookTeacher):
         backbone = TableBackbone(joint, codebook)
         super().__init__(backbone, LogitFeatures(), CodebookOnly(codebook, backbone.layout))
         self.student = student or {}
+        sizes = {"classes": self.num_classes, "codes": len(codebook), "tokens": self.layout.length}
+        self.config = {**sizes, "token_dim": self.token_dim, "student": self.student}
+        self.joint: Tensor
         self.register_buffer("joint", normalise(joint))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        sizes = {"classes": self.num_classes, "codes": len(self.codebook), "tokens": self.layout.length}
-        return {**sizes, "token_dim": self.token_dim, "student": self.student}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TableTeacher":

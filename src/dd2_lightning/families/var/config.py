@@ -4,33 +4,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.layers import AdaLNBlock
 from dd2_lightning.models.sizes import ImageModelSizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class VARConfig(ImageModelSizes):
-    """Sizes of a VAR teacher, tokenizer included; plain values only.
-
-    Attributes:
-        sides: side of each scale, growing, at least two.
-        ch_mult: width of each level of the tokenizer over ``ch``, highest resolution first.
-        num_phi: phi convolutions that the scales share.
-        mlp_ratio: hidden width of the feed-forward over ``width``.
-        l2_norm: unit queries and keys with a learned temperature a head.
-        shared_adaln: one modulation for all blocks (VAR-d36).
-
-    Raises:
-        ValueError: for sizes that do not make a model; the message names the key.
-    """
+    """Sizes of a VAR teacher, tokenizer included."""
 
     FAMILY: ClassVar[str] = "VAR"
 
-    sides: tuple[int, ...]
-    ch_mult: tuple[int, ...]
-    num_phi: int = 4
-    mlp_ratio: float = 4.0
-    l2_norm: bool = True
-    shared_adaln: bool = False
+    sides: tuple[int, ...]  # side of each scale, growing, at least two
+    ch_mult: tuple[int, ...]  # width of each level of the tokenizer over ``ch``, highest resolution first
+    num_phi: int = 4  # phi convolutions that the scales share
+    mlp_ratio: float = 4.0  # hidden width of the feed-forward over ``width``
+    l2_norm: bool = True  # unit queries and keys with a learned temperature per head
+    shared_adaln: bool = False  # one modulation for all blocks (VAR-d36)
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,5 +28,8 @@ class VARConfig(ImageModelSizes):
 
     @property
     def layout(self) -> Layout:
-        """One position a scale."""
         return Layout(tuple(side**2 for side in self.sides))
+
+    def block(self) -> AdaLNBlock:
+        """A transformer block of these sizes, with fresh weights."""
+        return AdaLNBlock(self.width, self.heads, self.mlp_ratio, self.l2_norm, self.shared_adaln)

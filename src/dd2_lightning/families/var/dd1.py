@@ -6,23 +6,20 @@ places and levels have one row more, and tokens of one scale do not see each oth
 """
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.families.var.config import VARConfig
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.dd1 import DD1Student
-from dd2_lightning.models.layers import AdaLNBlock, AdaptiveNorm, adaptive, exact_linear, init_linear
+from dd2_lightning.models.layers import AdaptiveNorm, adaptive, exact_linear, init_linear
 
 
 class DD1VAR(DD1Student):
     """VAR's transformer with the marks of data and noise added again in every block.
 
-    Raises:
-        InputTypeError: if the first scale has several tokens: the class takes the place of its slot.
+    The class takes the slot of the first scale, which must be one token.
     """
 
     CONSTANTS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
@@ -38,30 +35,21 @@ class DD1VAR(DD1Student):
         self.lvl_embed = nn.Embedding(len(config.sides) + 1, width)
         self.word_embed = nn.Linear(config.token_dim, width)
         self.shared_ada_lin = adaptive(6 * width, width) if config.shared_adaln else None
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(width, config.heads, config.mlp_ratio, config.l2_norm, config.shared_adaln)
-            for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(config.block() for _ in range(config.depth))
         self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth + 1))
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, config.codes)
         for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
             nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * width)))
-        for linear in self.layerwise_n_d_embed:
-            init_linear(linear)
+        init_linear(self.layerwise_n_d_embed)
 
-    @classmethod
-    def of(cls, teacher: CodebookTeacher) -> Self:
-        """A student that starts from a teacher. Row 0 of places and levels is the class, row 1 is new and random."""
-        student = cls(teacher.sizes).to(teacher.codebook)
-        tensors = {**teacher.backbone.state_dict(), **teacher.classifier.state_dict()}
-        tensors = {key: value for key, value in tensors.items() if not key.startswith("pyramid.")}
-        for key, axis in (("lvl_embed.weight", 0), ("pos_1LC", 1)):
-            first, rest = tensors[key].tensor_split([1], axis)
-            fresh = student.state_dict()[key].narrow(axis, 1, 1)
-            tensors[key] = torch.cat([first, fresh, rest], axis)
-        student.adopt(tensors)
-        return student
+    def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
+        """Row 0 of places and levels is the class; row 1, which the teacher lacks, stays random."""
+        axis = {"lvl_embed.weight": 0, "pos_1LC": 1}.get(key)
+        if axis is None:
+            return tensor
+        first, rest = tensor.tensor_split([1], axis)
+        return torch.cat([first, self.state_dict()[key].narrow(axis, 1, 1), rest], axis)
 
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
         c = cond = self.class_emb(labels)

@@ -7,6 +7,7 @@ adaptive layer norm.
 """
 
 import math
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,14 @@ from dd2_lightning.flow import CodebookFlow
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import (
-    AdaLNBlock,
     AdaptiveNorm,
     Cache,
     adaptive,
     exact_linear,
     init_linear,
+    init_residual,
     visibility,
 )
-from dd2_lightning.models.sizes import Sized
 from dd2_lightning.models.truncation import keep_top_k
 from dd2_lightning.sampling import Sampling
 
@@ -36,9 +36,8 @@ from dd2_lightning.sampling import Sampling
 class VARBackbone(Backbone):
     """The transformer without its head.
 
-    The pyramid is a frozen copy of the tokenizer's (buffers, not parameters: nothing can unfreeze it by accident),
-    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class. A cache's ``state`` is the
-    accumulated map, (B, C, H, H).
+    The pyramid is a frozen copy of the tokenizer's, in buffers that nothing unfreezes by accident; see
+    :meth:`VARTeacher.adopt_tokenizer`. A cache's ``state`` is the accumulated map, (B, C, H, H).
     """
 
     def __init__(self, config: VARConfig):
@@ -51,29 +50,21 @@ class VARBackbone(Backbone):
         self.lvl_embed = nn.Embedding(len(config.sides), width)
         self.word_embed = nn.Linear(config.token_dim, width)
         self.shared_ada_lin = adaptive(6 * width, width) if config.shared_adaln else None
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(width, config.heads, config.mlp_ratio, config.l2_norm, config.shared_adaln)
-            for _ in range(config.depth)
-        )
+        blocks = [config.block() for _ in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.pyramid = ScalePyramid(config.sides, config.token_dim, config.num_phi, frozen=True)
         cpu, everything = torch.device("cpu"), slice(0, self.layout.length)  # so that it can be built on "meta" too
+        self.mask: Tensor
+        self.level: Tensor
         self.register_buffer("mask", visibility(self.layout, everything, cpu), persistent=False)
         self.register_buffer("level", self.layout.position_of_token(cpu), persistent=False)
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Initialise for training from scratch: small normal everywhere, residual branches scaled with the depth."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_linear(module)
+        init_linear(self)
         for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
-            nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * self.width)))
-        for block in self.blocks:
-            for linear in (block.attn.proj, block.ffn.fc2):
-                linear.weight.data.div_(math.sqrt(2 * len(self.blocks)))
+            nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * width)))
+        init_residual([linear for block in blocks for linear in (block.attn.proj, block.ffn.fc2)])
 
     def inputs(self, tokens: Tensor, cond: Tensor, start: int, stop: int, cache: Cache | None) -> Tensor:
-        """Embed what the slots of positions start..stop-1 read, without place: (B, n', width); advances the map."""
+        """Embed the inputs of positions start..stop-1, without place, (B, n', width), and advance the map."""
         inputs = [cond[:, None] + self.pos_start] if start == 0 else []
         f_hat = cache.state if cache else None
         maps = []
@@ -101,48 +92,46 @@ class VARBackbone(Backbone):
 
 
 class VARClassifier(nn.Module):
-    """Adaptive layer norm and a linear map to the codes, in float32 or wider.
-
-    The class vectors ``class_emb`` are used here but belong, as parameters, to the backbone.
-    """
+    """Adaptive layer norm and a linear map to the codes, in float32 or wider; the backbone owns ``class_emb``."""
 
     def __init__(self, width: int, codes: int, class_emb: nn.Embedding):
         super().__init__()
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, codes)
         self._classes = (class_emb,)  # a tuple hides the module: one owner, one key in the state dict
-        for linear in (self.head_nm.ada_lin[1], self.head):
-            init_linear(linear)
+        init_linear(self)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return exact_linear(self.head, self.head_nm(features, self._classes[0](labels)))
 
 
-class VARTeacher(Sized, CodebookTeacher):
-    """A VAR model: transformer, classifier and multi-scale tokenizer.
-
-    State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
-    see :mod:`dd2_lightning.families.var.release`.
-    """
+class VARTeacher(CodebookTeacher):
+    """A VAR model; its state-dict keys are ``backbone.``, ``classifier.`` or ``tokenizer.`` and the release's."""
 
     sampling_type = VARSampling
-    sizes_type = VARConfig
+    backbone: VARBackbone
+    tokenizer: MultiScaleVQ
 
-    def __init__(self, config: VARConfig):
-        backbone = VARBackbone(config)
-        tokenizer = MultiScaleVQ(config)
-        super().__init__(backbone, VARClassifier(config.width, config.codes, backbone.class_emb), tokenizer)
-        self.sizes = config
+    def __init__(self, sizes: VARConfig):
+        backbone = VARBackbone(sizes)
+        tokenizer = MultiScaleVQ(sizes)
+        super().__init__(backbone, VARClassifier(sizes.width, sizes.codes, backbone.class_emb), tokenizer)
+        self.sizes, self.config = sizes, sizes.to_dict()
         self.adopt_tokenizer()
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(VARConfig.from_dict(config))
+
     def adopt_tokenizer(self) -> None:
-        self.backbone.pyramid.load_state_dict(self.tokenizer.quantize.quant_resi.state_dict())
+        self.backbone.pyramid.load_state_dict(self.tokenizer.pyramid.state_dict())
 
     def dd1_student(self) -> DD1VAR:
-        return DD1VAR.of(self)
+        return DD1VAR(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="pyramid.")
 
     def guide(self, cond: Tensor, uncond: Tensor, sampling: Sampling, positions: Tensor) -> Tensor:
         """(1 + t_k) cond - t_k uncond with t_k = scale · k / (K - 1): none at the first scale, all at the last."""
+        assert sampling.guidance_scale is not None
         t = (sampling.guidance_scale * positions / (self.layout.num_positions - 1)).to(cond.dtype)[:, None]
         return (1 + t) * cond - t * uncond
 
@@ -157,8 +146,9 @@ class VARTeacher(Sized, CodebookTeacher):
         return logits
 
     def choose(
-        self, flow: CodebookFlow, sampling: VARSampling, uniforms: Tensor, position: int, rng: torch.Generator | None
+        self, flow: CodebookFlow, sampling: Sampling, uniforms: Tensor, position: int, rng: torch.Generator | None
     ) -> Tensor:
+        assert isinstance(sampling, VARSampling)
         if not sampling.more_smooth:
             return super().choose(flow, sampling, uniforms, position, rng)
         gumbel = -torch.empty_like(flow.log_p).exponential_(generator=rng).log()
@@ -166,9 +156,8 @@ class VARTeacher(Sized, CodebookTeacher):
 
 
 def smooth_weights(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
-    """Weights of the codes in a soft token of ``more_smooth``.
+    """Weights (..., V) of the codes in a soft token of ``more_smooth``, from logits and Gumbel noise g (..., V).
 
-    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005), r = k / (K - 1) at scale k, and Gumbel
-    noise g, which is -log of exponential noise; logits and noise are (..., V).
+    softmax( ((1 + r) logits + g) / τ ) with τ = max(0.27 (1 - 0.95 r), 0.005) and r = k / (K - 1) at scale k.
     """
     return ((logits * (1 + ratio) + gumbel) / max(0.27 * (1 - 0.95 * ratio), 0.005)).softmax(-1)

@@ -23,8 +23,8 @@ from dd2_lightning.layout import Layout
 def phi_index(num_scales: int, num_phi: int) -> tuple[int, ...]:
     """Which of ``num_phi`` convolutions each scale goes through: the one whose tick is nearest to k/(K-1).
 
-    Scales 2 and 7 of K = 10 lie exactly between two ticks, and there the released models went with float64
-    rounding: the arithmetic is part of the format.
+    Scales 2 and 7 of K = 10 lie exactly between two ticks, where the released models depend on float64 rounding: the
+    arithmetic must stay as it is.
     """
     share = 3 if num_phi == 4 else 2
     first = 1 / share / num_phi
@@ -40,26 +40,26 @@ class Phi(nn.Module):
 
     def __init__(self, channels: int, frozen: bool):
         super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor
         conv = nn.Conv2d(channels, channels, 3, padding=1)
         for name, value in conv.named_parameters():
-            if frozen:
-                self.register_buffer(name, value.detach())
-            else:
-                self.register_parameter(name, value)
+            setattr(self, name, nn.Buffer(value.detach()) if frozen else value)
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.lerp(h, F.conv2d(h, self.weight.to(h.dtype), self.bias.to(h.dtype), padding=1), 0.5)
 
 
+def unit_maps(side: int) -> Tensor:
+    """One map for each cell, which is 1 there and 0 elsewhere: (side², 1, side, side), float64 on the CPU."""
+    return torch.eye(side * side, dtype=torch.float64, device="cpu").view(-1, 1, side, side)
+
+
 class ScalePyramid(nn.Module):
     """Token maps to the accumulated latent map, and from there to the input of the next scale.
 
-    Interpolations are matrices over the cells of a map: one product a scale, with a backward pass that is
-    deterministic on every device. Arithmetic is float32 or wider even under autocast. Where the pyramid is ``frozen``,
-    its ``num_phi`` convolutions are buffers, under the same names.
-
-    Raises:
-        ValueError: for sides that do not increase.
+    Interpolations are matrices over the cells of a map, so that their backward pass is deterministic on every device.
+    Arithmetic is float32 or wider even under autocast. Where the pyramid is ``frozen``, its convolutions are buffers.
     """
 
     def __init__(self, sides: tuple[int, ...], token_dim: int, num_phi: int = 4, frozen: bool = False):
@@ -70,13 +70,11 @@ class ScalePyramid(nn.Module):
         self.layout = Layout(tuple(side * side for side in sides))
         self.phi_of_scale = phi_index(len(sides), num_phi)
         self.qresi_ls = nn.ModuleList(Phi(token_dim, frozen) for _ in range(num_phi))
-        H, exact = sides[-1], {"dtype": torch.float64, "device": "cpu"}
+        H = sides[-1]
         for k, side in enumerate(sides[:-1]):
-            cells = torch.eye(side * side, **exact).view(-1, 1, side, side)
-            up = F.interpolate(cells, size=(H, H), mode="bicubic").flatten(1).T
+            up = F.interpolate(unit_maps(side), size=(H, H), mode="bicubic").flatten(1).T
             self.register_buffer(f"up{k}", up.float().contiguous(), persistent=False)
-            cells = torch.eye(H * H, **exact).view(-1, 1, H, H)
-            down = F.adaptive_avg_pool2d(cells, side).flatten(1).T
+            down = F.adaptive_avg_pool2d(unit_maps(H), side).flatten(1).T
             self.register_buffer(f"down{k}", down.float().contiguous(), persistent=False)
 
     def upsample(self, tokens: Tensor, k: int) -> Tensor:
@@ -106,7 +104,7 @@ class ScalePyramid(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The map (B, C, H, H) that embeddings (B, n, C) of all scales, or the first, add up to."""
-        f_hat = None
-        for k in range(self.layout.positions_in(tokens.shape[1])):
+        f_hat = self.accumulate(None, tokens[:, self.layout.span(0)], 0)
+        for k in range(1, self.layout.positions_in(tokens.shape[1])):
             f_hat = self.accumulate(f_hat, tokens[:, self.layout.span(k)], k)
         return f_hat

@@ -22,12 +22,7 @@ FIXED = {"quant_resi": 0.5, "using_znorm": False, "norm_eps": 1e-6}
 
 
 def architecture(config: dict[str, Any], grid: int | None, latent_only: bool) -> dict[str, Any]:
-    """Sizes of a ``VARTeacher`` from the arguments of the release's constructors.
-
-    Raises:
-        ValueError: for an unknown or missing key, a value that this implementation does not have, or a ``grid``:
-            the scales of a VAR are in its configuration.
-    """
+    """Sizes of a ``VARTeacher``, see :class:`Release`; a ``grid`` is refused."""
     if grid is not None:
         raise ValueError("--grid: the scales of a VAR model are part of its architecture (patch_nums)")
     return {**translate(config, RENAMED, FIXED), "pixels": not latent_only}

@@ -19,10 +19,7 @@ class MultiScaleQuantiser(nn.Module):
         self.quant_resi = ScalePyramid(config.sides, config.token_dim, config.num_phi)
 
     def forward(self, f: Tensor) -> Quantised:
-        """Quantise a latent map (B, C, H, H) scale by scale, each scale what the coarser ones left over.
-
-        The maps are the accumulated ones after each scale, differentiable in codebook and phi.
-        """
+        """Quantise a latent map (B, C, H, H) scale by scale, each scale the residual of the coarser ones."""
         pyramid, target = self.quant_resi, f.detach()
         f_hat, indices, residuals, maps = None, [], [], []
         for k in range(len(pyramid.sides)):
@@ -35,11 +32,12 @@ class MultiScaleQuantiser(nn.Module):
 
 
 class MultiScaleVQ(VQTokenizer):
-    """Images to a pyramid of token maps and back.
+    """Images of side ``sides[-1] * 2 ** (len(ch_mult) - 1)`` to a pyramid of token maps and back.
 
-    Its state dict has the keys of the release, without the usage statistics ``quantize.ema_vocab_hit_SV``. Images have
-    side ``sides[-1] * 2 ** (len(ch_mult) - 1)``.
+    State-dict keys are the release's, without the usage statistics ``quantize.ema_vocab_hit_SV``.
     """
+
+    quantize: MultiScaleQuantiser
 
     def __init__(self, config: VARConfig):
         C, sizes = config.token_dim, (config.image_channels, config.ch, config.ch_mult, config.num_res_blocks)
@@ -51,7 +49,6 @@ class MultiScaleVQ(VQTokenizer):
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """The scales and their phi convolutions."""
         return self.quantize.quant_resi
 
     @property
@@ -59,24 +56,20 @@ class MultiScaleVQ(VQTokenizer):
         return self.quantize.embedding.weight
 
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """The accumulated map (B, C, H, H) of embeddings (B, n', C); fewer scales than all give a coarse preview."""
         return self.pyramid(tokens)
 
     @torch.no_grad()
     def rescale_codebook(self, rms: float) -> None:
-        """Give the codebook's entries this root mean square without changing an image or an index.
+        """Scale codes and latents by one factor, which changes no index.
 
-        Scaling codes and latents by a leaves nearest codes alone; phi is linear but for its bias, which takes the
-        factor too, and ``post_quant_conv`` divides by it. A transformer's copy of phi has to follow.
-
-        Raises:
-            ValueError: if ``rms`` is not positive or the codebook is zero.
+        Phi is linear but for its bias, which takes the factor too, and ``post_quant_conv`` divides by it. A
+        transformer's copy of phi has to follow.
         """
         mean = self.codebook.square().mean()
         if not rms > 0 or not mean > 0:
             raise ValueError(f"rms: cannot rescale a codebook of root mean square {mean.sqrt().item()} to {rms}")
         factor = rms / mean.sqrt().item()
-        scaled = [self.codebook, self.quant_conv.weight, self.quant_conv.bias]
-        for tensor in scaled + [phi.bias for phi in self.pyramid.qresi_ls]:
+        scaled = [self.codebook, *self.quant_conv.parameters()]
+        for tensor in scaled + [phi.get_parameter("bias") for phi in self.pyramid.qresi_ls]:
             tensor.mul_(factor)
-        self.post_quant_conv.weight.div_(factor)
+        self.post_quant_conv.get_parameter("weight").div_(factor)
