@@ -1,6 +1,6 @@
 # Everything on a fresh machine with Python: `make demo` and `make test`.
 #
-#   make demo                     teacher, stages 1-3, table and picture, from nothing
+#   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage

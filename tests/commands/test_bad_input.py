@@ -187,7 +187,7 @@ CASES = [
     (QUALITY + "--samples large.npz --reference images.npz", 1, "16x16"),
     (QUALITY + "--samples images.npz --reference file", 1, "file"),
     (QUALITY + "--samples images.npz --reference images.npz --protocol mine", 2, "protocol"),
-    ("statistics --pictures images.npz --output x.txt --device cpu", 2, ".safetensors"),
+    ("statistics --images images.npz --output x.txt --device cpu", 2, ".safetensors"),
     # evaluation, caches, published files
     ("evaluate --output report --teacher teacher --device cpu", 2, "--config"),
     ("evaluate --output report --models [nowhere] --device cpu", 1, "nowhere does not exist"),

@@ -299,7 +299,7 @@ def test_a_file_measured_against_pictures_and_against_their_statistics(digits, c
             "statistics",
             "--device",
             "cpu",
-            "--pictures",
+            "--images",
             str(digits / "b.npz"),
             "--output",
             str(digits / "s.safetensors"),
@@ -360,7 +360,7 @@ def test_what_cannot_be_measured(digits, capsys):
     with fails(capsys, 2, ".safetensors"):
         main(
             [
-                *("statistics", "--pictures", str(digits / "a.npz"), "--output", str(digits / "s.npz")),
+                *("statistics", "--images", str(digits / "a.npz"), "--output", str(digits / "s.npz")),
                 *("--features", network),
             ]
         )
