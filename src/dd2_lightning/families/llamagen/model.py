@@ -126,4 +126,5 @@ class LlamaGenTeacher(CodebookTeacher):
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        return DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        student = DD1LlamaGen(self.sizes).to(self.codebook)
+        return student.start_from(self.backbone, self.classifier, but="tok_embeddings.")
