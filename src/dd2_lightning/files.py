@@ -106,11 +106,15 @@ class DirectoryLock:
     """Exclusive right of one process to write into a directory, until it ends or releases it.
 
     The lock is the operating system's (``flock``) on a file ``.lock`` that names process and host: a killed process
-    leaves the file, but not the lock, and the next one takes it over. The directory is created.
+    leaves the file, but not the lock, and the next one takes it over.
+
+    Args:
+        directory: is created.
+        name: of the lock file; writers of different parts of a directory have different ones.
     """
 
-    def __init__(self, directory: str | Path):
-        self.path = Path(directory) / ".lock"
+    def __init__(self, directory: str | Path, name: str = ".lock"):
+        self.path = Path(directory) / name
         self._file: Any = None
 
     def acquire(self) -> None:

@@ -11,50 +11,57 @@ import torch
 import yaml
 
 from dd2_lightning.cli import main
-from runs import any_config
+from runs import any_config, fit
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.fixture
-def place(root, tmp_path, monkeypatch):
-    """A working directory with a config of each kind and files that are not in order."""
-    monkeypatch.chdir(tmp_path)
-    config = any_config(root, "csd", tmp_path / "run")
-    (tmp_path / "ok.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "malformed.yaml").write_text("model:\n  class_path: [CSDDistill\ntrainer: {}\n")
-    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "unknown.yaml").write_text(yaml.safe_dump({**config, "modle": 3}))
+@pytest.fixture(scope="module")
+def files(root, tmp_path_factory):
+    """A directory with a config of each kind and files that are not in order."""
+    place = tmp_path_factory.mktemp("place")
+    config = any_config(root, "csd", place / "run")
+    (place / "ok.yaml").write_text(yaml.safe_dump(config))
+    (place / "malformed.yaml").write_text("model:\n  class_path: [CSDDistill\ntrainer: {}\n")
+    (place / "list.yaml").write_text("- 1\n- 2\n")
+    (place / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (place / "unknown.yaml").write_text(yaml.safe_dump({**config, "modle": 3}))
     nested = {**config, "model": {**config["model"], "init_args": {**config["model"]["init_args"], "guidence": 1}}}
-    (tmp_path / "nested.yaml").write_text(yaml.safe_dump(nested))
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "empty").mkdir()
+    (place / "nested.yaml").write_text(yaml.safe_dump(nested))
+    (place / "file").write_text("in the way")
+    (place / "empty").mkdir()
     for stage in ("csd", "init", "teacher"):
-        copy(root / stage, tmp_path / stage)
+        copy(root / stage, place / stage)
     for key, stage in (("head", "init"), ("head_time", "csd"), ("family", "teacher"), ("stage", "teacher")):
-        without(tmp_path / stage, tmp_path / f"{stage}_without_{key}", key)
-    copy(root / "csd", tmp_path / "truncated")
-    with open(tmp_path / "truncated/generator.safetensors", "r+b") as file:
+        without(place / stage, place / f"{stage}_without_{key}", key)
+    copy(root / "csd", place / "truncated")
+    with open(place / "truncated/generator.safetensors", "r+b") as file:
         file.truncate(100)
-    copy(root / "csd", tmp_path / "newer")
-    settings = json.loads((tmp_path / "newer/config.json").read_text())
-    (tmp_path / "newer/config.json").write_text(json.dumps({**settings, "format": 99}))
-    (tmp_path / "code.pt").write_bytes(pickle.dumps(Path("a")))
-    torch.save({"a": Path("code")}, tmp_path / "code.pth")
-    bomb = zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
+    copy(root / "csd", place / "newer")
+    settings = json.loads((place / "newer/config.json").read_text())
+    (place / "newer/config.json").write_text(json.dumps({**settings, "format": 99}))
+    (place / "code.pt").write_bytes(pickle.dumps(Path("a")))
+    torch.save({"a": Path("code")}, place / "code.pth")
+    bomb = zipfile.ZipFile(place / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
     with bomb, bomb.open("arr_0.npy", "w") as entry:
         header = {"descr": "|u1", "fortran_order": False, "shape": (200_000, 32, 32, 3)}
         np.lib.format.write_array_header_1_0(entry, header)
         for _ in range(200):
             entry.write(bytes(1_000_000))
-    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    np.savez(tmp_path / "objects.npz", arr_0=np.array([{"a": 1}], dtype=object))
-    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((4, 8, 8, 1)))
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "floats.npz").read_bytes()[:200])
-    np.savez(tmp_path / "images.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
-    np.savez(tmp_path / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
-    return tmp_path
+    np.savez(place / "other.npz", weights=np.zeros(3))
+    np.savez(place / "objects.npz", arr_0=np.array([{"a": 1}], dtype=object))
+    np.savez(place / "floats.npz", arr_0=np.zeros((4, 8, 8, 1)))
+    (place / "cut.npz").write_bytes((place / "floats.npz").read_bytes()[:200])
+    np.savez(place / "images.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
+    np.savez(place / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
+    return place
+
+
+@pytest.fixture
+def place(files, monkeypatch):
+    """The working directory of a command that is refused, and leaves it as it is."""
+    monkeypatch.chdir(files)
+    return files
 
 
 def copy(source: Path, target: Path) -> None:
@@ -142,6 +149,7 @@ CASES = [
     # directories
     (FIT + "--model.teacher nowhere", 1, "nowhere does not exist"),
     (FIT + "--model.init_from file", 1, "file is a file"),
+    (FIT + "--model.init_from nowhere", 1, "nowhere does not exist"),
     (FIT + "--model.init_from empty", 1, "is not finished"),
     (FIT + "--model.init_from csd", 1, "comes from stage 'csd', needed: init"),
     (FIT + "--model.init_from init_without_head", 1, "has no key 'head'"),
@@ -189,11 +197,32 @@ CASES = [
     ("cache --teacher teacher --num 10 --output file", 1, "file"),
     ("convert var --arch d16 --output c --tokenizer code.pth --transformer code.pth", 1, "code.pth"),
     ("convert var --arch d17 --output c --tokenizer code.pth --transformer code.pth", 2, "d17"),
-    (
-        "convert var --arch d16 --output c --tokenizer hf://a/b/../../c.pth --transformer code.pth",
-        1,
-        "hf://a/b/../../c",
-    ),
+    ("convert var --arch d16 --output c --tokenizer hf://a/b/../../c.pth --transformer code.pth", 2, "hf://OWNER/REPO"),
+    ("convert dd1 --teacher nowhere --checkpoint code.pth --output c", 1, "nowhere does not exist"),
+    ("convert dd1 --teacher teacher --checkpoint code.pth --output c --weights newest", 2, "'ema', 'raw'"),
+    ("cache --teacher teacher --num 10 --output cache --part 2 --parts 2", 2, "--part must be in 0..1"),
+    ("cache --teacher teacher --num 10 --output cache --seed -1", 2, "--seed must be 0 or more"),
+    ("cache --teacher teacher --num 10 --output cache --device gpu", 2, "--device gpu"),
+    ("cache --teacher csd --num 10 --output cache", 1, "comes from stage 'csd', needed: teacher"),
+    # checkpoints, timings, reports
+    ("predict", 2, "--config"),
+    ("predict --config ok.yaml", 1, "last.ckpt does not exist"),
+    ("predict --config ok.yaml --ckpt_path code.pth", 1, "code.pth is truncated or damaged"),
+    ("predict --config ok.yaml --outptu x.png", 2, "did you mean --output?"),
+    ("test --config ok.yaml --ckpt_path nowhere.ckpt", 1, "nowhere.ckpt does not exist"),
+    ("plan --config ok.yaml --release var/d17 --model.teacher nowhere", 2, "d17"),
+    ("bench sample --output x.json", 2, "models"),
+    ("bench sample --output x.json --models [var/d17]", 2, "d17"),
+    ("bench flow --output x.json --models [var/d16] --rounds 0", 2, "--rounds must be at least 1"),
+    ("bench flow --output x.json --models [var/d16] --device gpu", 2, "--device gpu"),
+    ("bench flow --output file/x.json --models [var/d16]", 1, "file is a file"),
+    ("bench train --output x.json --models [var/d16] --precision 8", 2, "precision 8"),
+    ("bench train --output x.json --models [vra/d16]", 2, "'vra'"),
+    ("summary --output x.json", 2, "results"),
+    ("summary --output x.json --results []", 2, "no report"),
+    ("summary --output x.json --results [nowhere.json]", 1, "nowhere.json is no report"),
+    ("summary --output x.json --results [file]", 1, "file is no report"),
+    ("--print_completion fish", 2, "bash or zsh"),
 ]
 
 
@@ -210,9 +239,10 @@ def test_bad_input_is_one_line(place, capsys, line, status, words):
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
-def test_names_with_spaces_and_other_alphabets(place, capsys):
+def test_names_with_spaces_and_other_alphabets(var_run, tmp_path):
     """They are no bad input."""
-    target = place / "meine Läufe" / "モデル 1"
-    main(["fit", "--config", "ok.yaml", "--trainer.default_root_dir", str(target), "--trainer.max_steps", "2"])
+    target = tmp_path / "meine Läufe" / "モデル 1"
+    config = any_config(var_run, "csd", target)
+    fit(config, tmp_path)
     main(["sample", "--model", str(target), "--num", "4", "--device", "cpu", "--output", str(target / "ein Bild.npz")])
     assert len(np.load(target / "ein Bild.npz")["arr_0"]) == 4

@@ -8,20 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dd2_lightning.artifacts import write_teacher
 from processes import dd2, started
-from runs import fit, stage_config
-from teachers import var_teacher
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A teacher with images and its generator."""
-    root = tmp_path_factory.mktemp("interrupts")
-    write_teacher(root / "teacher", var_teacher())
-    for stage in ("init", "csd"):
-        fit(stage_config(root, stage), root)
-    return root
 
 
 def interrupted(line: list[str], directory: Path, pattern: str) -> str:
@@ -36,8 +23,8 @@ def interrupted(line: list[str], directory: Path, pattern: str) -> str:
     return text
 
 
-def test_sampling_continues(runs, tmp_path):
-    line = ["sample", "--model", str(runs / "csd"), "--device", "cpu", "--batch_size", "4", "--protocol", "dd1"]
+def test_sampling_continues(var_run, tmp_path):
+    line = ["sample", "--model", str(var_run / "csd"), "--device", "cpu", "--batch_size", "4", "--protocol", "dd1"]
     line += ["--output", str(tmp_path / "x.npz"), "--num"]
     interrupted([*line, "4000"], tmp_path, "x.npz.parts/*.npy")
     assert not (tmp_path / "x.npz").exists()
@@ -55,8 +42,18 @@ def test_sampling_continues(runs, tmp_path):
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_cache_continues(runs, tmp_path, processes):
-    line = ["cache", "--teacher", str(runs / "teacher"), "--device", "cpu", "--shard_size", "50", "--num", "20000"]
+def test_a_cache_continues(var_run, tmp_path, processes):
+    line = [
+        "cache",
+        "--teacher",
+        str(var_run / "teacher"),
+        "--device",
+        "cpu",
+        "--shard_size",
+        "50",
+        "--num",
+        "20000",
+    ]
     line += ["--processes", processes, "--output", str(tmp_path / "cache")]
     interrupted(line, tmp_path / "cache", "*.sha256")
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.sha256")}

@@ -327,7 +327,7 @@ def test_few_samples_are_warned_of(digits, capsys):
         "20 samples for 32 features: the covariance is singular",
         "20 samples, protocol openai takes 50,000",
     ):
-        assert message in printed and any(text.startswith(message) for text in results["warnings"])
+        assert printed.count(message) == 1 and sum(text.startswith(message) for text in results["warnings"]) == 1
 
 
 def test_what_cannot_be_measured(digits, capsys):

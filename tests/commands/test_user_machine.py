@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -17,8 +18,9 @@ import pytest
 import torch
 import yaml
 
+from dd2_lightning.cli import main
 from processes import DD2, dd2, environment, started
-from runs import any_config
+from runs import any_config, fails, stage_config
 
 MODULE = (sys.executable, "-m", "dd2_lightning")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d")
@@ -79,29 +81,49 @@ def test_all_processes_that_fail_alike_say_it_once(root, tmp_path):
     assert "Traceback" not in ended.stderr and not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_not_overwritten(root, tmp_path):
-    config = write(root, tmp_path / "run")
-    assert dd2("fit", "--config", config).returncode == 0
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A run of the command under a umask: its config, its directory, and how it ended."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    config = write(root, output)
+    return config, output, dd2("fit", "--config", config, umask=0o027)
+
+
+def test_output_that_is_no_terminal_gets_lines_and_no_advertisement(finished):
+    ended = finished[-1]
+    assert ended.returncode == 0, ended.stderr
+    text = ended.stdout + ended.stderr
+    assert "csd 6/6, " in ended.stderr and "/s" in ended.stderr
+    assert not any(word in text for word in ("💡", "litlogger", "GPU available", "Seed set", "warning", "\x1b"))
+
+
+def test_files_have_the_permissions_of_the_umask(finished):
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in finished[1].rglob("*") if path.is_file()}
+    assert modes == {0o640}
+
+
+def test_a_finished_run_is_not_overwritten(finished, tmp_path, capsys):
+    """In this process: what is launched, and how, is tested above."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    config = ["--config", finished[0], "--trainer.default_root_dir", str(tmp_path / "run")]
     before = tree(tmp_path / "run")
-    again = dd2("fit", "--config", config)
-    assert again.returncode == 1
-    assert all(way in one_line(again.stderr) for way in ("--ckpt_path last", "default_root_dir", "--overwrite"))
-    dry = dd2("fit", "--config", config, "--trainer.fast_dev_run", "true")
-    assert dry.returncode == 0, dry.stderr
+    with fails(capsys, 1, "--ckpt_path last", "default_root_dir", "--overwrite"):
+        main(["fit", *config])
+    main(["fit", *config, "--trainer.fast_dev_run", "true"])
     for command in ("validate", "test"):
-        ended = dd2(command, "--config", config)
-        assert ended.returncode == 0 and "checkpoint: " in ended.stdout, ended.stderr
+        main([command, *config])
+        assert "checkpoint: " in capsys.readouterr().out
     assert tree(tmp_path / "run") == before
-    over = dd2("fit", "--config", config, "--overwrite", "--trainer.max_steps", "2")
-    assert over.returncode == 0 and json.loads((tmp_path / "run/config.json").read_text())["iterations"] == 2
+    main(["fit", *config, "--overwrite", "--trainer.max_steps", "2"])
+    assert json.loads((tmp_path / "run/config.json").read_text())["iterations"] == 2
 
 
-def test_an_unfinished_run_is_not_overwritten_either(root, tmp_path):
+def test_an_unfinished_run_is_not_overwritten_either(root, tmp_path, capsys):
     config = write(root, tmp_path / "run")
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/checkpoints/last.ckpt").touch()
-    ended = dd2("fit", "--config", config)
-    assert ended.returncode == 1 and "an unfinished run" in one_line(ended.stderr)
+    with fails(capsys, 1, "an unfinished run"):
+        main(["fit", "--config", config])
 
 
 def test_two_runs_do_not_share_a_directory(root, tmp_path):
@@ -131,7 +153,7 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_signal_saves_and_is_resumed(root, tmp_path, signum, status, devices):
+def test_a_signal_saves_and_is_resumed(root, tmp_path, capsys, signum, status, devices):
     """SIGINT as a terminal sends it, to all processes; SIGTERM to the first one only."""
     config = write(root, tmp_path / "run", max_steps=100_000, devices=devices)
     process = started("fit", "--config", config)
@@ -144,41 +166,28 @@ def test_a_signal_saves_and_is_resumed(root, tmp_path, signum, status, devices):
     assert process.returncode == status and "--ckpt_path last continues" in text and "Traceback" not in text, text
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert saved > 0
-    ended = dd2("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", str(saved + 2))
-    assert ended.returncode == 0, ended.stderr
-    assert f"csd {saved + 2:,}/{saved + 2:,}, " in ended.stderr  # it counts on
+    resume = ["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", str(saved + 2)]
+    if devices == 1:
+        main(resume)
+        text = capsys.readouterr().err
+    else:
+        ended = dd2(*resume)
+        text = ended.stderr
+        assert ended.returncode == 0, text
+    assert f"csd {saved + 2:,}/{saved + 2:,}, " in text  # it counts on
 
 
-def test_predict_says_where_its_images_are(tmp_path):
+def test_predict_says_where_its_images_are(var_run, tmp_path):
     """Of a teacher with images."""
-    from dd2_lightning.artifacts import write_teacher
-    from runs import fit, stage_config
-    from teachers import var_teacher
-
-    write_teacher(tmp_path / "teacher", var_teacher())
-    for stage in ("init", "csd"):
-        fit(stage_config(tmp_path, stage), tmp_path)
-    before = tree(tmp_path / "csd")
-    ended = dd2("predict", "--config", str(tmp_path / "config.yaml"))
+    shutil.copytree(var_run, tmp_path / "run")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(stage_config(tmp_path / "run", "csd")))
+    before = tree(tmp_path / "run/csd")
+    ended = dd2("predict", "--config", str(config))
     assert ended.returncode == 0, ended.stderr
-    assert str(tmp_path / "csd/predict.png") in ended.stdout
-    after = tree(tmp_path / "csd")
+    assert str(tmp_path / "run/csd/predict.png") in ended.stdout
+    after = tree(tmp_path / "run/csd")
     assert after.pop("predict.png").startswith(b"\x89PNG") and after == before
-
-
-def test_files_have_the_permissions_of_the_umask(root, tmp_path):
-    config = write(root, tmp_path / "run")
-    assert dd2("fit", "--config", config, umask=0o027).returncode == 0
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert modes == {0o640}
-
-
-def test_output_that_is_no_terminal_gets_lines_and_no_advertisement(root, tmp_path):
-    config = write(root, tmp_path / "run")
-    ended = dd2("fit", "--config", config)
-    text = ended.stdout + ended.stderr
-    assert "csd 6/6, " in ended.stderr and "/s" in ended.stderr
-    assert not any(word in text for word in ("💡", "litlogger", "GPU available", "Seed set", "warning", "\x1b"))
 
 
 def test_a_terminal_gets_one_line(root, tmp_path):

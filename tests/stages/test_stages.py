@@ -12,14 +12,13 @@ from dd2_lightning.cli.training import FitCLI
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 from faults import poisoned
-from runs import fails, fit, run_chain, stage_config
+from runs import fails, fit, stage_config
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory):
+def chain(root):
     """Teacher and stages 1, 2, 3, run once."""
-    root = tmp_path_factory.mktemp("chain")
-    run_chain(root, "init", "csd", "align")
+    fit(stage_config(root, "align"), root)
     return root
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dd2_lightning.flow import (
+    CHUNKS,
     T_FLOOR,
     CodebookFlow,
     HeadFlow,
@@ -105,6 +106,41 @@ def test_gradients_midway_between_codes(size, t, tolerance):
     codebook, log_p = problem(size)
     t = torch.full(size[:3], t)
     assert vjp_error(midway(codebook, t), t, codebook, log_p) <= tolerance
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 17])
+def test_gradients_of_codes_and_probabilities(monkeypatch, chunk):
+    """Against automatic differentiation of the weights themselves; however many rows go through at a time."""
+    monkeypatch.setitem(CHUNKS, "cpu", chunk)
+    size = SIZES[1]
+    codebook, log_p = (part.double() for part in problem(size))
+    t = times(size, low=0.2).double()
+    x = drawn_from_p_t(codebook, log_p, t)
+
+    def explicit(x, codebook, log_p):
+        distance = (x[..., None, :] - (1 - t)[..., None, None] * codebook).square().sum(-1)
+        return (log_p[:, :, None] - distance / (2 * t[..., None] ** 2)).softmax(-1) @ codebook
+
+    g, found = torch.randn_like(x), []
+    for formula in (explicit, lambda x, codebook, log_p: codebook_posterior_mean(x, t, codebook, log_p)):
+        inputs = [value.clone().requires_grad_() for value in (x, codebook, log_p)]
+        found.append(torch.autograd.grad(formula(*inputs), inputs, g))
+    for expected, gradient in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+def test_the_gpu_agrees():
+    size = SIZES[2]
+    codebook, log_p = problem(size, cut=0.3)
+    t = times(size)
+    x, found = drawn_from_p_t(codebook, log_p, t), []
+    for device in ("cpu", "cuda"):
+        points = x.to(device).requires_grad_()
+        x0 = codebook_posterior_mean(points, t.to(device), codebook.to(device), log_p.to(device))
+        found.append([value.cpu() for value in (x0, *torch.autograd.grad(x0.square().sum(), points))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_float64_in_gives_float64():

@@ -39,7 +39,9 @@ def bench_sample(
         output,
         models,
         device,
-        lambda *size: time_sampling(*size, batch_size, rounds, sampling, (head_width, head_depth), device),
+        lambda family, sizes, device: time_sampling(
+            family, sizes, batch_size, rounds, sampling, (head_width, head_depth), device
+        ),
         "{name}: teacher {median_seconds[teacher]:.3f} s in {steps} steps, "
         "one step {median_seconds[one_step]:.3f} s ({ratio:.1f}x), "
         "decoder {median_seconds[decoder]:.3f} s ({ratio_with_decoder:.1f}x with it)",
@@ -80,14 +82,16 @@ def bench_train(
     from dd2_lightning.costs import computing_in
     from dd2_lightning.timing.training import UPDATES, time_stages
 
-    computing_in(precision, device)  # refuses one that there is not
+    computing_in(precision)  # refuses one that there is not
     head = {"width": head_width, "depth": head_depth}
 
     return measure(
         output,
         models,
         device,
-        lambda *size: time_stages(*size, batch_size, rounds, draws, sampling, head, precision, device),
+        lambda family, sizes, device: time_stages(
+            family, sizes, batch_size, rounds, draws, sampling, head, precision, device
+        ),
         "{name}: "
         + ", ".join(f"{{{name}[seconds_per_sample]:.3f}} s a sample of {name}" for name in UPDATES.values())
         + " ({generator[tflops]:.3g} TFLOP/s)",
@@ -125,7 +129,7 @@ def bench_flow(
         output,
         models,
         device,
-        lambda *size: time_flow(*size, batch_size, draws, rounds, device),
+        lambda family, sizes, device: time_flow(family, sizes, batch_size, draws, rounds, device),
         "{name}: posterior mean {median_seconds[fused]:.3f} s, as written {median_seconds[stored]:.3f} s; "
         "with gradient {median_seconds[fused_gradient]:.3f} s, {median_seconds[stored_gradient]:.3f} s",
         {"batch_size": batch_size, "rounds": rounds, "draws": draws},
@@ -136,7 +140,7 @@ def measure(
     output: str,
     models: list[str],
     device: str,
-    of_size: Callable[[str, dict[str, Any]], dict[str, Any]],
+    of_size: Callable[[str, dict[str, Any], str], dict[str, Any]],
     line: str,
     counts: dict[str, int],
     **settings: Any,
@@ -147,7 +151,7 @@ def measure(
         output: JSON file: ``{"models": {name: …}, …, "hardware", "torch", "commit"}``.
         models: published sizes like var/d16, or var/FILE.json as for ``dd2 convert --arch``.
         device: where it computes.
-        of_size: from a family and its sizes to what was measured.
+        of_size: from a family, its sizes and the device to what was measured.
         line: what is printed of it, a format of its keys and ``name``.
         counts: settings that are at least 1.
         settings: the others that the report tells.
@@ -161,18 +165,20 @@ def measure(
     """
     import torch
 
+    from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.report import to_json
     from dd2_lightning.files import check_writable, write_atomically
     from dd2_lightning.hub.cards import published
     from dd2_lightning.provenance import commit, hardware
 
     check_at_least_one("--", **counts)
+    chosen = str(resolve_device(device))
     check_writable(Path(output).parent)
     sizes = {name: published(name) for name in models}
-    report = {"models": {}, **counts, **settings}
-    report |= {"hardware": hardware(device), "torch": torch.__version__, "commit": commit()}
+    report: dict[str, Any] = {"models": {}, **counts, **settings}
+    report |= {"hardware": hardware(chosen), "torch": torch.__version__, "commit": commit()}
     for name, size in sizes.items():
-        report["models"][name] = of_size(*size)
+        report["models"][name] = of_size(*size, chosen)
         print(line.format(name=name, **report["models"][name]), flush=True)
     write_atomically(Path(output), to_json(report))
     return report

@@ -21,17 +21,25 @@ WRAPPERS = ("model", "module", "state_dict")
 """Entries that published checkpoints keep their weights in, tried in this order (DeepSpeed's is the second)."""
 
 
+def hub_parts(reference: str, flag: str) -> list[str]:
+    """The parts of ``hf://OWNER/REPO/PATH``, none for a local path; malformed references are a ``ValueError``."""
+    if not reference.startswith(HUB):
+        return []
+    parts = reference.removeprefix(HUB).split("/")
+    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
+        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
+    return parts
+
+
 def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     """The local path of a file, fetched first if it is ``hf://OWNER/REPO/PATH``.
 
     Malformed references are a ``ValueError``; a file that cannot be fetched, or has another checksum than on the card,
     is an ``ArtifactError``. Messages name ``flag``, the option that named the file.
     """
-    if not reference.startswith(HUB):
+    parts = hub_parts(reference, flag)
+    if not parts:
         return Path(reference)
-    parts = reference.removeprefix(HUB).split("/")
-    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
-        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
     import huggingface_hub
 
     repository, name = "/".join(parts[:2]), "/".join(parts[2:])

@@ -10,7 +10,7 @@ from dd2_lightning.families.registry import build_meta, published_family
 from dd2_lightning.families.release import Release
 from dd2_lightning.files import check_writable, sha256
 from dd2_lightning.hub.cards import Card, identify, load_card
-from dd2_lightning.hub.checkpoint import locate, read_checkpoint
+from dd2_lightning.hub.checkpoint import hub_parts, locate, read_checkpoint
 from dd2_lightning.models.teacher import Teacher
 
 ROLES = {"backbone": "transformer", "classifier": "transformer", "tokenizer": "tokenizer"}
@@ -71,8 +71,10 @@ def convert(
         teacher = build_meta(family, sizes)
     except ValueError as error:
         raise ValueError(f"--arch: {error}") from error
-    check_writable(output)
     references = {"transformer": transformer, "tokenizer": tokenizer}
+    for role, reference in references.items():  # before any file is fetched or read
+        hub_parts(reference, f"--{role}")
+    check_writable(output)
     files = {role: read_file(reference, card, role) for role, reference in references.items()}
     tensors = {role: content for role, (content, _) in files.items()}
     codes = {key: value for key, value in tensors["tokenizer"].items() if key.startswith("quantize.")}

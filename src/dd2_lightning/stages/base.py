@@ -27,7 +27,7 @@ FROZEN = "teacher."
 
 
 class Stage(pl.LightningModule):
-    """A training stage: settings, networks, losses, and the list of its updates.
+    """A training stage: settings, networks, losses, and the list of its updates, which this class performs.
 
     One ``training_step`` is one **iteration**: one batch, one tick of ``trainer.global_step``, whatever number of
     optimizer steps it takes. Checkpoints, logging and resume count iterations.
@@ -66,8 +66,6 @@ class Stage(pl.LightningModule):
         check_settings(settings)
         self.save_hyperparameters(jsonable(settings))
 
-    # --- what a stage declares ---------------------------------------------------------------------------------------
-
     @property
     @abstractmethod
     def layout(self) -> Layout:
@@ -97,8 +95,6 @@ class Stage(pl.LightningModule):
     @abstractmethod
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """Settings and networks of the stage's directory."""
-
-    # --- the loop ----------------------------------------------------------------------------------------------------
 
     def prepare_networks(self) -> None:
         """Run the networks as ``execution`` says; shard their parameters, if the strategy is for that."""
@@ -139,7 +135,7 @@ class Stage(pl.LightningModule):
         Raises:
             NonFiniteLossError: before the step changes anything.
         """
-        count = 1 if update.whole_batch else self.accumulate
+        count = self.accumulate if update.accumulate else 1
         if len(batch) % count:
             raise ValueError(f"model.accumulate {count} does not divide the batch of {len(batch)} a process")
         lr = update.learning_rate(batch.iteration, k, self.trainer.max_steps)
@@ -201,8 +197,6 @@ class Stage(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
-
-    # --- artifacts and checkpoints -----------------------------------------------------------------------------------
 
     def write_artifact(self, directory: str) -> None:
         """Write the stage's directory; a collective call of all processes."""

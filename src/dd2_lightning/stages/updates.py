@@ -84,7 +84,7 @@ class Update:
         clock: what the learning rate counts: None the steps of this update, from ``start`` to ``stop``; a number N
             counts N steps in every iteration of the run, of which this update's ``repeat`` are the last.
         logged_as: name of the loss in logs and errors; None is ``name``.
-        whole_batch: whether the loss needs all samples of a process at once, and is never accumulated.
+        accumulate: whether a batch may be split into micro-batches.
         begin: called once, in iteration ``start``, before the first step.
     """
 
@@ -98,7 +98,7 @@ class Update:
     ema: EMA | None = None
     clock: int | None = None
     logged_as: str | None = None
-    whole_batch: bool = False
+    accumulate: bool = True
     begin: Callable[[], None] | None = None
 
     @property

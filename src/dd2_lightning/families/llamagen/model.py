@@ -126,5 +126,6 @@ class LlamaGenTeacher(CodebookTeacher):
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        student = DD1LlamaGen(self.sizes).to(self.codebook)
-        return student.start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        return (
+            DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        )
