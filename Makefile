@@ -168,8 +168,9 @@ ablations: | install
 reliability: | install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability
 
+# on the CPU; what needs a GPU runs with `pytest -m gpu`
 test: | install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \

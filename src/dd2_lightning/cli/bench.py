@@ -17,7 +17,7 @@ def bench_sample(
     sampling: Sampling = Sampling(guidance_scale=2.0),
     head_width: int = 1024,
     head_depth: int = 4,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Time a teacher against a one-step generator, at published sizes with random weights.
 
@@ -31,7 +31,7 @@ def bench_sample(
         sampling: guidance and truncation of the teacher.
         head_width: width of the generator's velocity head.
         head_depth: its residual blocks.
-        device: where to compute.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
     """
     from dd2_lightning.timing.sampling import time_sampling
 
@@ -60,7 +60,7 @@ def bench_train(
     head_width: int = 1024,
     head_depth: int = 4,
     precision: str = "32-true",
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Time every kind of update of stages 1 and 2, at published sizes with random weights.
 
@@ -77,7 +77,7 @@ def bench_train(
         head_width: width of the velocity head.
         head_depth: its residual blocks.
         precision: of the trainer: 32-true, bf16-mixed or 16-mixed.
-        device: where to compute.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
     """
     from dd2_lightning.costs import computing_in
     from dd2_lightning.timing.training import UPDATES, time_stages
@@ -108,7 +108,7 @@ def bench_flow(
     batch_size: int = 1,
     rounds: int = 5,
     draws: int = 4,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Time the posterior mean of every token, and its gradient, at published sizes.
 
@@ -121,7 +121,7 @@ def bench_flow(
         batch_size: sequences at a time.
         rounds: how often each is timed, after one round to warm up; medians count.
         draws: m, noise draws a token.
-        device: where to compute.
+        device: where to compute: auto, cpu, cuda, cuda:1, mps.
     """
     from dd2_lightning.timing.flows import time_flow
 

@@ -18,7 +18,7 @@ def cache(
     processes: int = 1,
     shard_size: int = 10_000,
     batch_size: int = 500,
-    device: str = "cpu",
+    device: str = "auto",
     part: int = 0,
     parts: int = 1,
     pair_steps: int | None = None,
@@ -35,7 +35,7 @@ def cache(
         shard_size: sequences a file; what an interruption can cost. Where that would leave processes without a shard,
             shards are smaller.
         batch_size: sequences at a time.
-        device: where to compute; cuda gives every process its own GPU.
+        device: where to compute: auto, cpu, cuda (every process its GPU), mps.
         part: for several machines: which part of the shards is this one's, from 0.
         parts: for several machines: how many there are.
         pair_steps: for DD1's pairs of noise and sequence; data.steps of the runs that read them. By default sequences
