@@ -1,6 +1,6 @@
 # Everything on a fresh machine with Python: `make demo` and `make test`.
 #
-#   make demo                     teacher, stages 1-3, table and picture, from nothing
+#   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
@@ -168,8 +168,9 @@ ablations: | install
 reliability: | install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability
 
+# on the CPU; what needs a GPU runs with `pytest -m gpu`
 test: | install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \

@@ -20,8 +20,9 @@ sys.path.append(str(ROOT / "tests/support"))  # its runs and faults are those of
 
 from benchmarks.command import run_command  # noqa: E402
 from dd2_lightning.cli import main as dd2  # noqa: E402
-from dd2_lightning.evaluation.report import commit, markdown_table  # noqa: E402
+from dd2_lightning.evaluation.report import markdown_table  # noqa: E402
 from dd2_lightning.files import write_atomically  # noqa: E402
+from dd2_lightning.provenance import commit  # noqa: E402
 from equivalence import ITERATIONS, deviation, weights_of  # noqa: E402
 from evidence import left_behind, logs, readable, unequal  # noqa: E402
 from faults import FAULTS  # noqa: E402
@@ -95,7 +96,7 @@ class ResumableRun:
 
 def uninterrupted_run(kind: str, root: Path, work: Path) -> dict[str, Any]:
     """Run without a signal; its processor seconds."""
-    process = ResumableRun(kind, root, work / "whole" / kind).start()
+    process = ResumableRun(kind, root, work / "uninterrupted" / kind).start()
     succeed(process)
     return {"seconds": process.worked}
 
@@ -103,7 +104,7 @@ def uninterrupted_run(kind: str, root: Path, work: Path) -> dict[str, Any]:
 def killed_run(number: int, kind: str, kills: int, root: Path, work: Path) -> dict[str, Any]:
     """Run with ``kills`` signals at random moments, then to its end."""
     rng = random.Random(number)
-    seconds = json.loads((work / f"whole-{kind}.json").read_text())["seconds"]
+    seconds = json.loads((work / f"uninterrupted-{kind}.json").read_text())["seconds"]
     run = ResumableRun(kind, root, work / "killed" / f"{number:03d}-{kind}")
     record = {"kind": kind, "kills": [], "unreadable": 0, "redone": 0}
     before = run.progress()
@@ -121,7 +122,7 @@ def killed_run(number: int, kind: str, kills: int, root: Path, work: Path) -> di
         record["redone"] += after < before
         before = after
     succeed(run.start())
-    reference = ResumableRun(kind, root, work / "whole" / kind)
+    reference = ResumableRun(kind, root, work / "uninterrupted" / kind)
     return {**record, "differs": unequal(reference.result(), run.result())}
 
 
@@ -129,7 +130,7 @@ def kill(total: int, root: Path, work: Path) -> list[dict[str, Any]]:
     """Runs of all kinds in turn until there were ``total`` kills."""
     kinds, records = (*STAGES, "cache"), []
     for kind in kinds:
-        once(work / f"whole-{kind}.json", uninterrupted_run, kind, root, work)
+        once(work / f"uninterrupted-{kind}.json", uninterrupted_run, kind, root, work)
     while (left := total - sum(len(record["kills"]) for record in records)) > 0:
         number = len(records)
         arguments = number, kinds[number % len(kinds)], min(left, KILLS_A_RUN), root, work
@@ -239,7 +240,7 @@ code of every run.
 ## Killed at random
 
 {results["kills"]} signals at random moments. A resumed run counts as identical if weights, EMA, optimizer states, every
-logged value and picture, and the artifact are, bit by bit, those of a run that nothing happened to (`cache`: every
+logged value and image, and the artifact are, bit by bit, those of a run that nothing happened to (`cache`: every
 file is). *Redone*: a kill after which less was done than before it.
 
 {table(["run", "SIGKILL", "SIGTERM", "unreadable files", "redone", "identical resumes"], killed)}

@@ -18,10 +18,11 @@ from torch import Tensor
 from benchmarks.command import run_command
 from benchmarks.training import Config, LearningCurve, build, fit, read_config
 from dd2_lightning.artifacts import write_teacher
-from dd2_lightning.evaluation.report import commit, hardware, to_json
+from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.families.table.model import TableTeacher
 from dd2_lightning.files import check_writable, write_atomically
 from dd2_lightning.noise import stream
+from dd2_lightning.provenance import commit, hardware
 
 CONFIGS = Path(__file__).parent / "configs"
 SAMPLES = 200_000

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dd2_lightning.artifacts import write_teacher
-from runs import fit, prepare_all, stage_config
+from runs import prepare_all, run_chain
 from teachers import var_teacher
 
 torch.set_num_threads(1)
@@ -36,11 +35,9 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def image_root(tmp_path_factory):
-    """A directory with a teacher that has images, and its stages ``init`` and ``csd``; tests write elsewhere."""
-    root = tmp_path_factory.mktemp("images")
+def var_run(tmp_path_factory):
+    """A directory with a tiny VAR teacher, which has images, and its stages 1 and 2."""
+    root = tmp_path_factory.mktemp("var")
     torch.manual_seed(0)
-    write_teacher(root / "teacher", var_teacher())
-    for stage in ("init", "csd"):
-        fit(stage_config(root, stage), root)
+    run_chain(root, "init", "csd", teacher=var_teacher())
     return root

@@ -113,7 +113,7 @@ def verdict(better: Spread | None, worse: Spread | None, differs: bool = True) -
     return "appears" if differs and better.high < worse.low else "does not appear"
 
 
-class Judgement(NamedTuple):
+class Assessment(NamedTuple):
     """A claim's two figures, None if they were not run, and what follows from them."""
 
     better: Spread | None
@@ -121,17 +121,17 @@ class Judgement(NamedTuple):
     verdict: Verdict
 
 
-def assess(claim: Claim, results: dict[str, list[Result]]) -> Judgement:
+def assess(claim: Claim, results: dict[str, list[Result]]) -> Assessment:
     """Compare a claim with the results of one problem: of every variant, one a seed."""
     sides = [results.get(variant, []) for variant, _ in (claim.better, claim.worse)]
     if not all(sides):
-        return Judgement(None, None, "not run")
+        return Assessment(None, None, "not run")
     end = common_end([*sides[0], *sides[1]])
     better, worse = (
         spread([FIGURES[figure](result, end) for result in side])
         for side, (_, figure) in zip(sides, (claim.better, claim.worse), strict=True)
     )
-    return Judgement(better, worse, verdict(better, worse, claim.differs))
+    return Assessment(better, worse, verdict(better, worse, claim.differs))
 
 
 def summarise(results: dict[str, list[Result]]) -> dict[str, dict[str, Any]]:

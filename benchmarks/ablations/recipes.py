@@ -1,4 +1,4 @@
-"""Settings of a run as plain data: those of ``dd2 fit``'s configs, with all defaults and one thing changed."""
+"""Settings of a run as dictionaries: those of ``dd2 fit``'s configs, with all defaults and one thing changed."""
 
 import copy
 import hashlib

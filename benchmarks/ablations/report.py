@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from benchmarks.ablations.analysis import DECISIVE, Result, Spread, assess, spread, summarise
 from benchmarks.ablations.problems import Problem
 from benchmarks.ablations.variants import BASELINE, QUESTIONS, Question
-from dd2_lightning.evaluation.report import commit, hardware, markdown_table
+from dd2_lightning.evaluation.report import markdown_table
+from dd2_lightning.provenance import commit, hardware
 
 Content = dict[str, Any]
 """See :func:`summary`."""
@@ -53,7 +54,7 @@ def summary(outcomes: list[Outcome], failed: dict[str, str]) -> Content:
     for problem, results in outcomes:
         settings, base = problem.settings, results.get(BASELINE, [])
         runs |= {(problem.name, r["variant"], r["seed"]): columns(r) for several in results.values() for r in several}
-        judged = [(claim, assess(claim, results)) for question in problem.questions for claim in question.claims]
+        assessed = [(claim, assess(claim, results)) for question in problem.questions for claim in question.claims]
         problems[problem.name] = {
             "title": settings.title,
             "distance": settings.distance,
@@ -61,7 +62,7 @@ def summary(outcomes: list[Outcome], failed: dict[str, str]) -> Content:
             "independent": spread([result["independent"] for result in base]),
             "floor": spread([result["floor"] for result in base]),
             "questions": {q.name: summarise(Outcome(problem, results).of(q)) for q in problem.questions},
-            "verdicts": [{"claim": claim.text, **judgement._asdict()} for claim, judgement in judged],
+            "verdicts": [{"claim": claim.text, **assessment._asdict()} for claim, assessment in assessed],
         }
     return {
         "problems": problems,
@@ -127,11 +128,11 @@ def question_table(content: Content, name: str, question: Question) -> list[str]
 def verdict_table(content: Content) -> list[str]:
     """Every claim: the paper, the prototype, and these runs."""
     problems = content["problems"].values()
-    judged = [{entry["claim"]: entry for entry in problem["verdicts"]} for problem in problems]
-    claims = [claim for q in QUESTIONS for claim in q.claims if any(claim.text in verdicts for verdicts in judged)]
+    assessed = [{entry["claim"]: entry for entry in problem["verdicts"]} for problem in problems]
+    claims = [claim for q in QUESTIONS for claim in q.claims if any(claim.text in verdicts for verdicts in assessed)]
     rows = []
     for claim in claims:
-        here = [verdict_cell(verdicts.get(claim.text)) for verdicts in judged]
+        here = [verdict_cell(verdicts.get(claim.text)) for verdicts in assessed]
         rows.append([claim.text, claim.paper, claim.prototype, *here])
     header = ["claim", "paper", "prototype", *(f"here, {problem['title'].lower()}" for problem in problems)]
     return [line.replace("---:", "---") for line in (*markdown_table(header, rows), "")]

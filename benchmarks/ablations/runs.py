@@ -15,8 +15,9 @@ from benchmarks.ablations.recipes import arguments, fingerprint, varied
 from benchmarks.ablations.variants import BASELINE, Variant
 from benchmarks.training import LearningCurve, build, fit, validate
 from dd2_lightning.errors import DD2Error
-from dd2_lightning.evaluation.report import commit, hardware, to_json
+from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.files import sha256, write_atomically
+from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.sampling import Sampling
 
 VERSION = 1

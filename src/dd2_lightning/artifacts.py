@@ -107,8 +107,12 @@ class Artifact:
             raise ArtifactError(f"{path} is truncated or damaged ({error}); run its stage again") from error
 
     def load_into(self, module: nn.Module, name: str) -> None:
-        """Fill a module from ``NAME.safetensors``, every key accounted for."""
-        load_strictly(module, self.tensors(name), str(self.directory / f"{name}.safetensors"))
+        """Fill a module from ``NAME.safetensors``; an ``ArtifactError`` lists keys and shapes that do not fit."""
+        tensors = self.tensors(name)
+        problems = difference(module.state_dict(), tensors)
+        if problems:
+            raise ArtifactError(f"{self.directory / name}.safetensors does not fit the model: {problems}")
+        module.load_state_dict(tensors)
 
     def teacher_path(self) -> Path:
         """Directory of the teacher that this student was distilled from; see :func:`check_hash`."""
@@ -154,27 +158,12 @@ def difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     return "; ".join(report)
 
 
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load a state dict; an ``ArtifactError`` lists missing, unexpected and mismatched keys."""
-    problems = difference(module.state_dict(), tensors)
-    if problems:
-        raise ArtifactError(f"{source} does not fit the model: {problems}")
-    module.load_state_dict(tensors)
-
-
 def write_artifact(
     directory: str | Path, stage: str, config: dict[str, Any], states: dict[str, dict[str, Tensor]]
 ) -> None:
-    """Write a stage's directory: tensors first, ``config.json`` last.
+    """Write a stage's directory: ``states``, file name without ending to state dict, then ``config.json``.
 
-    Args:
-        directory: made if missing.
-        stage: its name.
-        config: settings and provenance.
-        states: file name (without ending) to state dict.
-
-    Raises:
-        ArtifactError: if something cannot be written; there is no ``config.json`` then.
+    An ``ArtifactError`` says what cannot be written; there is no ``config.json`` then.
     """
     directory = Path(directory)
     text = json.dumps({"format": FORMAT, "stage": stage, **config}, indent=2, ensure_ascii=False)
@@ -236,12 +225,9 @@ def load_generator(directory: str | Path, weights: str = "ema", teacher: Codeboo
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
     Args:
-        directory: of a finished csd, align or dd1 stage.
+        directory: of a finished csd, align or dd1 stage; an ``ArtifactError`` if it or its teacher's is not in order.
         weights: ``ema`` (those that are evaluated and published) or ``raw``.
         teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
-
-    Raises:
-        ArtifactError: if the directory or its teacher's is not in order.
     """
     artifact = Artifact.open(directory, ("csd", "align", "dd1"), "generator")
     teacher = teacher or load_teacher(artifact.teacher_path())

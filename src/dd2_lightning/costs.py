@@ -1,4 +1,4 @@
-"""What networks cost, counted on shapes alone: floating-point operations, memory, without a number being computed.
+"""Count the floating-point operations and the memory of networks on shapes, without computing a number.
 
 Modules on the meta device are run as *fake tensors*: every operation happens, with shapes and precisions instead of
 values. So the counts are those of the code that trains, whatever the family, and hold for sizes that fit nowhere.
@@ -25,7 +25,7 @@ from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import Cache
 
 PRECISIONS = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Of the trainer, as far as they are counted, to the type that autocast computes in."""
+"""Precisions of the trainer that are counted, and the type that autocast computes in."""
 
 # the counter of torch knows the attention kernels of GPUs; this is the one that fake CPU tensors go through
 CPU_ATTENTION = {
@@ -42,7 +42,7 @@ WALK_SAMPLES = 16
 
 
 class Cost(NamedTuple):
-    """What a loss costs.
+    """Cost of a loss.
 
     Attributes:
         flops: of forward and backward pass; a multiplication and an addition are two.
@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 
 
 class Ledger(TorchDispatchMode):
-    """Keeps count of the memory that operations allocate and free.
+    """Count the memory that operations allocate and free.
 
     Attributes:
         alive: bytes in use that were allocated in this mode.
@@ -91,7 +91,7 @@ class Ledger(TorchDispatchMode):
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of one tensor from that of another."""
+    """Key of the memory of a tensor."""
     return tensor.untyped_storage()._cdata
 
 
@@ -113,7 +113,7 @@ def saved_bytes(module: nn.Module) -> Iterator[list[int]]:
 
 @contextmanager
 def shapes_only(module: nn.Module) -> Iterator[None]:
-    """Within this, ``module``, which may be on the meta device, and new tensors have shapes but no values."""
+    """Context in which ``module``, which may be on the meta device, and new tensors have shapes but no values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         module.to_empty(device="cpu")
         yield
@@ -159,26 +159,28 @@ def computing_in(precision: str | int | None, device: str = "cpu") -> AbstractCo
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
 
 
-def loss_cost(whole: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], precision: Any = None) -> Cost:
+def loss_cost(module: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], precision: Any = None) -> Cost:
     """Cost of a loss and its gradient.
 
     Args:
-        whole: everything that the loss runs through; only ``trained`` gets gradients.
-        trained: part of it.
+        module: everything that the loss runs through.
+        trained: the networks in it that get gradients.
         loss: the computation.
         precision: of the trainer.
     """
-    whole.requires_grad_(False)
+    module.requires_grad_(False)
     trained.requires_grad_(True)
     updated: list[int] = []
     hooks = []
     for parameter in trained.parameters():
         parameter.grad = torch.zeros_like(parameter)  # there already, as in all but the first micro-batch
         hooks.append(parameter.register_post_accumulate_grad_hook(lambda p: updated.append(p.numel())))
-    with Ledger() as ledger, count_flops() as counter, saved_bytes(whole) as saved:
+    with Ledger() as ledger, count_flops() as counter, saved_bytes(module) as saved:
         with computing_in(precision):
             total = loss().mean()
-        with few_chunks(counter) if isinstance(total, FakeTensor) else nullcontext([]) as left_out:
+        on_shapes = isinstance(total, FakeTensor)
+        chunks: AbstractContextManager[list[int]] = few_chunks(counter) if on_shapes else nullcontext([])
+        with chunks as left_out:
             total.backward()
     for hook in hooks:
         hook.remove()

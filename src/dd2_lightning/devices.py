@@ -37,10 +37,9 @@ def check_precision(device: torch.device, precision: str | int) -> None:
 
 
 def autocast(device: torch.device, precision: str | int = "32") -> AbstractContextManager:
-    """Context in which networks compute in this precision.
+    """Context in which networks compute in this precision; weights stay in float32.
 
-    Weights stay in float32. The mathematics of flows and the look-up of codes leave autocast by themselves, here as in
-    training, and are in float32 or wider in any precision.
+    The mathematics of flows and the look-up of codes leave autocast by themselves, here as in training.
     """
     dtype = PRECISIONS[str(precision)]
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

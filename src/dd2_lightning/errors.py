@@ -42,15 +42,10 @@ def check_samples(seed: int = 0, **counts: int | None) -> None:
 
 
 def check_range(prefix: str, interval: str, **values: float | Sequence[float] | None) -> None:
-    """Refuse numbers outside an interval, and NaN.
+    """Refuse numbers outside an interval, and NaN, with a ``ValueError`` that names the first.
 
-    Args:
-        prefix: what stands before their names for the user: ``--``, ``model.``.
-        interval: as in mathematics, ``(0, 1]``; ``inf`` for an end that there is not.
-        values: by name, one number or several; None is not given.
-
-    Raises:
-        ValueError: naming the first, and the interval.
+    A user reads the names behind a ``prefix``: ``--``, ``model.``. The ``interval`` is written as in mathematics,
+    ``(0, inf)``. A value is a number, several, or None where none is given.
     """
     low, high = map(float, interval[1:-1].split(","))
     wanted = RANGE_WORDS.get(interval, f"in {interval}")

@@ -21,10 +21,7 @@ from dd2_lightning.errors import ArtifactError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Temporary path to write to, which replaces ``path`` once it is complete and flushed to the disk.
 
-    The file gets the permissions that the umask gives to any new file.
-
-    Raises:
-        ArtifactError: naming the path, if the directory is read-only or the disk is full.
+    The file gets the permissions of any new file. A read-only directory or a full disk is an ``ArtifactError``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -72,16 +69,10 @@ def open_manifest(path: Path, description: dict[str, Any], advice: str, **free: 
     """Create the manifest of a resumable output, or check that the existing one has the same settings.
 
     Args:
-        path: the JSON file.
-        description: all settings that determine the output; they must agree.
-        advice: what to do where they do not.
+        path: the JSON file; the result is its content.
+        description: settings that determine the output. One that differs is an ``ArtifactError``.
+        advice: what to do then.
         free: settings that the first writer chooses and later ones take over.
-
-    Returns:
-        The content of the manifest.
-
-    Raises:
-        ArtifactError: naming the setting that differs, or if the file cannot be read or written.
     """
     if not path.is_file():
         write_atomically(path, json.dumps({**description, **free}, indent=2).encode())
@@ -112,25 +103,22 @@ def _sha256(path: Path, modified: int, size: int) -> str:
 
 
 class DirectoryLock:
-    """Exclusive right to write into a directory, held by one process until it ends or releases it.
+    """Exclusive right of one process to write into a directory, until it ends or releases it.
 
     The lock is the operating system's (``flock``) on a file ``.lock`` that names process and host: a killed process
     leaves the file, but not the lock, and the next one takes it over.
 
     Args:
         directory: is created.
+        name: of the lock file; writers of different parts of a directory have different ones.
     """
 
-    def __init__(self, directory: str | Path):
-        self.path = Path(directory) / ".lock"
+    def __init__(self, directory: str | Path, name: str = ".lock"):
+        self.path = Path(directory) / name
         self._file: Any = None
 
     def acquire(self) -> None:
-        """Lock the directory.
-
-        Raises:
-            ArtifactError: naming the process and host that hold the lock, or if the directory cannot be written.
-        """
+        """Lock the directory; an ``ArtifactError`` names the process and host that hold the lock."""
         check_writable(self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:

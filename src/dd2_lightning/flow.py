@@ -86,14 +86,8 @@ def codebook_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Ten
     The m draws are the batch of the attention, the B n contexts its queries. Nothing of size (B, n, m, V) is ever
     stored, nor in the backward pass, see :class:`_PosteriorMean`.
 
-    Args:
-        x_t: noised tokens, (B, n, m, C).
-        t: times, (B, n, m), constants; values below ``T_FLOOR`` count as ``T_FLOOR``.
-        codebook: (V, C).
-        log_p: log probabilities, (B, n, V), normalised or not; -inf gives exactly zero weight.
-
-    Returns:
-        Posterior means, (B, n, m, C), in float32 or wider.
+    Tokens ``x_t`` and posterior means are (B, n, m, C), the latter in float32 or wider; times (B, n, m) are constants,
+    the codebook is (V, C), and ``log_p`` (B, n, V) need not be normalised; -inf gives exactly zero weight.
     """
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     time = t.to(dtype).clamp(min=T_FLOOR).expand(x_t.shape[:-1])

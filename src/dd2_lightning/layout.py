@@ -14,11 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens per position, e.g. ``Layout((1, 4, 9))`` or ``Layout((1,) * 256)``.
-
-    Raises:
-        ValueError: if there is no position, or one holds no token.
-    """
+    """Tokens per position, at least one: ``Layout((1, 4, 9))`` or ``Layout((1,) * 256)``."""
 
     counts: tuple[int, ...]
 

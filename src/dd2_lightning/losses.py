@@ -88,14 +88,8 @@ def dmd_loss(teacher: Flow, guidance: Flow, noised: Noised, normaliser: Normalis
 def csd_weight(x0_teacher: Tensor, q: Tensor, normaliser: Normaliser, floor: float = 1e-2) -> Tensor:
     r"""The stopped weight :math:`\omega = 1 / \max(\mathrm{mean}|\hat x_0^\Phi - q|, \mathrm{floor})`.
 
-    Args:
-        x0_teacher: (B, n, m, C).
-        q: (B, n, 1, C).
-        normaliser: mean over one *sample* (the paper's default), over one *token* and draw, or *none* (ω = 1).
-        floor: keeps the weight finite where teacher and generator agree.
-
-    Returns:
-        (B, 1, 1, 1), (B, n, m, 1) or (1,).
+    The mean is over one *sample* (the paper's default, ω is (B, 1, 1, 1)), or over one *token* and draw (B, n, m, 1);
+    with *none* ω is 1. The floor keeps it finite where teacher (B, n, m, C) and generator (B, n, 1, C) agree.
     """
     if normaliser == "none":
         return x0_teacher.new_ones(1)

@@ -18,12 +18,9 @@ BLOCK = 256
 
 
 def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Open a random source that depends on ``seed`` and ``key`` only.
+    """Open a random source that depends only on ``seed``, not negative, and ``key``: what the numbers are for.
 
-    Args:
-        seed: the seed of the run, not negative.
-        key: what the numbers are for; strings are hashed stably (not with Python's salted ``hash``).
-        device: where the numbers will be drawn. Different devices give different numbers.
+    Strings are hashed stably (not with Python's salted ``hash``). Different devices give different numbers.
     """
     words = [zlib.crc32(word.encode()) if isinstance(word, str) else int(word) for word in key]
     # the length too: a seed sequence is padded with zeros, so (..., 0) would be the same stream as (...)
@@ -32,13 +29,9 @@ def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> to
 
 
 class SampleNoise:
-    """The random numbers of samples ``start`` to ``start + count``.
+    """The random numbers of samples ``start`` to ``start + count``, by their global index.
 
-    Args:
-        seed: of the evaluation.
-        start: global index of the first sample.
-        count: number of samples.
-        device: where they are used; they are drawn on the CPU, so that every device sees the same.
+    They are used on ``device``, but drawn on the CPU, so that every device sees the same.
     """
 
     def __init__(self, seed: int, start: int, count: int, device: torch.device | str = "cpu"):

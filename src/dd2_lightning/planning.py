@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from rich.table import Table
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
-from dd2_lightning.data.batch import Batch
+from dd2_lightning.data import Batch, PrefixData
 from dd2_lightning.errors import check_range
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
+from dd2_lightning.progress import tracked
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
@@ -37,10 +39,10 @@ class UpdatePlan:
     """Cost of one kind of optimizer step.
 
     Attributes:
-        name: what is updated.
-        count: how many of them the run makes.
+        name: of the update.
+        count: number of them in the run.
         cost: of one sample.
-        fixed: what does not grow with the batch, its number of updated parameters included.
+        fixed: what does not grow with the batch, the number of updated parameters included.
     """
 
     name: str
@@ -125,7 +127,7 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
     """Count what a configured stage would take.
 
     Args:
-        stage: as its config makes it; nothing of it needs to exist.
+        stage: as its config makes it; nothing that it reads needs to exist.
         data: its data module.
         trainer: settings of the trainer: ``max_steps``, ``devices``, ``num_nodes``, ``precision``.
         release: published size that stands in for a teacher's directory that is not there.
@@ -136,58 +138,71 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
     """
     if not isinstance(stage, DistillationStage):
         raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
-    iterations, devices = trainer["max_steps"], device_count(trainer)
-    share, rest = divmod(data.batch_size, devices * stage.accumulate)
+    if not isinstance(data, PrefixData):
+        raise ValueError(f"{type(data).__name__} is not planned; PrefixData and PairData are")
+    iterations, devices, precision = trainer["max_steps"], device_count(trainer), trainer.get("precision")
     if iterations < 1:
         raise ValueError("set trainer.max_steps: the number of iterations of this stage")
+    micro_batch, rest = divmod(data.batch_size, devices * stage.accumulate)
     if rest:
         raise ValueError(
             f"data.batch_size {data.batch_size} is not divisible by {devices} GPUs times "
             f"model.accumulate {stage.accumulate}"
         )
-    adapted = stage.artifact_kind != "teacher"  # a stage that makes a teacher starts from one as it was published
-    stage.teacher, source = outlined_teacher(stage.teacher_path, release, adapted)
+    published_as_it_is = stage.artifact_kind == "teacher"  # a stage that makes a teacher starts from a release
+    stage.teacher, source = meta_teacher(stage.teacher_path, release, adapted=not published_as_it_is)
     with torch.device("meta"):
         stage.build(source_config(stage))
-    networks = {name: module for name, module in stage.named_children() if name != "teacher"}
-    parameters = {f"teacher's {name}": count_parameters(module) for name, module in stage.teacher.named_children()}
-    parameters |= {name: count_parameters(module) for name, module in networks.items()}
-    precision = trainer.get("precision")
+    networks = {f"teacher's {name}": module for name, module in stage.teacher.named_children()}
+    networks |= {name: module for name, module in stage.named_children() if name != "teacher"}
     with shapes_only(stage):
         due = [update for update in stage.updates() if update.count(iterations)]
-        updates = [planned(stage, update, iterations, precision) for update in due]
+        counted = tracked(due, "count operations", len(due), "updates")
+        updates = [count_update(stage, update, iterations, precision) for update in counted]
         guided = data.sampling.guidance_scale is not None
         sequence = sampling_flops(stage.teacher, guided, precision, data.pair_steps or 0)
-        weights = sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers()))
-    sequences = {"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences]
-    return Plan(stage.name, source, parameters, weights, updates, data.batch_size, devices, share, sequences, sequence)
-
-
-def planned(stage: DistillationStage, update: Update, iterations: int, precision: Any) -> UpdatePlan:
-    """Count one kind of update, at two sizes of the batch: what grows is the sample's."""
-    few, many = (
-        loss_cost(stage, update.network, lambda b=b: update.loss(blank_batch(stage, b), 0).loss, precision)
-        for b in COUNTED_AT
+    return Plan(
+        stage=stage.name,
+        teacher=source,
+        parameters={name: count_parameters(module) for name, module in networks.items()},
+        weights=sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers())),
+        updates=updates,
+        batch_size=data.batch_size,
+        devices=devices,
+        micro_batch=micro_batch,
+        sequences={"none": 0, "cached": data.cache_size, "online": data.batch_size * iterations}[data.sequences],
+        sequence_flops=sequence,
     )
-    added = COUNTED_AT[1] - COUNTED_AT[0]
-    cost = Cost(*((second - first) // added for first, second in zip(few, many, strict=True)))
-    fixed = Cost(*(max(0, total - COUNTED_AT[1] * sample) for total, sample in zip(many, cost, strict=True)))
-    return UpdatePlan(update.name, update.count(iterations), cost, fixed)
+
+
+def count_update(stage: DistillationStage, update: Update, iterations: int, precision: Any) -> UpdatePlan:
+    """Count one kind of update, at two batch sizes: what grows between them is the cost of a sample."""
+
+    def cost(size: int) -> Cost:
+        return loss_cost(stage, update.network, lambda: update.loss(blank_batch(stage, size), 0).loss, precision)
+
+    few, many = COUNTED_AT
+    first, second = cost(few), cost(many)
+    sample = Cost(*((b - a) // (many - few) for a, b in zip(first, second, strict=True)))
+    fixed = Cost(*(max(0, total - many * each) for total, each in zip(second, sample, strict=True)))
+    return UpdatePlan(update.name, update.count(iterations), sample, fixed)
 
 
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
-    """A batch of shapes."""
+    """A batch of ``size`` samples, all zeros."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
     return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
 
 
-def outlined_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
-    """A teacher on the meta device, from its directory or while that is missing a published size, and its name."""
+def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
+    """A teacher on the meta device and its name: from its directory or, while that is missing, a published size."""
     if release and not (Path(directory) / "config.json").is_file():
-        return build_meta(*published(release, adapted)), f"{release} ({directory} is not there yet)"
-    config = Artifact.open(directory, ("teacher",), "model.teacher").config
-    return build_meta(config["family"], config["architecture"]), directory
+        teacher, name = build_meta(*published(release, adapted)), f"{release} ({directory} is not there yet)"
+    else:
+        config = Artifact.open(directory, ("teacher",), "model.teacher").config
+        teacher, name = build_meta(config["family"], config["architecture"]), directory
+    return require_codebook(teacher), name
 
 
 def source_config(stage: DistillationStage) -> dict[str, Any]:
@@ -214,7 +229,15 @@ def device_count(trainer: dict[str, Any]) -> int:
 
 
 class PlanTrainer(Trainer):
-    """A trainer for the command line that plans instead of training."""
+    """A trainer for the command line that plans instead of training.
+
+    Attributes:
+        settings: of the trainer, see :func:`make_plan`.
+        release: published size, see :func:`make_plan`.
+    """
+
+    settings: dict[str, Any]
+    release: str | None
 
     def plan(
         self, model: Stage, datamodule: LightningDataModule, memory: float = 80.0, throughput: float = 100.0
@@ -231,8 +254,7 @@ class PlanTrainer(Trainer):
             ValueError: for values that are not positive, and as :func:`make_plan`.
         """
         check_range("--", "(0, inf)", memory=memory, throughput=throughput)
-        plan = make_plan(model, datamodule, self.settings, self.release)
-        print_plan(plan, memory * GIGA, throughput * 1e12)
+        print_plan(make_plan(model, datamodule, self.settings, self.release), memory * GIGA, throughput * 1e12)
 
     @classmethod
     def of_settings(cls, settings: dict[str, Any], release: str | None) -> "PlanTrainer":
@@ -245,38 +267,41 @@ class PlanTrainer(Trainer):
 def print_plan(plan: Plan, memory: float, throughput: float) -> None:
     """Print a plan as tables, for GPUs of so many bytes and operations a second."""
     console = Console()
-    fits, needed = plan.fits(memory), plan.constant + plan.micro_batch * plan.activations
-    batch = f"{plan.batch_size} = {plan.devices} GPUs x {plan.batch_size // plan.devices // plan.micro_batch}"
-    tables = {
-        ("network", "parameters"): [(name, f"{number:,}") for name, number in plan.parameters.items()],
-        ("update", "how many", "GFLOP/sample", "activations/sample", "kept for backward"): [
-            (u.name, f"{u.count:,}", f"{u.cost.flops / GIGA:,.3f}", size(u.cost.peak), size(u.cost.saved))
-            for u in plan.updates
-        ],
-        ("memory of a GPU", "bytes"): [
-            ("weights", size(plan.weights)),
-            ("gradients", size(plan.gradients)),
-            ("optimizer state", size(plan.optimizer)),
-            (f"activations of {plan.micro_batch} samples", size(plan.micro_batch * plan.activations)),
-            ("sum", size(needed)),
-            (f"micro-batch that fits {memory / GIGA:g} GB", f"{fits:,} samples" if fits else "none"),
-        ],
-        ("time", "sequences", "PFLOP", "hours"): [
-            (name, f"{sequences:,}", f"{flops / 1e15:,.3f}", f"{plan.hours(flops, throughput):,.2f}")
-            for name, sequences, flops in (
-                ("training", plan.batch_size * sum(u.count for u in plan.updates), plan.training_flops),
-                ("sampling the teacher", plan.sequences, plan.sampling_flops),
-            )
-        ],
-    }
-    console.print(f"Stage {plan.stage}, teacher {plan.teacher}; batch {batch} x {plan.micro_batch}\n", highlight=False)
-    for header, rows in tables.items():
+    fits, activations = plan.fits(memory), plan.micro_batch * plan.activations
+
+    def show(*header: str, rows: Iterable[tuple[str, ...]]) -> None:
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i, column in enumerate(header):
             table.add_column(column, justify="right" if i else "left")
         for row in rows:
             table.add_row(*row)
         console.print(table, "")
+
+    def hours(name: str, sequences: int, flops: float) -> tuple[str, ...]:
+        return name, f"{sequences:,}", f"{flops / 1e15:,.3f}", f"{plan.hours(flops, throughput):,.2f}"
+
+    batch = f"{plan.batch_size} = {plan.devices} GPUs x {plan.batch_size // plan.devices // plan.micro_batch}"
+    console.print(f"Stage {plan.stage}, teacher {plan.teacher}; batch {batch} x {plan.micro_batch}\n", highlight=False)
+    show("network", "parameters", rows=((name, f"{number:,}") for name, number in plan.parameters.items()))
+    show(
+        *("update", "how many", "GFLOP/sample", "activations/sample", "kept for backward"),
+        rows=(
+            (u.name, f"{u.count:,}", f"{u.cost.flops / GIGA:,.3f}", size(u.cost.peak), size(u.cost.saved))
+            for u in plan.updates
+        ),
+    )
+    memory_rows = {
+        "weights": size(plan.weights),
+        "gradients": size(plan.gradients),
+        "optimizer state": size(plan.optimizer),
+        f"activations of {plan.micro_batch} samples": size(activations),
+        "sum": size(plan.constant + activations),
+        f"micro-batch that fits {memory / GIGA:g} GB": f"{fits:,} samples" if fits else "none",
+    }
+    show("memory of a GPU", "bytes", rows=memory_rows.items())
+    training = hours("training", plan.batch_size * sum(u.count for u in plan.updates), plan.training_flops)
+    sampling = hours("sampling the teacher", plan.sequences, plan.sampling_flops)
+    show("time", "sequences", "PFLOP", "hours", rows=(training, sampling))
     console.print(
         f"Hours at {throughput / 1e12:g} TFLOP/s a GPU, on {plan.devices}. One teacher sequence: "
         f"{plan.sequence_flops / GIGA:,.3f} GFLOP. {1 - USABLE:.0%} of the memory is left for the runtime.",

@@ -187,7 +187,7 @@ CASES = [
     (QUALITY + "--samples large.npz --reference images.npz", 1, "16x16"),
     (QUALITY + "--samples images.npz --reference file", 1, "file"),
     (QUALITY + "--samples images.npz --reference images.npz --protocol mine", 2, "protocol"),
-    ("statistics --pictures images.npz --output x.txt --device cpu", 2, ".safetensors"),
+    ("statistics --images images.npz --output x.txt --device cpu", 2, ".safetensors"),
     # evaluation, caches, published files
     ("evaluate --output report --teacher teacher --device cpu", 2, "--config"),
     ("evaluate --output report --models [nowhere] --device cpu", 1, "nowhere does not exist"),
@@ -197,7 +197,32 @@ CASES = [
     ("cache --teacher teacher --num 10 --output file", 1, "file"),
     ("convert var --arch d16 --output c --tokenizer code.pth --transformer code.pth", 1, "code.pth"),
     ("convert var --arch d17 --output c --tokenizer code.pth --transformer code.pth", 2, "d17"),
-    ("convert var --arch d16 --output c --transformer hf://a/../c.pth --tokenizer code.pth", 2, "OWNER/REPO/PATH"),
+    ("convert var --arch d16 --output c --tokenizer hf://a/b/../../c.pth --transformer code.pth", 2, "hf://OWNER/REPO"),
+    ("convert dd1 --teacher nowhere --checkpoint code.pth --output c", 1, "nowhere does not exist"),
+    ("convert dd1 --teacher teacher --checkpoint code.pth --output c --weights newest", 2, "'ema', 'raw'"),
+    ("cache --teacher teacher --num 10 --output cache --part 2 --parts 2", 2, "--part must be in 0..1"),
+    ("cache --teacher teacher --num 10 --output cache --seed -1", 2, "--seed must be 0 or more"),
+    ("cache --teacher teacher --num 10 --output cache --device gpu", 2, "--device gpu"),
+    ("cache --teacher csd --num 10 --output cache", 1, "comes from stage 'csd', needed: teacher"),
+    # checkpoints, timings, reports
+    ("predict", 2, "--config"),
+    ("predict --config ok.yaml", 1, "last.ckpt does not exist"),
+    ("predict --config ok.yaml --ckpt_path code.pth", 1, "code.pth is truncated or damaged"),
+    ("predict --config ok.yaml --outptu x.png", 2, "did you mean --output?"),
+    ("test --config ok.yaml --ckpt_path nowhere.ckpt", 1, "nowhere.ckpt does not exist"),
+    ("plan --config ok.yaml --release var/d17 --model.teacher nowhere", 2, "d17"),
+    ("bench sample --output x.json", 2, "models"),
+    ("bench sample --output x.json --models [var/d17]", 2, "d17"),
+    ("bench flow --output x.json --models [var/d16] --rounds 0", 2, "--rounds must be at least 1"),
+    ("bench flow --output x.json --models [var/d16] --device gpu", 2, "--device gpu"),
+    ("bench flow --output file/x.json --models [var/d16]", 1, "file is a file"),
+    ("bench train --output x.json --models [var/d16] --precision 8", 2, "precision 8"),
+    ("bench train --output x.json --models [vra/d16]", 2, "'vra'"),
+    ("summary --output x.json", 2, "results"),
+    ("summary --output x.json --results []", 2, "no report"),
+    ("summary --output x.json --results [nowhere.json]", 1, "nowhere.json is no report"),
+    ("summary --output x.json --results [file]", 1, "file is no report"),
+    ("--print_completion fish", 2, "bash or zsh"),
 ]
 
 
@@ -214,11 +239,10 @@ def test_bad_input_is_one_line(place, capsys, line, status, words):
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
-def test_names_with_spaces_and_other_alphabets(image_root, tmp_path):
+def test_names_with_spaces_and_other_alphabets(var_run, tmp_path):
     """They are no bad input."""
     target = tmp_path / "meine Läufe" / "モデル 1"
-    config = any_config(image_root, "csd", target)
-    config["trainer"]["max_steps"] = 2
+    config = any_config(var_run, "csd", target)
     fit(config, tmp_path)
     main(["sample", "--model", str(target), "--num", "4", "--device", "cpu", "--output", str(target / "ein Bild.npz")])
     assert len(np.load(target / "ein Bild.npz")["arr_0"]) == 4

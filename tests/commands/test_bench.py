@@ -13,7 +13,7 @@ from dd2_lightning.flow import codebook_posterior_mean
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.generator import OneStepGenerator
-from dd2_lightning.planning import blank_batch, planned
+from dd2_lightning.planning import blank_batch, count_update
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.timing.flows import stored_posterior_mean, time_flow
@@ -102,7 +102,7 @@ def test_training_counts_what_a_plan_counts(sizes):
     with torch.device("meta"):
         stage.build({"head": head})
     with shapes_only(stage):
-        planned_flops = {u.name: planned(stage, u, 1, None).cost.flops for u in stage.updates()}
+        planned_flops = {u.name: count_update(stage, u, 1, None).cost.flops for u in stage.updates()}
     timed = time_updates(CSDDistill(**settings), teacher_from_config(*size), head, 8, 1, "32-true", "cpu")
     for update, flops in planned_flops.items():
         assert timed[update]["flops"] == pytest.approx(flops, rel=0.01)

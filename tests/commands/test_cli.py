@@ -69,6 +69,23 @@ def test_every_command_explains_its_options_within_a_second(command):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
+def test_ten_digits_are_drawn_within_five_seconds(var_run, tmp_path):
+    """Of processor time, by a network that is so small that importing is what counts."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = dd2("sample", "--model", str(var_run / "csd"), "--num", "10", "--output", str(tmp_path / "x.png"))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ended.returncode == 0 and (tmp_path / "x.png").is_file(), ended.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+
+
+def test_drawing_imports_nothing_of_training_or_measuring(var_run, tmp_path):
+    line = ["sample", "--model", str(var_run / "csd"), "--num", "2", "--device", "cpu"]
+    code = f"import sys\nfrom dd2_lightning.cli import main\nmain({[*line, '--output', str(tmp_path / 'x.npz')]})\n"
+    code += "print([name for name in ('lightning', 'torchmetrics', 'scipy', 'sklearn') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert ended.stdout.splitlines()[-1] == "[]", ended.stderr
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "plan"])
 def test_the_short_help_of_a_training_command_is_true(capsys, command):
     """Every option that it names is one; every stage and data module is there."""

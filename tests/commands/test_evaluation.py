@@ -284,6 +284,16 @@ def test_the_table_fits_a_terminal_of_100_columns():
     assert narrow == ["sampler", "steps", "Fréchet", "prec.", "recall", "NLL", "acc.", "div.", "speed-up"]
 
 
+def test_a_warning_is_one_line_of_any_terminal():
+    report = full_report()
+    report["warnings"] = ["samples are too few " * 10 + "to tell"]
+    with open("/dev/null", "w") as sink:
+        console = Console(file=sink, record=True, width=60)
+        print_table(report, console)
+    (line,) = (line for line in console.export_text().splitlines() if "too few" in line)
+    assert line.startswith("Warning: samples") and line.endswith("to tell")
+
+
 def test_a_column_without_a_number_is_left_out():
     head = markdown(full_report(inception_score=None, recall=None)).splitlines()[0]
     assert " IS " not in head and " recall " not in head and " prec. " in head

@@ -23,8 +23,8 @@ def interrupted(line: list[str], directory: Path, pattern: str) -> str:
     return text
 
 
-def test_sampling_continues(image_root, tmp_path):
-    line = ["sample", "--model", str(image_root / "csd"), "--device", "cpu", "--batch_size", "4", "--protocol", "dd1"]
+def test_sampling_continues(var_run, tmp_path):
+    line = ["sample", "--model", str(var_run / "csd"), "--device", "cpu", "--batch_size", "4", "--protocol", "dd1"]
     line += ["--output", str(tmp_path / "x.npz"), "--num"]
     interrupted([*line, "4000"], tmp_path, "x.npz.parts/*.npy")
     assert not (tmp_path / "x.npz").exists()
@@ -42,11 +42,11 @@ def test_sampling_continues(image_root, tmp_path):
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_cache_continues(image_root, tmp_path, processes):
+def test_a_cache_continues(var_run, tmp_path, processes):
     line = [
         "cache",
         "--teacher",
-        str(image_root / "teacher"),
+        str(var_run / "teacher"),
         "--device",
         "cpu",
         "--shard_size",

@@ -148,7 +148,7 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path)
     """The very networks of the config, on the meta device; only the counting of what they do is left out."""
     seen = []
 
-    def planned(stage, update, iterations, precision):
+    def count_update(stage, update, iterations, precision):
         seen.append((type(stage).__name__, {parameter.device.type for parameter in stage.teacher.parameters()}))
         return planning.UpdatePlan(update.name, update.count(iterations), Cost(1, 1, 1, 1), Cost(1, 1, 1, 1))
 
@@ -156,7 +156,7 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path)
     def as_they_are(stage):
         yield
 
-    monkeypatch.setattr(planning, "planned", planned)
+    monkeypatch.setattr(planning, "count_update", count_update)
     monkeypatch.setattr(planning, "shapes_only", as_they_are)
     monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
     kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill"}

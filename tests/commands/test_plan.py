@@ -1,6 +1,7 @@
 """What a plan says, against real runs of small networks and against formulas."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dd2_lightning.cli import main
 from dd2_lightning.costs import Ledger, count_flops, loss_cost, sampling_flops, saved_bytes, shapes_only
 from dd2_lightning.data import PrefixData
 from dd2_lightning.families.registry import build_meta
+from dd2_lightning.flow import CHUNKS
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.head import VelocityHead
 from dd2_lightning.planning import blank_batch, make_plan
@@ -136,6 +138,16 @@ def test_sampling_costs_what_the_matrices_say():
     assert matrices + attention < once < 1.02 * (matrices + attention)  # the rest builds the accumulated map
 
 
+@pytest.mark.parametrize("teacher", ["llamagen"], indirect=True)
+@pytest.mark.parametrize("contexts", [1, 5])
+def test_a_few_chunks_stand_for_all(teacher, tmp_path, monkeypatch, contexts):
+    """Every count is the same whether all chunks of a flow's backward pass run or some."""
+    monkeypatch.setitem(CHUNKS, "cpu", contexts * 2 * 12)  # two draws, twelve codes
+    few = make_plan(csd_stage(teacher, tmp_path), PrefixData(8), TRAINER)
+    monkeypatch.setattr("dd2_lightning.costs.few_chunks", lambda counter: nullcontext([]))
+    assert make_plan(csd_stage(teacher, tmp_path), PrefixData(8), TRAINER) == few
+
+
 @pytest.mark.parametrize("teacher", ["var"], indirect=True)
 def test_precision_changes_memory_not_operations(teacher):
     plans = [
@@ -204,7 +216,8 @@ def test_a_plan_of_the_paper_before_anything_is_there(capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = str(CONFIGS / "paper/var_d16/init.yaml")
     main(["plan", "--config", config, "--memory", "40", "--throughput", "50", "--model.head_iterations", "0"])
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
+    assert "count operations 1/1 updates" in progress
     for word in ("var/d16", "329,514,272", "303,985,920", "whole model", "optimizer state", "fits 40 GB", "50 TFLOP/s"):
         assert word in text, text
     assert not list(tmp_path.iterdir())

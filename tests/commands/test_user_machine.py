@@ -177,9 +177,9 @@ def test_a_signal_saves_and_is_resumed(root, tmp_path, capsys, signum, status, d
     assert f"csd {saved + 2:,}/{saved + 2:,}, " in text  # it counts on
 
 
-def test_predict_says_where_its_images_are(image_root, tmp_path):
+def test_predict_says_where_its_images_are(var_run, tmp_path):
     """Of a teacher with images."""
-    shutil.copytree(image_root, tmp_path / "run")
+    shutil.copytree(var_run, tmp_path / "run")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(stage_config(tmp_path / "run", "csd")))
     before = tree(tmp_path / "run/csd")

@@ -14,6 +14,7 @@ from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.data.iterations import EpochOrder
 from dd2_lightning.data.prefixes import CachedBatches
 from dd2_lightning.errors import ArtifactError
+from dd2_lightning.files import DirectoryLock
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.sequences import describe_cache
 from processes import forked
@@ -114,6 +115,36 @@ def test_an_interrupted_build_continues(teacher, whole, tmp_path):
     build(teacher, directory)
     assert files(directory) == files(whole)
     assert (directory / "00000.npy").stat().st_mtime_ns == before
+
+
+def test_a_directory_has_one_writer(teacher, whole, tmp_path, capsys):
+    """A second ``dd2 cache`` or a run that wants to complete the cache is refused; a run that only reads is not."""
+    cache = SequenceCache(tmp_path / "cache", describe_cache(teacher, load_teacher(teacher), Sampling(), 50, 0), 16)
+    words = (f"written by process {os.getpid()} on", "wait for it")
+    config = stage_config(teacher.parent, "init")
+    config["trainer"]["default_root_dir"] = str(tmp_path / "run")
+    config["data"]["init_args"] |= {"sequences": "cached", "cache_dir": str(tmp_path / "cache"), "cache_size": 50}
+    with cache.lock():
+        with fails(capsys, 1, *words):
+            build(teacher, tmp_path / "cache")
+        with fails(capsys, 1, *words):
+            fit(config, tmp_path)
+    build(teacher, tmp_path / "cache")
+    assert files(tmp_path / "cache") == files(whole)
+    with cache.lock():
+        fit(config, tmp_path)
+
+
+def test_parts_have_writers_of_their_own(teacher, whole, tmp_path, capsys):
+    def build_part(part):
+        build(teacher, tmp_path, "--part", str(part), "--parts", "2")
+
+    with DirectoryLock(tmp_path, ".lock.0-of-2"):
+        build_part(1)
+        with fails(capsys, 1, "is being written by process"):
+            build_part(0)
+    build_part(0)
+    assert files(tmp_path) == files(whole)
 
 
 def test_a_damaged_shard_is_named(teacher, tmp_path):

@@ -10,6 +10,7 @@ from dd2_lightning.artifacts import write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.families.llamagen.model import LlamaGenTeacher
 from dd2_lightning.families.table.model import TableTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from teachers import llamagen_teacher
 
 STAGES = ("teacher", "adapt", "init", "csd", "align", "dd1")
@@ -135,9 +136,9 @@ def fit(config: dict, root: Path, *args: str) -> None:
     main(["fit", "--config", str(path), *args])
 
 
-def run_chain(root: Path, *stages: str) -> None:
-    """A teacher and the given stages, in order."""
-    make_teacher(root)
+def run_chain(root: Path, *stages: str, teacher: CodebookTeacher | None = None) -> None:
+    """A teacher, by default :func:`two_sequences`, and the given stages, in order."""
+    write_teacher(root / "teacher", teacher or two_sequences())
     for stage in stages:
         fit(stage_config(root, stage), root)
 

@@ -1,4 +1,4 @@
-"""What watches a run: the directory it leaves, losses per position, sample grids, logs, checkpoints."""
+"""Callbacks: artifact, losses per position, sample grids, logs, checkpoints, signals, progress."""
 
 from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationCheckpoint
 from dd2_lightning.callbacks.export import ExportArtifact

@@ -23,8 +23,8 @@ class Interrupted(BaseException):
 class StopOnSignal(pl.Callback):
     """Raise :class:`Interrupted` before the next iteration after SIGINT or SIGTERM; a second one ends at once.
 
-    The processes of a run agree on the iteration, so that none is left waiting and the checkpoint is a whole one. While
-    nothing is trained the signals do what they always do.
+    The processes of a run agree on the iteration, so that none is left waiting and the checkpoint is of one iteration.
+    While nothing is trained the signals do what they always do.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

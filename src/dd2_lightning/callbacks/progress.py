@@ -16,10 +16,10 @@ from dd2_lightning.progress import INTERVAL, rate
 class IterationProgressBar(ProgressBar):
     """Iterations of the stage, their rate, the time left and the losses.
 
-    On a terminal it is one line of its width; elsewhere a plain line every ``interval`` seconds and one at the end.
+    On a terminal it is one line of its width; elsewhere a line every ``interval`` seconds and one at the end.
 
     Args:
-        interval: seconds between two plain lines.
+        interval: seconds between two lines.
     """
 
     def __init__(self, interval: float = INTERVAL):

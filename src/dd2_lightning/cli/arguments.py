@@ -44,7 +44,9 @@ def configs_first(arguments: list[str]) -> list[str]:
 
     The parser lets the last word on a setting win, and that is to be the command line's, wherever ``--config`` stands.
     """
-    words, configs, others = split_options(arguments), [], []
+    words = split_options(arguments)
+    configs: list[str] = []
+    others: list[str] = []
     while words:
         is_config = words[0] in CONFIG_OPTIONS and len(words) > 1
         (configs if is_config else others).extend(words.pop(0) for _ in range(1 + is_config))

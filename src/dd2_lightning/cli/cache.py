@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from dd2_lightning.errors import DD2Error, check_at_least_one
+from dd2_lightning.errors import DD2Error, check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.sampling import Sampling
 
@@ -18,7 +18,7 @@ def cache(
     processes: int = 1,
     shard_size: int = 10_000,
     batch_size: int = 500,
-    device: str = "cpu",
+    device: str = "auto",
     part: int = 0,
     parts: int = 1,
     pair_steps: int | None = None,
@@ -35,7 +35,7 @@ def cache(
         shard_size: sequences a file; what an interruption can cost. Where that would leave processes without a shard,
             shards are smaller.
         batch_size: sequences at a time.
-        device: where to compute; cuda gives every process its own GPU.
+        device: where to compute: auto, cpu, cuda (every process its GPU), mps.
         part: for several machines: which part of the shards is this one's, from 0.
         parts: for several machines: how many there are.
         pair_steps: for DD1's pairs of noise and sequence; data.steps of the runs that read them. By default sequences
@@ -45,28 +45,34 @@ def cache(
 
     from dd2_lightning.artifacts import Artifact, load_teacher
     from dd2_lightning.data.cache import SequenceCache
+    from dd2_lightning.devices import resolve_device
     from dd2_lightning.stages.sequences import describe_cache, fill
 
     counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
+    check_samples(seed)
     check_at_least_one("--", **counts, pair_steps=pair_steps)
+    device = str(resolve_device(device))
     if not 0 <= part < parts:
         raise ValueError(f"--part must be in 0..{parts - 1}, got {part}")
     Artifact.open(teacher, ("teacher",), "--teacher")
     network = load_teacher(teacher)
     description = describe_cache(teacher, network, sampling, num, seed, pair_steps)
     sequences = SequenceCache(output, description, min(shard_size, -(-num // (processes * parts))))
-    mine = [shard for shard in sequences.missing() if shard % parts == part]
-    shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
-    if len(shares) > 1:
-        work = (teacher, output, description, sampling, shares, batch_size, device)
-        try:
-            run_processes(sample_share, work, len(shares))
-        except multiprocessing.ProcessRaisedException as error:
-            raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
-        except multiprocessing.ProcessExitedException as error:
-            raise DD2Error(f"a process of dd2 cache ended: {error}; run the command again to complete it") from error
-    else:
-        fill(sequences, network.to(device), sampling, mine, batch_size)
+    with sequences.lock(part, parts):
+        mine = [shard for shard in sequences.missing() if shard % parts == part]
+        shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
+        if len(shares) > 1:
+            work = (teacher, output, description, sampling, shares, batch_size, device)
+            try:
+                run_processes(sample_share, work, len(shares))
+            except multiprocessing.ProcessRaisedException as error:
+                raise DD2Error(f"a process of dd2 cache failed: {error.msg.strip().splitlines()[-1]}") from error
+            except multiprocessing.ProcessExitedException as error:
+                raise DD2Error(
+                    f"a process of dd2 cache ended: {error}; run the command again to complete it"
+                ) from error
+        else:
+            fill(sequences, network.to(device), sampling, mine, batch_size)
     done = len(sequences.shards) - len(sequences.missing())
     print(f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}")
 

@@ -101,7 +101,7 @@ dd2 {name} --model.help CSDDistill and dd2 {name} --data.help PrefixData list th
 def overview(room: str) -> str:
     """The classes of a room that a config may name, with the first line of their docstrings, read from the source."""
     folder = Path(__file__).parents[1] / room
-    classes = {}
+    classes: dict[str, ast.ClassDef] = {}
     for node in ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             source = (folder / f"{node.module.rpartition('.')[2]}.py").read_text(encoding="utf-8")

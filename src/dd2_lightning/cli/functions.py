@@ -1,8 +1,8 @@
 """A function as a command: its parameters are the options, its docstring the help."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
@@ -13,11 +13,11 @@ from dd2_lightning.cli.arguments import UsageError, config_files, configs_first,
 class FunctionParser(ArgumentParser):
     """Parser of one command, whose errors are one line."""
 
-    arguments: ClassVar[list[str]] = []
+    arguments: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a :class:`UsageError`."""
-        raise_usage_error(self.prog, message, self._option_string_actions, self.arguments)
+        raise_usage_error(self.prog, message, self._option_string_actions, list(self.arguments))
 
 
 def run_function(program: str, function: Callable[..., Any], arguments: list[str]) -> None:

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def show_warning(message: Warning | str, *_: Any) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line, without the place in the code that gave it."""
     print(f"dd2: warning: {' '.join(str(message).split())}", file=sys.stderr)
 

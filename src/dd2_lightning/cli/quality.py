@@ -63,7 +63,7 @@ def quality(
 
 
 def statistics(
-    pictures: str,
+    images: str,
     output: str,
     features: str = "digits",
     inception: str | None = None,
@@ -73,7 +73,7 @@ def statistics(
     """Mean and covariance of the features of a file of images, as a reference for ``dd2 quality``.
 
     Args:
-        pictures: ``.npz`` file of images.
+        images: ``.npz`` file.
         output: ``….safetensors`` file.
         features: digits, inception, or a class of your own: my_module.MyFeatures.
         inception: weights file of Inception.
@@ -95,11 +95,11 @@ def statistics(
         raise ValueError(f"--output must be a .safetensors file, got {output}")
     check_not_directory(path)
     check_writable(path.parent)
-    images = ImageFile(pictures)
+    file = ImageFile(images)
     network = feature_network(features, path.parent, inception, chosen)
-    fit = fit_features(images, network, batch_size, chosen)
+    fit = fit_features(file, network, batch_size, chosen)
     with collect_warnings() as messages:
         write_statistics(output, fit.compute(), network)
-    print(f"statistics of {len(images)} images -> {output}")
+    print(f"statistics of {len(file)} images -> {output}")
     for message in messages:
         print(f"warning: {message}")

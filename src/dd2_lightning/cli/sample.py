@@ -111,6 +111,7 @@ def choose_labels(
     from dd2_lightning.models.teacher import check_labels
 
     if protocol is not None:
+        assert num is not None
         return protocol_named(protocol).labels(num, num_classes, seed)
     classes = torch.arange(num_classes) if labels is None else parse_labels(labels)
     check_labels(classes, num_classes)
@@ -149,7 +150,8 @@ def draw_grid(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_
     columns, batches = min(len(classes), 10), []
     for start, images in drawn_batches(draw, classes, batch_size, path):
         if start == 0:
-            check_grid(len(classes), *images.shape[2:], columns, path)
+            height, width = images.shape[2:]
+            check_grid(len(classes), height, width, columns, path)
         batches.append(images)
     save_grid(torch.cat(batches), path, columns)
 

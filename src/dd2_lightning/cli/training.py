@@ -172,8 +172,8 @@ class PredictCLI(CheckpointCLI):
     def predict(self, **options: Any) -> None:
         """Draw and write the images."""
         output = Path(self.settings.output or self.root / "predict.png")
-        batches = self.trainer.predict(**options)
-        images = [batch for batch in batches or [] if batch is not None]
+        batches: list[Any] = self.trainer.predict(**options) or []
+        images = [batch for batch in batches if batch is not None]
         if not images:
             raise DD2Error("this teacher has no images to draw: its tokenizer is latent only")
         if self.trainer.is_global_zero:
@@ -200,7 +200,9 @@ class PlanCLI(StageCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """One that knows the trainer's settings and looks for no GPU."""
-        return self.trainer_type().of_settings(self.settings.trainer.as_dict(), self.release)
+        from dd2_lightning.planning import PlanTrainer
+
+        return PlanTrainer.of_settings(self.settings.trainer.as_dict(), self.release)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.files import open_manifest, remove_temporary, sha256, write_atomically
+from dd2_lightning.files import DirectoryLock, open_manifest, remove_temporary, sha256, write_atomically
 from dd2_lightning.noise import stream
 
 SHARD_SIZE = 10_000
@@ -69,6 +69,10 @@ class SequenceCache:
         """Numbers of the sequences of a shard."""
         first = shard * self.shard_size
         return torch.arange(first, min(first + self.shard_size, self.num))
+
+    def lock(self, part: int = 0, parts: int = 1) -> DirectoryLock:
+        """Exclusive right to write shards, or those of one of several parts."""
+        return DirectoryLock(self.directory, ".lock" if parts == 1 else f".lock.{part}-of-{parts}")
 
     def write(self, shard: int, tokens: Tensor, labels: Tensor, codes: int) -> None:
         """Write tokens (k, n) with their labels (k,) as a shard, then its checksum; a shard has one writer at a time.

@@ -14,12 +14,9 @@ from dd2_lightning.noise import stream
 
 
 class EpochOrder:
-    """An endless pass over ``count`` samples, shuffled anew every epoch, as a pure function of (seed, iteration).
+    """An endless pass over ``count`` samples in global batches of ``size``, shuffled anew every epoch.
 
-    Args:
-        count: samples of an epoch; the last batch of an epoch goes over into the next.
-        size: samples of the global batch.
-        seed: of the order.
+    It is a pure function of (seed, iteration). The last batch of an epoch goes over into the next.
     """
 
     def __init__(self, count: int, size: int, seed: int):

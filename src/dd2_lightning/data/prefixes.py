@@ -15,11 +15,7 @@ from dd2_lightning.sampling import Sampling
 
 
 class SequenceSource(Protocol):
-    """What a data module needs of the stage that it serves, which has the teacher.
-
-    Attributes:
-        num_classes: number of classes.
-    """
+    """The stage that a data module serves: it has the teacher."""
 
     num_classes: int
 
@@ -30,16 +26,8 @@ class SequenceSource(Protocol):
 class LabelBatches(IterationBatches):
     """Labels drawn uniformly from ``num_classes``, with the request for the sequences that every batch lacks."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        request: SequenceRequest | None = None,
-    ):
-        super().__init__(batch_size, seed, rank, world_size)
+    def __init__(self, num_classes: int, request: SequenceRequest | None, *slices: int):
+        super().__init__(*slices)
         self.num_classes, self.request = num_classes, request
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -67,7 +55,7 @@ class PrefixData(IterationData):
         batch_size: samples an iteration, of all processes together.
         sequences: where teacher sequences come from. ``cached``: sampled once into ``cache_dir``; ``online``:
             sampled anew for every batch, on the device; ``none``: labels only.
-        sampling: guidance and truncation of the teacher that is *sampled* (the loss has its own,
+        sampling: guidance and truncation of the teacher that is *sampled* (the loss has
             ``model.teacher_sampling``).
         cache_dir: directory of the cache; what is missing of it is sampled first (``dd2 cache`` does it in advance).
         cache_size: sequences in the cache.
@@ -122,7 +110,7 @@ class PrefixData(IterationData):
             cache = self.stage.open_cache(self.cache_dir, self.cache_size, self.cache_seed, self.request("cache"))
             return CachedBatches(cache, *slices)
         request = self.request("online") if self.sequences == "online" else None
-        return LabelBatches(self.stage.num_classes, *slices, request)
+        return LabelBatches(self.stage.num_classes, request, *slices)
 
     def held_out_batch(self) -> Batch:
         """A request for teacher sequences, with labels that go round the classes."""

@@ -131,8 +131,8 @@ class Evaluator:
     def score(self, sampler: Sampler, samples: int, known: Score | None = None) -> Score:
         """Measure samples of one sampler, without its speed; real images are as many as there are.
 
-        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
-        Diversity still has to pass :func:`check_diversity`.
+        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again. Diversity
+        still has to pass :func:`check_diversity`.
         """
         if isinstance(sampler, IndependentSampler):
             sampler.marginals = self.marginals
@@ -187,12 +187,8 @@ def check_diversity(scores: dict[str, Score], tolerance: float = 0.05) -> None:
     teacher = next(score.diversity for score in scores.values() if score.kind == "teacher")
     if teacher is None or abs(teacher - 1) <= tolerance:
         return
-    warnings.warn(
-        f"two teacher samples differ by the factor {teacher:.3f} in within-class variance: diversity is left out; "
-        f"take more samples",
-        SampleWarning,
-        stacklevel=2,
-    )
+    differ = f"two teacher samples differ by the factor {teacher:.3f} in within-class variance"
+    warnings.warn(f"{differ}: diversity is left out; take more samples", SampleWarning, stacklevel=2)
     for score in scores.values():
         score.diversity = None
 
@@ -203,7 +199,7 @@ def time_samplers(
 ) -> dict[str, float]:
     """Seconds an image by name: the median over ``rounds``, decoding included, random numbers not.
 
-    The samplers take turns, so that whatever else the machine does falls on all of them; the first round warms up.
+    The samplers take turns, see :func:`~dd2_lightning.evaluation.timing.interleaved`.
     """
     teacher = samplers[0].teacher
     device = teacher.codebook.device
@@ -221,11 +217,7 @@ def time_samplers(
 def compare(
     evaluator: Evaluator, samplers: list[Sampler], samples: int, timing_batch: int = 100, rounds: int = 7
 ) -> dict[str, Score]:
-    """Measure and time samplers, one of them the teacher: name to row, in the order given.
-
-    Raises:
-        ValueError: if names repeat or the teacher is missing.
-    """
+    """Measure and time samplers of different names, one of them the teacher: name to row, in the order given."""
     names = [sampler.name for sampler in samplers]
     if len(set(names)) < len(names) or not any(sampler.kind == "teacher" for sampler in samplers):
         raise ValueError(f"samplers need different names and one of them must be the teacher, got {names}")

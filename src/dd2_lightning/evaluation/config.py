@@ -104,12 +104,9 @@ class Models:
         check_hash(self.origin, student.config["teacher"]["sha256"], str(student.directory))
         scale = distilled_with(student).get("guidance_scale", self.sampling.guidance_scale)
         if scale != self.sampling.guidance_scale:
-            warnings.warn(
-                f"{student.directory} was distilled with guidance_scale {scale}, "
-                f"the teacher is evaluated with {self.sampling.guidance_scale}",
-                SampleWarning,
-                stacklevel=5,
-            )
+            distilled = f"{student.directory} was distilled with guidance_scale {scale}"
+            evaluated = f"the teacher is evaluated with {self.sampling.guidance_scale}"
+            warnings.warn(f"{distilled}, {evaluated}", SampleWarning, stacklevel=5)
 
 
 def distilled_with(student: Artifact) -> dict[str, Any]:
@@ -120,9 +117,8 @@ def distilled_with(student: Artifact) -> dict[str, Any]:
 def read_samplers(entries: list[Entry]) -> dict[str, Sampler]:
     """Read the samplers of a config before anything is opened: place in the config, for messages, to sampler.
 
-    Raises:
-        ValueError: for an unknown kind or key, a missing key or a value of another type, naming entry and key; and
-            unless there is exactly one teacher.
+    An unknown kind or key, a missing key, a value of another type or another number of teachers than one is a
+    ValueError, which names entry and key.
     """
     samplers = {}
     for number, entry in enumerate(entries):
@@ -153,9 +149,8 @@ def read_sampler(where: str, kind: type[Sampler], entry: Entry) -> Sampler:
 def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]:
     """Open the networks of all samplers; optional ones whose stage has not finished are left out with a message.
 
-    Raises:
-        ArtifactError: for a directory that is not in order, naming the entry.
-        ValueError: for settings that the teacher does not allow, and for a name that is taken, naming the entry.
+    A directory that is not in order is an ArtifactError; settings that the teacher does not allow, a sampler that is
+    listed twice and a name that is taken are a ValueError. They name the entry.
     """
     opened: dict[str, Sampler] = {}
     for where, sampler in samplers.items():

@@ -9,9 +9,9 @@ import torch
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.compare import Evaluator, compare
 from dd2_lightning.evaluation.figures import blank_figure, save_comparison, save_curves
-from dd2_lightning.evaluation.report import make_report, print_table, results_path, write_report
+from dd2_lightning.evaluation.report import make_report, markdown, print_table, results_path, to_json
 from dd2_lightning.evaluation.samplers import Sampler
-from dd2_lightning.files import check_writable
+from dd2_lightning.files import check_writable, write_atomically
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.warning import collect_warnings
@@ -39,7 +39,7 @@ def evaluate_samplers(
     messages: Sequence[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measure samplers that are bound to one teacher, which is one of them, and write the report.
+    """Measure samplers that are bound to one teacher, which is one of them; write the report, the JSON file last.
 
     Args:
         samplers: who is compared.
@@ -48,9 +48,6 @@ def evaluate_samplers(
         samples: of each sampler.
         messages: warnings that the report begins with.
         settings: of the :class:`Evaluator`.
-
-    Returns:
-        The contents of ``results.json``.
     """
     path, teacher = check_output(output), samplers[0].teacher
     if not teacher.tokenizer.has_images:
@@ -61,7 +58,8 @@ def evaluate_samplers(
     report = make_report(scores, evaluator.seed, samples, teacher.codebook.device, messages=[*messages, *found])
     save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
     save_curves(report["contenders"], path.with_name("steps.png"))
-    write_report(report, path)
+    write_atomically(path.with_name("table.md"), markdown(report).encode())
+    write_atomically(path, to_json(report))
     print_table(report)
     return report
 

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def blank_figure(width: float, height: float) -> "Figure":
-    """A figure of this size in inches.
-
-    Raises:
-        DD2Error: if matplotlib is not installed.
-    """
+    """A figure of this size in inches; a DD2Error says that matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -68,45 +64,38 @@ FLOOR = 1e-6
 """The smallest Fréchet distance that is drawn: the axis is logarithmic."""
 
 
-class Curve(NamedTuple):
-    """Kinds of samplers that are drawn alike; colours are Okabe and Ito's, and only unsnapped points are connected."""
-
-    kinds: tuple[str, ...]
-    colour: str
-    marker: str
-    line: bool = True
-
-
 CURVES = (
-    Curve(("one_step", "refined"), "#0072B2", "o"),
-    Curve(("dd1",), "#D55E00", "s"),
-    Curve(("independent", "skip", "teacher"), "#000000", "D"),
-    Curve(("ar_diffusion",), "#009E73", "^", line=False),
+    (("one_step", "refined"), "#0072B2", "o"),
+    (("dd1",), "#D55E00", "s"),
+    (("independent", "skip", "teacher"), "#000000", "D"),
+    (("ar_diffusion",), "#009E73", "^"),
 )
+"""Kinds of samplers that are drawn alike, in colours of Okabe and Ito."""
 
 
 def save_curves(rows: dict[str, dict[str, Any]], path: str | Path) -> None:
     """Draw Fréchet distance against steps, both on logarithmic axes, for the rows of a report.
 
-    Filled points are as decoded, hollow ones, which have no label, the same snapped to the nearest codes.
+    Filled points are as decoded, and those of a curve are connected; hollow ones, which have no label, are the same
+    snapped to the nearest codes.
     """
     figure = blank_figure(7.5, 4.8)
     ax = figure.subplots()
     ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="Fréchet distance to the teacher's samples")
     rows = {name: row for name, row in rows.items() if None not in (row["steps"], row["frechet"])}
     labels, hollow = [], False
-    for curve in CURVES:
+    for kinds, colour, marker in CURVES:
         points = []
         for name, row in rows.items():
-            if row["kind"] in curve.kinds:
+            if row["kind"] in kinds:
                 x, y = row["steps"], max(row["frechet"], FLOOR)
-                ax.plot(x, y, curve.marker, color=curve.colour, mfc="white" if row["snapped"] else curve.colour, ms=7)
+                ax.plot(x, y, marker, color=colour, mfc="white" if row["snapped"] else colour, ms=7)
                 hollow |= row["snapped"]
                 if not row["snapped"]:
                     points.append((x, y))
-                    labels.append((x, y, name, curve.colour))
-        if curve.line and points:
-            ax.plot(*zip(*sorted(points), strict=True), color=curve.colour, lw=1.2, zorder=1)
+                    labels.append((x, y, name, colour))
+        if points and "ar_diffusion" not in kinds:
+            ax.plot(*zip(*sorted(points), strict=True), color=colour, lw=1.2, zorder=1)
     ticks = sorted({row["steps"] for row in rows.values()})
     apart = (ticks[-1] / ticks[0]) ** 0.04
     shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > apart * before]

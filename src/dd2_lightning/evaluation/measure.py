@@ -28,16 +28,9 @@ def measure_quality(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Measure images against a reference: settings, scores and ``"warnings"``.
+    """Measure images against a reference, images of the same size or statistics: settings, scores and ``"warnings"``.
 
-    Args:
-        images: the samples.
-        reference: images of the same size, or statistics.
-        network: features.
-        protocol: how the samples were drawn.
-        manifold_samples: samples that precision, recall and KID take; those of the protocol by default, else 10,000.
-        batch_size: images at a time.
-        device: where the network is.
+    ``manifold_samples``, which precision, recall and KID take, are by default those of the protocol, else 10,000.
     """
     limit = manifold_samples or (protocol.manifold_samples if protocol else 10_000)
     with collect_warnings() as messages:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,6 @@ from rich.table import Table
 
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score
-from dd2_lightning.files import write_atomically
 from dd2_lightning.provenance import commit, hardware
 
 Row = dict[str, Any]
@@ -23,13 +22,9 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """A column of the table.
+    """A column of the table: its title, the key of a row or ``speed_up``, and how its number is shown.
 
-    Attributes:
-        title: its head.
-        key: of a row of the report, or ``speed_up``.
-        show: the number as text.
-        drop_priority: of columns that a narrow terminal leaves out, the highest goes first; 0 is never left out.
+    Of columns that a narrow terminal leaves out, that of the highest ``drop_priority`` goes first; 0 is never left out.
     """
 
     title: str
@@ -86,9 +81,8 @@ RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
 """Metrics in which one step is placed between the teacher and a baseline."""
 
 
-def numbers(rows: Iterable[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
+def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
     """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse."""
-    rows = list(rows)
     found = [[row[metric] for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
     if any(not several or None in several for several in found):
         return None
@@ -103,8 +97,8 @@ def ratios(rows: dict[str, Row]) -> dict[str, float | None]:
     reference; ``nll`` is the same of likelihoods. Each is of the first row of its kind. None where a number is missing
     or independent tokens are no worse than the teacher.
     """
-    first = {row["kind"]: row for row in reversed(rows.values())}
-    found = {metric: numbers(first.values(), metric, "independent") for metric in RATIOS}
+    first = list({row["kind"]: row for row in reversed(rows.values())}.values())
+    found = {metric: numbers(first, metric, "independent") for metric in RATIOS}
     return {metric: three and (three[0] - three[1]) / (three[2] - three[1]) for metric, three in found.items()}
 
 
@@ -151,28 +145,22 @@ def caption(report: dict[str, Any]) -> list[str]:
             texts.append(f"{name} {text}" + (f" ({between[0]:.3f} to {between[1]:.3f})" if between else ""))
         return ", ".join(texts)
 
-    seeds = ", ".join(str(run["seed"]) for run in runs)
-    lines = [f"Medians of {len(runs)} runs, and where they lie."] if len(runs) > 1 else []
-    lines.append(
-        f"Left of the independent tokens' error in DD2's one step: {shown('ratios')} (0 is the teacher, 1 is "
-        f"independent)."
-    )
-    if any(value is not None for value in middle["closed"].values()):
-        lines.append(
-            f"Of the error of the best DD1 in one step, DD2's closes {shown('closed')} (1 is the teacher, 0 is DD1)."
-        )
-    lines.append(
+    seeds, commit_of_run = ", ".join(str(run["seed"]) for run in runs), first["commit"] or "unknown"
+    closed = any(value is not None for value in middle["closed"].values())
+    real = any(row["kind"] == "real" for row in first["contenders"].values())
+    lines = {
+        f"Medians of {len(runs)} runs, and where they lie.": len(runs) > 1,
+        f"Left of the independent tokens' error in DD2's one step: {shown('ratios')} "
+        "(0 is the teacher, 1 is independent).": True,
+        f"Of the error of the best DD1 in one step, DD2's closes {shown('closed')} "
+        "(1 is the teacher, 0 is DD1).": closed,
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
-        f"sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher."
-    )
-    if any(row["kind"] == "real" for row in first["contenders"].values()):
-        lines.append("Real data: every image once, so its distance is biased upwards; accuracy on held-out ones.")
-    lines.append(
-        f"{first['hardware']}, decoding included; params without the tokenizer; commit "
-        f"{(first['commit'] or 'unknown')[:10]}."
-    )
+        "sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.": True,
+        "Real data: every image once, so its distance is biased upwards; accuracy on held-out ones.": real,
+        f"{first['hardware']}, decoding included; params without the tokenizer; commit {commit_of_run[:10]}.": True,
+    }
     messages = dict.fromkeys(message for run in runs for message in run.get("warnings", ()))
-    return [*lines, *(f"Warning: {message}" for message in messages)]
+    return [*(line for line, holds in lines.items() if holds), *(f"Warning: {message}" for message in messages)]
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -216,12 +204,6 @@ def results_path(output: str | Path) -> Path:
     return output if output.suffix == ".json" else output / "results.json"
 
 
-def write_report(report: dict[str, Any], path: Path) -> None:
-    """Write ``table.md`` beside ``path``, then the JSON file ``path``, each atomically."""
-    write_atomically(path.with_name("table.md"), markdown(report).encode())
-    write_atomically(path, to_json(report))
-
-
 def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
     """A function of every number of equally built dictionaries; None if any is None, text as it is."""
     if isinstance(values[0], dict):
@@ -234,31 +216,21 @@ def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
 def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Combine several seeds: ``{"runs", "median": {"contenders", "ratios", "closed"}, "range": the same}``.
 
-    Raises:
-        ValueError: if there is no report, or they have different samplers.
+    A ValueError says that there is no report, or that they have different samplers.
     """
     if not reports:
         raise ValueError("there is no report to take the median of")
     names = [set(report["contenders"]) for report in reports]
     if names != names[:1] * len(names):
         raise ValueError("the reports have different samplers: " + "; ".join(", ".join(sorted(n)) for n in names))
-    found = [
-        {key: report[key] for key in ("contenders", "ratios")} | {"closed": gap_closed(report["contenders"])}
-        for report in reports
-    ]  # the gap anew: reports from before there was one have none
-    return {
-        "runs": reports,
-        "median": over_runs(median, found),
-        "range": over_runs(lambda values: [min(values), max(values)], found),
-    }
+    keys = "contenders", "ratios"  # the gap anew: reports from before there was one have none
+    found = [{key: run[key] for key in keys} | {"closed": gap_closed(run["contenders"])} for run in reports]
+    ends = over_runs(lambda values: [min(values), max(values)], found)
+    return {"runs": reports, "median": over_runs(median, found), "range": ends}
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Read a ``results.json``.
-
-    Raises:
-        ArtifactError: if it is not a report, or one of another version.
-    """
+    """Read a ``results.json``; an ArtifactError says that it is none of this version."""
     try:
         report = json.loads(Path(path).read_text())
         for name, row in report["contenders"].items():

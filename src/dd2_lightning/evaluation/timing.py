@@ -11,15 +11,9 @@ import torch
 def interleaved(
     functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device | str = "cpu"
 ) -> dict[str, list[float]]:
-    """Call every function once a round; the first round is not counted.
+    """Call every function once a round on a device, which is waited for: name to the seconds of every round.
 
-    Args:
-        functions: what to time, by name.
-        rounds: rounds that count.
-        device: where they compute; it is waited for.
-
-    Returns:
-        Name to the seconds of every round.
+    One more round, the first, is not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else lambda: None

@@ -77,10 +77,7 @@ def published_family(name: str) -> Family:
 
 
 def family_of(teacher: "Teacher") -> str:
-    """The name that a teacher's family is stored under: the short one, or where its class is imported from.
-
-    A ``ValueError`` refuses a class that cannot be imported by its name.
-    """
+    """The name of a teacher's family: the short one, or ``module.Class``; a ``ValueError`` if that does not import."""
     kind = type(teacher)
     for family in FAMILIES.values():
         if kind is family.teacher:

@@ -20,8 +20,15 @@ HUB = "hf://"
 WRAPPERS = ("model", "module", "state_dict")
 """Entries that published checkpoints keep their weights in, tried in this order (DeepSpeed's is the second)."""
 
-MOST_GROWTH = 2
-"""Bytes of content a byte of an archive, above which it is refused."""
+
+def hub_parts(reference: str, flag: str) -> list[str]:
+    """The parts of ``hf://OWNER/REPO/PATH``, none for a local path; malformed references are a ``ValueError``."""
+    if not reference.startswith(HUB):
+        return []
+    parts = reference.removeprefix(HUB).split("/")
+    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
+        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
+    return parts
 
 
 def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
@@ -30,11 +37,9 @@ def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     Malformed references are a ``ValueError``; a file that cannot be fetched, or has another checksum than on the card,
     is an ``ArtifactError``. Messages name ``flag``, the option that named the file.
     """
-    if not reference.startswith(HUB):
+    parts = hub_parts(reference, flag)
+    if not parts:
         return Path(reference)
-    parts = reference.removeprefix(HUB).split("/")
-    if len(parts) < 3 or not all(re.fullmatch(r"[^\\:\x00-\x1f]+", part) and part.strip(". ") for part in parts):
-        raise ValueError(f"{flag}: a hub reference is hf://OWNER/REPO/PATH, got {reference!r}")
     import huggingface_hub
 
     repository, name = "/".join(parts[:2]), "/".join(parts[2:])
@@ -69,8 +74,7 @@ def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str
         wrappers: further entries to look for the weights in, ``/`` between levels.
         entry: the only entry to look in, for files that hold weights in several.
 
-    Raises:
-        ArtifactError: if the file is missing, truncated, compressed, holds anything that could run, or no state dict.
+    An ``ArtifactError`` refuses files that are damaged or compressed, hold anything that could run, or no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -112,10 +116,10 @@ def _unpickle(path: Path, head: bytes) -> Any:
 
 
 def _check_stored(path: Path) -> None:
-    """Refuse an archive that grows when it is read: torch stores its tensors uncompressed."""
+    """Refuse an archive whose content is more than twice its size: torch stores tensors uncompressed."""
     with zipfile.ZipFile(path) as archive:
         content, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
-    if content > MOST_GROWTH * size:
+    if content > 2 * size:
         raise ArtifactError(
             f"{path} was not opened: it declares {content:,} bytes of content in a file of {size:,}, and checkpoints "
             f"of PyTorch are not compressed; get the file again"

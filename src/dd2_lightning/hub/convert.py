@@ -10,7 +10,7 @@ from dd2_lightning.families.registry import build_meta, published_family
 from dd2_lightning.families.release import Release
 from dd2_lightning.files import check_writable, sha256
 from dd2_lightning.hub.cards import Card, identify, load_card
-from dd2_lightning.hub.checkpoint import locate, read_checkpoint
+from dd2_lightning.hub.checkpoint import hub_parts, locate, read_checkpoint
 from dd2_lightning.models.teacher import Teacher
 
 ROLES = {"backbone": "transformer", "classifier": "transformer", "tokenizer": "tokenizer"}
@@ -35,14 +35,8 @@ def load_release(
 ) -> None:
     """Load the weights of a release into a teacher from :func:`build_meta`, cast to its precision, without copies.
 
-    Args:
-        release: how the family reads them.
-        teacher: filled in place.
-        files: role to state dict of the release.
-        sources: role to the name of its file in messages.
-
-    Raises:
-        ArtifactError: naming the file, and keys that do not fit under the names of the file.
+    From role to state dict of the release (``files``). An ``ArtifactError`` names the keys that do not fit, as they are
+    in the file, and the file (``sources``, by role).
     """
     wanted, state = teacher.state_dict(), release.state(files["transformer"], files["tokenizer"])
     published = {id(value): key for tensors in files.values() for key, value in tensors.items()}
@@ -77,8 +71,10 @@ def convert(
         teacher = build_meta(family, sizes)
     except ValueError as error:
         raise ValueError(f"--arch: {error}") from error
-    check_writable(output)
     references = {"transformer": transformer, "tokenizer": tokenizer}
+    for role, reference in references.items():  # before any file is fetched or read
+        hub_parts(reference, f"--{role}")
+    check_writable(output)
     files = {role: read_file(reference, card, role) for role, reference in references.items()}
     tensors = {role: content for role, (content, _) in files.items()}
     codes = {key: value for key, value in tensors["tokenizer"].items() if key.startswith("quantize.")}

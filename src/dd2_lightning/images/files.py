@@ -43,12 +43,7 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def output_kind(path: str | Path) -> Literal["npz", "grid", "directory"]:
-    """What the name of an output asks for.
-
-    Raises:
-        ValueError: for an ending that is not known.
-        ArtifactError: for a file in the place of a directory, or the reverse.
-    """
+    """What the name of an output asks for; refuses unknown endings, and files and directories in each other's place."""
     path = Path(path)
     ending, known = path.suffix.lower(), (*FORMATS, ".npz")
     if not ending:
@@ -56,9 +51,8 @@ def output_kind(path: str | Path) -> Literal["npz", "grid", "directory"]:
             raise ArtifactError(f"--output {path} is a file; a name without an ending is a directory of images")
         return "directory"
     if ending not in known:
-        raise ValueError(
-            f"--output {path}: the ending must be one of {', '.join(known)}, or none for a directory of images"
-        )
+        endings = ", ".join(known)
+        raise ValueError(f"--output {path}: the ending must be one of {endings}, or none for a directory of images")
     check_not_directory(path)
     return "npz" if ending == ".npz" else "grid"
 
@@ -106,11 +100,7 @@ def check_grid(count: int, height: int, width: int, columns: int, path: str | Pa
 def save_grid(images: Tensor, path: str | Path, columns: int, scale: int | None = None) -> None:
     """Write images (B, 1 or 3, H, W), of [0, 1] or bytes, as one file in the format of its ending.
 
-    Args:
-        images: the images.
-        path: the file.
-        columns: images a row.
-        scale: pixels a pixel becomes, see :func:`grid_scale`.
+    There are ``columns`` images a row; a pixel becomes ``scale`` pixels, see :func:`grid_scale`.
     """
     scale = scale or grid_scale(images.shape[-1], len(images))
     large = to_bytes(images).repeat_interleave(scale, -1).repeat_interleave(scale, -2)

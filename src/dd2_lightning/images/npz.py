@@ -57,9 +57,8 @@ class ImageFile:
             if fortran:
                 raise ArtifactError(f"{path}: arr_0 is in Fortran's order; save np.ascontiguousarray of it")
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not min(shape) > 0:
-                raise ArtifactError(
-                    f"{path}: arr_0 is {dtype} {shape}, images are uint8 (N, H, W, channels) with 1 or 3 channels"
-                )
+                images = "uint8 (N, H, W, channels) with 1 or 3 channels"
+                raise ArtifactError(f"{path}: arr_0 is {dtype} {shape}, images are {images}")
         self.shape = shape
 
     def __len__(self) -> int:

@@ -50,11 +50,6 @@ class SampleSet:
         remove_temporary(self.directory)
         remove_temporary(self.output.parent, self.output.name)
 
-    @property
-    def starts(self) -> range:
-        """Index of the first image of every batch."""
-        return range(0, len(self.labels), self.batch_size)
-
     def path(self, start: int) -> Path:
         """File of the batch that begins with this image."""
         return self.directory / f"{start // self.batch_size:06d}.npy"
@@ -62,10 +57,10 @@ class SampleSet:
     def complete(self, draw: Callable[[int, Tensor], Tensor]) -> None:
         """Draw what is missing, write the file, remove the batches.
 
-        Args:
-            draw: (index of the first image, labels (B,)) -> images (B, channels, H, W) in [0, 1].
+        ``draw`` is (index of the first image, labels (B,)) -> images (B, channels, H, W) in [0, 1].
         """
-        missing = [start for start in self.starts if not self.path(start).is_file()]
+        starts = range(0, len(self.labels), self.batch_size)
+        missing = [start for start in starts if not self.path(start).is_file()]
         count = min(len(self.labels), len(missing) * self.batch_size)
         for start in tracked(missing, f"sample: {self.output.name}", count, size=self.batch_size):
             buffer = io.BytesIO()
@@ -74,7 +69,7 @@ class SampleSet:
             write_atomically(self.path(start), buffer.getvalue())
         shape = (len(self.labels), *self.read(0).shape[1:])
         settings = np.array(json.dumps(self.settings))
-        write_images(self.output, shape, map(self.read, self.starts), labels=self.labels.numpy(), settings=settings)
+        write_images(self.output, shape, map(self.read, starts), labels=self.labels.numpy(), settings=settings)
         shutil.rmtree(self.directory)
 
     def read(self, start: int) -> np.ndarray:

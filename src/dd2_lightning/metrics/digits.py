@@ -22,7 +22,7 @@ VERSION = 1
 
 
 class DigitClassifier(nn.Module):
-    """Grey 8x8 images -> two convolutions, 32 tanh features -> one linear layer, 10 classes."""
+    """Two convolutions from grey 8x8 images to 32 tanh features, one linear layer to 10 classes."""
 
     width = 32
     held_out: Tensor
@@ -54,7 +54,6 @@ class DigitClassifier(nn.Module):
         return self.classify(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits of images, (B, 10)."""
         return self.logits(self.features(images))
 
 
@@ -91,21 +90,15 @@ def train_classifier(seed: int = 0, epochs: int = 20, batch_size: int = 64, held
 def load_classifier(directory: str | Path, seed: int = 0) -> DigitClassifier:
     """The classifier stored in ``DIRECTORY/classifier.safetensors``, trained if it is not there or damaged."""
     path = Path(directory) / "classifier.safetensors"
-    identity = {"version": str(VERSION), "seed": str(seed)}
-    model = _read(path, identity)
-    if model is None:
-        model = train_classifier(seed)
-        write_atomically(path, save(model.state_dict(), {"identity": json.dumps(identity)}))
-    return model
-
-
-def _read(path: Path, identity: dict[str, str]) -> DigitClassifier | None:
+    identity = json.dumps({"version": str(VERSION), "seed": str(seed)})
     try:
         with safe_open(path, "pt") as file:
-            if json.loads((file.metadata() or {}).get("identity", "{}")) != identity:
-                return None
-            model = DigitClassifier()
-            model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, RuntimeError, ValueError):
-        return None
-    return model.requires_grad_(False).eval()
+            if (file.metadata() or {}).get("identity") == identity:
+                model = DigitClassifier()
+                model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                return model.requires_grad_(False).eval()
+    except (OSError, SafetensorError, RuntimeError):
+        pass
+    model = train_classifier(seed)
+    write_atomically(path, save(model.state_dict(), {"identity": identity}))
+    return model

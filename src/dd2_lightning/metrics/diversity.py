@@ -27,10 +27,8 @@ class WithinClassVariance(Metric):
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add features (B, d) of classes ``labels`` (B,)."""
         if features.ndim != 2 or features.shape[1] != self.width or labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"features must be (B, {self.width}) and labels (B,), "
-                f"got {tuple(features.shape)} and {tuple(labels.shape)}"
-            )
+            shapes = f"{tuple(features.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"features must be (B, {self.width}) and labels (B,), got {shapes}")
         features = features.double()
         self.count.index_add_(0, labels, torch.ones_like(features[:, 0]))
         self.total.index_add_(0, labels, features)
@@ -43,10 +41,8 @@ class WithinClassVariance(Metric):
 
     def compute(self) -> float:
         if not self.enough:
-            scarce = int(self.count.argmin())
-            raise ValueError(
-                f"class {scarce} has {int(self.count[scarce])} samples, diversity needs at least {self.minimum}"
-            )
+            fewest, scarce = int(self.count.min()), int(self.count.argmin())
+            raise ValueError(f"class {scarce} has {fewest} samples, diversity needs at least {self.minimum}")
         mean = self.total / self.count[:, None]
         traces = (self.squares - self.count * mean.square().sum(1)) / (self.count - 1)
         return traces.mean().item()

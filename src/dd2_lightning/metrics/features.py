@@ -15,10 +15,9 @@ from dd2_lightning.metrics.digits import load_classifier
 
 
 class FeatureNetwork(Protocol):
-    """From images to the features that they are measured in."""
+    """From images to the features, ``width`` numbers d, that they are measured in."""
 
     width: int
-    """d."""
 
     @property
     def held_out_accuracy(self) -> float | None:
@@ -76,11 +75,10 @@ def feature_network(
     """Open a feature network, frozen, in evaluation mode.
 
     Args:
-        name: ``digits``, ``inception``, or where to import a class like :class:`FeatureNetwork` from, called without
-            arguments: ``my_module.MyFeatures``.
-        directory: where the digit classifier is stored.
+        name: ``digits``, ``inception``, or the class of a :class:`FeatureNetwork`: ``my_module.MyFeatures``.
+        directory: of the digit classifier's file.
         inception: weights of Inception.
-        device: where it computes.
+        device: of the network.
     """
     network: FeatureNetwork
     if name == "digits":

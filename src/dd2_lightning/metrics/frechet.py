@@ -77,11 +77,7 @@ class FeatureGaussian(Metric):
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {count}")
         if count <= self.width:
-            warnings.warn(
-                f"{count} samples for {self.width} features: the covariance is singular and the Fréchet distance far "
-                f"too large; it falls as 1/samples towards its value",
-                SampleWarning,
-                stacklevel=2,
-            )
+            few = f"{count} samples for {self.width} features: the covariance is singular and the Fréchet distance"
+            warnings.warn(f"{few} far too large; it falls as 1/samples towards its value", SampleWarning, stacklevel=2)
         mean = self.total / count
         return Gaussian(mean, (self.products - count * mean.outer(mean)) / (count - 1), count)

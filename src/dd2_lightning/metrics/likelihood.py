@@ -24,7 +24,7 @@ def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, samp
         Nats a sequence, (B,); infinite for an impossible one.
 
     Raises:
-        TypeError: if ``indices`` are not integers of two axes, or the teacher has no codebook.
+        TypeError: if ``indices`` are not integers (B, n), or the teacher has no codebook.
     """
     teacher = require_codebook(teacher)
     if indices.ndim != 2 or indices.is_floating_point():

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.progress import tracked
@@ -59,8 +60,7 @@ def slerp(first: Tensor, second: Tensor, t: Tensor) -> Tensor:
 
 def trimmed(values: Tensor, share: float) -> Tensor:
     """Values without those below the ``share`` quantile and above its counterpart, both included."""
-    if not 0 <= share < 0.5:
-        raise ValueError(f"a share to leave out on each side is in [0, 0.5), got {share}")
+    check_range("the share to leave out on each side: ", "[0, 0.5)", share=share)
     low = torch.quantile(values, share, interpolation="lower")
     high = torch.quantile(values, 1 - share, interpolation="higher")
     return values[(values >= low) & (values <= high)]
@@ -97,10 +97,8 @@ def path_length(
         device: of noise and labels.
         progress: report progress on stderr.
     """
-    if samples < 1 or batch_size < 1:
-        raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    check_at_least_one("", samples=samples, batch_size=batch_size)
+    check_range("", "(0, inf)", epsilon=epsilon)
     between = {"slerp": slerp, "lerp": lerp}[interpolation]
     found, starts = [], range(0, samples, batch_size)
     for start in tracked(starts, "path length", samples, unit="paths", size=batch_size) if progress else starts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dd2_lightning.errors import check_at_least_one
 from dd2_lightning.noise import SampleNoise
 
 
@@ -31,8 +32,7 @@ class Protocol:
 
     def labels(self, num: int, classes: int, seed: int = 0) -> Tensor:
         """Classes of samples 0 to ``num - 1``, (num,); a ValueError for a number that the protocol does not have."""
-        if num < 1 or classes < 1:
-            raise ValueError(f"at least 1 sample and 1 class are needed, got {num} and {classes}")
+        check_at_least_one("", num=num, classes=classes)
         return self.draw_labels(num, classes, seed)
 
 
@@ -54,15 +54,11 @@ def uniform(num: int, classes: int, seed: int = 0) -> Tensor:
 
 
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        # OpenAI's evaluator, 50 samples a class, as VAR and LlamaGen report: all samples are in the manifold
-        Protocol("openai", balanced, manifold_samples=50_000, samples=50_000),
-        # the scripts of DD1
-        Protocol("dd1", uniform, manifold_samples=10_000),
-    )
+    # OpenAI's evaluator, 50 samples a class, as VAR and LlamaGen report: all samples are in the manifold
+    "openai": Protocol("openai", balanced, manifold_samples=50_000, samples=50_000),
+    # the scripts of DD1
+    "dd1": Protocol("dd1", uniform, manifold_samples=10_000),
 }
-"""By name."""
 
 
 def protocol_named(name: str) -> Protocol:

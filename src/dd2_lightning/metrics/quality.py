@@ -1,12 +1,8 @@
 r"""Image quality from features: FID, KID, inception score, precision and recall.
 
-The features of a batch are computed once, by a :class:`~dd2_lightning.metrics.features.FeatureNetwork`,
-and handed to all metrics. What torchmetrics offers is used where it fits:
-
-* FID is :func:`~dd2_lightning.metrics.frechet.frechet_distance`, which says why it is not torchmetrics'.
-* KID is its ``poly_mmd`` on subsets of our own: its metric keeps every feature twice and draws from the global random
-  state.
-* The inception score is its metric.
+The features of a batch are computed once and handed to all metrics. The inception score is torchmetrics'. KID is its
+``poly_mmd`` on subsets drawn here, since its metric keeps every feature twice and draws from the global random state.
+For FID see :mod:`~dd2_lightning.metrics.frechet`.
 """
 
 import warnings

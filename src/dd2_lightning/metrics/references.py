@@ -47,22 +47,14 @@ class Reference:
     images: ImageFile | None = None
 
     def check_network(self, network: FeatureNetwork) -> None:
-        """Refuse statistics of another feature network; warn where the file does not say which it was.
-
-        Raises:
-            ArtifactError: for another network, or another number of features.
-        """
+        """Refuse statistics of another feature network, with an ArtifactError; warn where the file does not say it."""
         if self.gaussian is None:
             return
-        width, wanted = len(self.gaussian.mean), identity(network)
+        width, wanted, what = len(self.gaussian.mean), identity(network), f"{self.path} holds statistics of"
         if self.network not in (None, wanted):
-            raise ArtifactError(
-                f"{self.path} holds statistics of the feature network {self.network}, samples have those of {wanted}"
-            )
+            raise ArtifactError(f"{what} the feature network {self.network}, samples have those of {wanted}")
         if width != network.width:
-            raise ArtifactError(
-                f"{self.path} holds statistics of {width} features, the feature network has {network.width}"
-            )
+            raise ArtifactError(f"{what} {width} features, the feature network has {network.width}")
         if self.network is None and not isinstance(network, InceptionFeatures):
             message = f"{self.path} does not say which network its statistics are of; it is taken for yours"
             warnings.warn(message, SampleWarning, stacklevel=3)
@@ -70,11 +62,7 @@ class Reference:
     def measured(
         self, network: FeatureNetwork, limit: int, batch_size: int = 100, device: torch.device | str = "cpu"
     ) -> tuple[Gaussian, Tensor | None]:
-        """Statistics, and the features of the first ``limit`` images, (N, d), if there are images.
-
-        Raises:
-            ArtifactError: as :meth:`check_network`.
-        """
+        """Statistics, and the features of the first ``limit`` images, (N, d), if there are images."""
         self.check_network(network)
         if self.images is None:
             assert self.gaussian is not None
@@ -108,17 +96,17 @@ def open_reference(path: str | Path) -> Reference:
         return _read_statistics(path)
     with open_npz(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-    reference = Reference(path, images=ImageFile(path) if "arr_0" in names else None)
+    images = ImageFile(path) if "arr_0" in names else None
     if {"mu", "sigma"} <= names:
         arrays = read_arrays(path)
         mean, covariance = arrays["mu"], arrays["sigma"]
         if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
             raise ArtifactError(f"{path}: mu and sigma must be floats, they are {mean.dtype} and {covariance.dtype}")
-        gaussian = Gaussian(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), 0)
-        reference.gaussian = _check_statistics(gaussian, path)
-    elif reference.images is None:
+        gaussian = _gaussian(path, torch.from_numpy(mean).double(), torch.from_numpy(covariance).double())
+        return Reference(path, gaussian, images=images)
+    if images is None:
         raise ArtifactError(f"{path} holds neither images (arr_0) nor statistics (mu, sigma)")
-    return reference
+    return Reference(path, images=images)
 
 
 def _read_statistics(path: Path) -> Reference:
@@ -126,30 +114,27 @@ def _read_statistics(path: Path) -> Reference:
         raise ArtifactError(f"{path} does not exist")
     try:
         with safe_open(path, "pt") as file:
+            mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
             description = json.loads((file.metadata() or {})["statistics"])
-            gaussian = Gaussian(file.get_tensor("mean"), file.get_tensor("covariance"), int(description["count"]))
-            version, network = description["format"], description["network"]
+            version, network, count = description["format"], description["network"], int(description["count"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged or holds no statistics ({error}); make it again") from error
     if version != FORMAT:
         raise ArtifactError(f"{path} has format {version}, this version reads format {FORMAT}")
-    return Reference(path, _check_statistics(gaussian, path), network)
+    return Reference(path, _gaussian(path, mean, covariance, count), network)
 
 
-def _check_statistics(gaussian: Gaussian, path: Path) -> Gaussian:
-    mean, covariance = gaussian.mean, gaussian.covariance
+def _gaussian(path: Path, mean: Tensor, covariance: Tensor, count: int = 0) -> Gaussian:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
-        raise ArtifactError(
-            f"{path}: statistics must be (d,) and (d, d), they are {tuple(mean.shape)} and {tuple(covariance.shape)}"
-        )
+        shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        raise ArtifactError(f"{path}: statistics must be (d,) and (d, d), they are {shapes}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ArtifactError(f"{path}: statistics are not finite; make them again")
-    return gaussian
+    return Gaussian(mean, covariance, count)
 
 
 def check_sizes(samples: ImageFile, reference: Reference) -> None:
     """Refuse to compare images of different sizes."""
-    other = reference.images
-    if other is not None and samples.shape[1:] != other.shape[1:]:
-        sizes = ["x".join(map(str, file.shape[1:])) for file in (samples, other)]
-        raise ArtifactError(f"{samples.path} holds images of {sizes[0]}, {other.path} of {sizes[1]}")
+    if reference.images is not None and samples.shape[1:] != reference.images.shape[1:]:
+        first, second = ("x".join(map(str, file.shape[1:])) for file in (samples, reference.images))
+        raise ArtifactError(f"{samples.path} holds images of {first}, {reference.path} of {second}")

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any
 
 
 class SampleWarning(UserWarning):
@@ -17,17 +17,10 @@ def collect_warnings() -> Iterator[list[str]]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def collect(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def collect(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             text = " ".join(str(message).split())
             if not issubclass(category, SampleWarning):
-                show(message, category, filename, lineno, file, line)
+                show(message, category, *place, **more)
             elif text not in messages:
                 messages.append(text)
 

@@ -35,11 +35,8 @@ def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, rng: to
     without a token in this batch is replaced with the probability ``tokens / (PATIENCE · V)``. Under
     ``torch.distributed`` the processes do together what a single one would, vectors in the order of their ranks.
 
-    Args:
-        codebook: (V, C).
-        counts: how often each code was chosen in this batch, (V,).
-        vectors: the vectors that were quantised, (tokens, C); as many in every process.
-        rng: random source, in the same state in every process.
+    The codebook is (V, C), ``counts`` (V,) says how often a code was chosen in this batch, and ``vectors`` (tokens, C)
+    are those that were quantised, as many in every process. The ``rng`` must be in the same state in every process.
     """
     V, local = len(codebook), len(vectors)
     together = dist.is_available() and dist.is_initialized()

@@ -59,10 +59,9 @@ class CodebookTeacher(Teacher):
         return nearest_code(tokens, self.codebook)
 
     def prepare(self, tokens: Tensor) -> Tensor:
-        """Convert indices (B, n) or embeddings (B, n, C) to what the backbone reads: by default embeddings.
+        """Convert indices (B, n) or embeddings (B, n, C) to the backbone's input, by default embeddings.
 
-        Raises:
-            InputTypeError: for anything else, and for embeddings where a family reads indices only.
+        A family that reads indices only refuses embeddings with an ``InputTypeError``.
         """
         return self.embed(tokens)
 

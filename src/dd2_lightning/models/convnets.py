@@ -85,23 +85,16 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention if ``attention``, then ``down``- or upsampling."""
+    """The blocks of one resolution, each followed by ``attention``, then ``down``- or ``up``-sampling."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        blocks: int,
-        attention: bool,
-        fused: bool = True,
-        down: bool = False,
-        up: bool = False,
+        self, before: int, width: int, blocks: int, attention: bool, fused: bool, down: bool = False, up: bool = False
     ):
         super().__init__()
-        self.block = nn.ModuleList(ConvBlock(out_channels if i else in_channels, out_channels) for i in range(blocks))
-        self.attn = nn.ModuleList(ConvAttention(out_channels, fused) for _ in range(blocks if attention else 0))
-        self.downsample = Downsample(out_channels) if down else None
-        self.upsample = Upsample(out_channels) if up else None
+        self.block = nn.ModuleList(ConvBlock(width if i else before, width) for i in range(blocks))
+        self.attn = nn.ModuleList(ConvAttention(width, fused) for _ in range(blocks if attention else 0))
+        self.downsample = Downsample(width) if down else None
+        self.upsample = Upsample(width) if up else None
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):

@@ -6,8 +6,8 @@ trajectory X_0 = ε, ..., X_N = q of partly finished sequences,
     X_t = (q of the first t positions, ε of the others),
 
 where t counts *finished positions*, from 0; it is no flow time. A student predicts X_N from X_t for two values of t, so
-that it can sample in one call or in two. Token i depends on its own noise and on what is at earlier positions: the
-dependencies of the map itself. Guidance is in the pairs (ε, q); the student knows none, and no null label.
+that it can sample in one call or in two. Token i depends on its noise and on earlier positions, as the map does.
+Guidance is in the pairs (ε, q); the student has neither guidance nor a null label.
 """
 
 from abc import ABC, abstractmethod

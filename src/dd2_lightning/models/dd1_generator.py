@@ -19,9 +19,6 @@ class DD1Generator(Generator):
         tokenizer: the teacher's.
         split: how many positions come out as codes; the tokens of later ones are continuous.
         second: t of the second call.
-
-    Raises:
-        ValueError: for a ``split`` or ``second`` that the layout does not have.
     """
 
     student: DD1Student
@@ -84,9 +81,6 @@ class DD1Generator(Generator):
         A call at 0; the teacher re-samples positions n+1..m given the codes nearest to the first n; a call at m. These
         are 1 + (m - n) + 1 steps, or m + 1 with n = 0, which needs no first call. Published figures have another
         ``split`` for each n. Other arguments are those of :meth:`sample` and :meth:`Teacher.sample`.
-
-        Raises:
-            ValueError: for a ``start`` outside 0..m-1, a teacher of another layout, and as :meth:`sample`.
         """
         self.steps_from(start)
         if teacher.layout != self.layout:

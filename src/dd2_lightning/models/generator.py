@@ -43,13 +43,9 @@ class Generator(nn.Module, ABC):
 
         Args:
             steps: passes over positions, the teacher's included.
-            teacher: for numbers of steps that need one.
+            teacher: for numbers of steps that need one; an ``InputTypeError`` if it has no codebook.
             sampling: guidance and truncation of the teacher.
-            split: for generators that have one; None is the generator's.
-
-        Raises:
-            ValueError: for settings that this generator does not have.
-            InputTypeError: for a teacher without a codebook.
+            split: for generators that have one (a ``ValueError`` for others); None is the generator's.
         """
 
     @torch.no_grad()

@@ -59,13 +59,7 @@ class VelocityHead(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """Velocity of every noise draw, (B, n, m, C).
-
-        Args:
-            x_t: (B, n, m, C).
-            t: (B, n, m), or an axis of length 1 where a time is shared.
-            features: (B, n, d), shared by the m draws.
-        """
+        """Velocity at x_t (B, n, m, C); t (B, n, m) has axes of length 1 where it is shared; features are (B, n, d)."""
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
         x = self.input(fourier_features(x_t, self.octaves))
         for block in self.blocks:

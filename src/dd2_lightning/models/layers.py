@@ -95,11 +95,13 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-def init_linear(linear: nn.Linear) -> None:
-    """Truncated normal of standard deviation 0.02, no bias."""
-    nn.init.trunc_normal_(linear.weight, std=0.02)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+def init_linear(module: nn.Module) -> None:
+    """Initialise all linear maps in a module: truncated normal of standard deviation 0.02, zero bias."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
 
 def init_residual(linears: list[nn.Linear]) -> None:
@@ -172,13 +174,9 @@ class AdaLNBlock(nn.Module):
         cache: LayerCache | None = None,
         between: Tensor | None = None,
     ) -> Tensor:
-        """Update tokens x (B, L, dim).
+        """Update x (B, L, dim) with a condition (B, dim) or, if shared, the common modulation (B, 1, 6, dim).
 
-        Args:
-            cond: (B, dim); if shared, the common modulation (B, 1, 6, dim).
-            mask: boolean visibility, broadcastable to (B, heads, L, keys).
-            cache: keys and values of earlier tokens.
-            between: added after attention and before the feed-forward, (B, L, dim).
+        The boolean ``mask`` is broadcast to (B, heads, L, keys); ``between`` (B, L, dim) is added after attention.
         """
         six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)

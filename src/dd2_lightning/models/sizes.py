@@ -51,9 +51,9 @@ class Sizes:
                 object.__setattr__(self, field.name, tuple(value))
 
     def check_multiple(self, key: str, of: str) -> None:
-        """Refuse a size that is no multiple of another."""
+        """Refuse a size that is no multiple of another, unless that is None."""
         value, divisor = getattr(self, key), getattr(self, of)
-        if value % divisor:
+        if divisor is not None and value % divisor:
             raise ValueError(f"'{key}' must be a multiple of '{of}', got {value} and {divisor}")
 
     @classmethod

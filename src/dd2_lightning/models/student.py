@@ -44,8 +44,7 @@ class Student(nn.Module):
     def generate(self, noise: Tensor, labels: Tensor, head_time: float = 1.0) -> Tensor:
         """One-step generation: q = ε - t_g v(ε, t_g, f), f from the shifted noise ε (B, n, C), one backbone pass.
 
-        At a ``head_time`` t_g of 1 (the paper's) an AR-diffusion head returns conditional means; a smaller value starts
-        from distinct tokens.
+        At a ``head_time`` t_g of 1 (the paper's) an AR-diffusion head gives conditional means, below 1 distinct tokens.
         """
         t = noise.new_full((1, 1, 1), head_time)  # one time for all tokens: its embedding is computed once
         return self.flow(noise, labels).denoise(noise[:, :, None], t)[:, :, 0]

@@ -46,10 +46,8 @@ class Teacher(nn.Module, ABC):
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Flow:
         """The conditional flow of every token given the tokens before its position.
 
-        Args:
-            tokens: indices (B, n) or embeddings (B, n, C).
-            labels: (B,).
-            sampling: guidance and truncation; None for the raw conditional model.
+        Tokens are indices (B, n) or embeddings (B, n, C), labels (B,). Without ``sampling`` it is the conditional
+        model without guidance and truncation.
         """
 
     @abstractmethod
@@ -66,7 +64,7 @@ class Teacher(nn.Module, ABC):
         uniforms: Tensor | None = None,
         until: int | None = None,
     ) -> Tensor:
-        """Draw sequences.
+        """Draw sequences: indices (B, n), or embeddings (B, n, C) where tokens are continuous.
 
         Args:
             labels: (B,).
@@ -75,9 +73,6 @@ class Teacher(nn.Module, ABC):
             prefix: tokens of the first positions, which are kept; a codebook teacher snaps them to their nearest codes.
             uniforms: the uniform random numbers, (B, n), instead of a generator.
             until: draw this many positions; None draws all.
-
-        Returns:
-            Indices (B, n), or embeddings (B, n, C) where tokens are continuous.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -93,10 +88,7 @@ class Teacher(nn.Module, ABC):
         return self.tokenizer.decode(self.embed(tokens))
 
     def resolve_sampling(self, sampling: Sampling | None) -> Sampling:
-        """Convert common sampling settings to the family's class, extra options disabled.
-
-        An ``InputTypeError`` refuses the settings of another family.
-        """
+        """Convert common sampling settings to the family's class, extra options disabled; refuse another family's."""
         sampling = sampling or Sampling()
         if type(sampling) is self.sampling_type:
             return sampling
@@ -112,8 +104,7 @@ class Teacher(nn.Module, ABC):
     def continuous(self) -> Self:
         """A trainable copy that reads embeddings, where a release reads indices only; its input layer is fresh.
 
-        The copy has a method ``input_error(original)``: how far its input layer is from the embedding table, (V,). A
-        teacher that reads embeddings raises an ``InputTypeError``.
+        The copy has a method ``input_error(original)``: how far its input layer is from the embedding table, (V,).
         """
         raise InputTypeError("this teacher reads embeddings as it is: there is nothing to adapt")
 
@@ -122,9 +113,6 @@ class Teacher(nn.Module, ABC):
         return copy.deepcopy(self.backbone).requires_grad_(True)
 
     def dd1_student(self) -> "DD1Student":
-        """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers.
-
-        A family that has none raises an ``InputTypeError``.
-        """
+        """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers."""
         name = type(self).__name__
         raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/custom_teacher.md)")

@@ -30,9 +30,9 @@ class Walk(Generic[AnyFlow]):
 
     Args:
         layout: the order.
-        advance: from the tokens so far to the flow of the next position; it owns the cache.
-        prepare: turns indices or embeddings into what the model's backbone reads.
-        tokens: those of the first positions, possibly none, as the backbone reads them.
+        advance: from the tokens so far to the flow of the next position; it holds the cache.
+        prepare: from indices or embeddings to the inputs of the model's backbone.
+        tokens: inputs of the first positions, possibly none.
     """
 
     def __init__(
@@ -80,11 +80,7 @@ def noise_to_codes(walk: Walk[CodebookFlow], noise: Tensor, steps: int = PAIR_ST
 
     The code of a token depends on the class, its noise and the noise of earlier positions. Every position is integrated
     by :func:`~dd2_lightning.flow.multistep` and ends on the nearest code of positive probability, which the next read.
-
-    Args:
-        walk: a fresh walk of a teacher with a codebook.
-        noise: (B, n, C); the result is indices, (B, n).
-        steps: evaluations of the flow a token.
+    From noise (B, n, C) to indices (B, n), in ``steps`` evaluations of the flow a token.
     """
     codes = []
     for flow in walk:

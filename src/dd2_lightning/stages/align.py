@@ -37,7 +37,8 @@ class PerformanceAlign(CSDDistill):
         head_time: float | None = None,
         **kwargs,
     ):
-        super().__init__(**{**kwargs, "guidance_updates": guidance_updates, "head_time": head_time})
+        # head_time is None until the networks are built
+        super().__init__(guidance_updates=guidance_updates, head_time=head_time, **kwargs)  # type: ignore[arg-type]
         if self.initialise != "both":
             raise ValueError("model.initialise is for CSDDistill; here both networks are those of stage 2")
         self.align_guidance_updates = align_guidance_updates

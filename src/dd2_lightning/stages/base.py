@@ -27,7 +27,7 @@ FROZEN = "teacher."
 
 
 class Stage(pl.LightningModule):
-    """A training stage: settings, networks, losses, and the list of its updates.
+    """A training stage: settings, networks, losses, and the list of its updates, which this class performs.
 
     One ``training_step`` is one **iteration**: one batch, one tick of ``trainer.global_step``, whatever number of
     optimizer steps it takes. Checkpoints, logging and resume count iterations.
@@ -66,8 +66,6 @@ class Stage(pl.LightningModule):
         check_settings(settings)
         self.save_hyperparameters(jsonable(settings))
 
-    # --- what a stage declares ---------------------------------------------------------------------------------------
-
     @property
     @abstractmethod
     def layout(self) -> Layout:
@@ -97,8 +95,6 @@ class Stage(pl.LightningModule):
     @abstractmethod
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """Settings and networks of the stage's directory."""
-
-    # --- the loop ----------------------------------------------------------------------------------------------------
 
     def prepare_networks(self) -> None:
         """Run the networks as ``execution`` says; shard their parameters, if the strategy is for that."""
@@ -139,19 +135,19 @@ class Stage(pl.LightningModule):
         Raises:
             NonFiniteLossError: before the step changes anything.
         """
-        count = 1 if update.whole_batch else self.accumulate
+        count = self.accumulate if update.accumulate else 1
         if len(batch) % count:
             raise ValueError(f"model.accumulate {count} does not divide the batch of {len(batch)} a process")
         lr = update.learning_rate(batch.iteration, k, self.trainer.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        parts = []
+        micro_losses = []
         for i in range(count):
             with optimizer.toggle_model(sync_grad=i == count - 1):
                 losses = update.loss(batch.micro_batch(i, count), k)
                 self.manual_backward(losses.loss.mean() / count)
-            parts.append(losses.detach())
-        total = reduce(torch.add, [part.loss.mean(0) / count for part in parts])
+            micro_losses.append(losses.detach())
+        total = reduce(torch.add, [losses.loss.mean(0) / count for losses in micro_losses])
         # averaged over all processes: where one stops, all have to, or they would wait for it
         total = self.trainer.strategy.reduce(total)
         self._check_finite(total, update.label, batch.iteration)
@@ -165,14 +161,14 @@ class Stage(pl.LightningModule):
         torch.clear_autocast_cache()
         self.record(batch, {f"gradient_norm/{update.label}": norm, f"lr/{update.label}": lr})
         self.record(batch, {f"loss/{update.label}": total.mean()}, prog_bar=True)
-        self.watch(parts, batch)
+        self.watch(micro_losses, batch)
 
-    def watch(self, parts: list[Losses], batch: Batch) -> None:
+    def watch(self, losses: list[Losses], batch: Batch) -> None:
         """Keep the quantities that all micro-batches watch for callbacks, and log those for the progress bar."""
-        means = watched_means(parts)
+        means = watched_means(losses)
         self.per_position |= {name: mean for name, mean in means.items() if mean.ndim}
-        if parts[0].progress:
-            self.record(batch, {name: means[name].mean() for name in parts[0].progress}, prog_bar=True)
+        if losses[0].progress:
+            self.record(batch, {name: means[name].mean() for name in losses[0].progress}, prog_bar=True)
 
     def record(self, batch: Batch, values: dict[str, Any], prog_bar: bool = False) -> None:
         """Log training values, averaged over the processes, in the iterations that are written out.
@@ -201,8 +197,6 @@ class Stage(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
-
-    # --- artifacts and checkpoints -----------------------------------------------------------------------------------
 
     def write_artifact(self, directory: str) -> None:
         """Write the stage's directory; a collective call of all processes."""

@@ -55,8 +55,6 @@ class DistillationStage(Stage):
     def num_classes(self) -> int:
         return self.teacher.num_classes
 
-    # --- networks ----------------------------------------------------------------------------------------------------
-
     def configure_model(self) -> None:
         if hasattr(self, "teacher"):
             return
@@ -102,8 +100,6 @@ class DistillationStage(Stage):
         reference = teacher_reference(self.open_teacher(), self.trainer.default_root_dir)
         return {"family": family_of(self.teacher), "teacher": reference}
 
-    # --- data --------------------------------------------------------------------------------------------------------
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Sample the teacher sequences that a batch lacks, on the device; held-out ones only once."""
         if batch.request is None:
@@ -132,8 +128,6 @@ class DistillationStage(Stage):
         self.trainer.strategy.barrier("cache")
         return SequenceCache(directory, description)
 
-    # --- losses ------------------------------------------------------------------------------------------------------
-
     def teacher_flow(self, q: Tensor, labels: Tensor) -> CodebookFlow:
         """The teacher's flow at tokens (b, n, C), with ``teacher_sampling``; a constant."""
         with torch.no_grad():
@@ -150,8 +144,6 @@ class DistillationStage(Stage):
         else:
             t = (self.t_logit_mean + batch.randn(*key, "t", shape=(n, m))).sigmoid().clamp(min=t_min)
         return add_noise(q, t, batch.randn(*key, "eps", shape=(n, m, C)))
-
-    # --- training and checkpoints ------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         self.teacher.eval()  # Lightning sets all modules to training mode

@@ -86,10 +86,12 @@ def complete_cache(
     """Sample the missing shards of a cache on the teacher's device, and check all of them.
 
     Raises:
-        ArtifactError: if the directory holds another cache or a damaged shard.
+        ArtifactError: if the directory holds another cache or a damaged shard, or another process completes it.
     """
     cache = SequenceCache(directory, description)
-    fill(cache, teacher, sampling, cache.missing(), batch_size=500)
+    if cache.missing():
+        with cache.lock():
+            fill(cache, teacher, sampling, cache.missing(), batch_size=500)
     cache.verify()
 
 

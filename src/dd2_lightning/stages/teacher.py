@@ -80,7 +80,7 @@ class TeacherTraining(Stage):
         ema_limit: largest rate of the transformer's EMA, which is what is kept.
         sampling: for the sample grid.
         accumulate: micro-batches an update of the transformer is split into; those of the tokenizer, which counts
-            its dead codes in a whole batch, are not.
+            its dead codes in all of a batch, are not.
 
     Raises:
         ValueError: for an unknown family, sizes that it refuses, or a setting out of range.
@@ -143,7 +143,7 @@ class TeacherTraining(Stage):
                 self.tokenizer_loss,
                 self.tokenizer_optimizer,
                 stop=boundary,
-                whole_batch=True,
+                accumulate=False,
             ),
             Update(
                 "transformer",

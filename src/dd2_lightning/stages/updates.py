@@ -34,18 +34,18 @@ class Losses:
         return Losses(self.loss.detach(), watch, self.weight, self.progress)
 
 
-def watched_means(parts: list[Losses]) -> dict[str, Tensor]:
+def watched_means(losses: list[Losses]) -> dict[str, Tensor]:
     """Watched quantities averaged over the samples of equal micro-batches: name -> (n,), or () for single numbers."""
 
     def mean(name: str) -> Tensor:
-        values = [part.watch[name] for part in parts]
-        weights = [part.weight for part in parts if part.weight is not None]
+        values = [entry.watch[name] for entry in losses]
+        weights = [entry.weight for entry in losses if entry.weight is not None]
         if not weights:
             return torch.stack([value.mean(0) for value in values]).mean(0)
         total = reduce(torch.add, [(weight * value).sum(0) for weight, value in zip(weights, values, strict=True)])
         return total / reduce(torch.add, [weight.sum(0) for weight in weights]).clamp(min=1)
 
-    return {name: mean(name) for name in parts[0].watch}
+    return {name: mean(name) for name in losses[0].watch}
 
 
 class EMA(NamedTuple):
@@ -84,7 +84,7 @@ class Update:
         clock: what the learning rate counts: None the steps of this update, from ``start`` to ``stop``; a number N
             counts N steps in every iteration of the run, of which this update's ``repeat`` are the last.
         logged_as: name of the loss in logs and errors; None is ``name``.
-        whole_batch: whether the loss needs all samples of a process at once, and is never accumulated.
+        accumulate: whether a batch may be split into micro-batches.
         begin: called once, in iteration ``start``, before the first step.
     """
 
@@ -98,7 +98,7 @@ class Update:
     ema: EMA | None = None
     clock: int | None = None
     logged_as: str | None = None
-    whole_batch: bool = False
+    accumulate: bool = True
     begin: Callable[[], None] | None = None
 
     @property

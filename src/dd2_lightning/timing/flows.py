@@ -11,6 +11,7 @@ from dd2_lightning.costs import Ledger
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.flow import codebook_posterior_mean
+from dd2_lightning.models.codebook_teacher import require_codebook
 
 
 def stored_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def time_flow(
         ``tokens``, ``codes`` and ``channels``, ``seconds`` of every round, ``median_seconds``, and ``bytes`` that are
         alive at once beyond what is given.
     """
-    teacher = build_meta(family, architecture)
+    teacher = require_codebook(build_meta(family, architecture))
     n, V, C = teacher.layout.length, len(teacher.codebook), teacher.token_dim
     with torch.device(device):
         x_t, t = torch.randn(batch_size, n, draws, C), torch.rand(batch_size, n, draws).clamp(min=0.02)

@@ -7,6 +7,7 @@ import torch
 
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
+from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import build_student
@@ -30,7 +31,7 @@ def time_sampling(
         ``median_seconds``, ``ratio`` of the networks alone and ``ratio_with_decoder``.
     """
     with torch.device(device):
-        teacher = teacher_from_config(family, architecture).to(device).eval()
+        teacher = require_codebook(teacher_from_config(family, architecture)).to(device).eval()
         student = build_student(teacher, width=head[0], depth=head[1]).to(device).eval()
     generator = OneStepGenerator(student, teacher.tokenizer, head_time=1.0)
     labels = torch.arange(batch_size, device=device) % teacher.num_classes

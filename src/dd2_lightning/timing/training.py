@@ -11,7 +11,7 @@ from dd2_lightning.costs import computing_in, count_flops
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
-from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.planning import blank_batch
 from dd2_lightning.sampling import Sampling
@@ -36,13 +36,13 @@ def time_stages(
 ) -> dict[str, dict[str, Any]]:
     """Time the updates of stages 1 and 2; see :func:`time_updates`."""
     with torch.device(device):
-        teacher = teacher_from_config(family, architecture).eval().requires_grad_(False)
+        teacher = require_codebook(teacher_from_config(family, architecture)).eval().requires_grad_(False)
     common = {"teacher": "", "draws": draws, "teacher_sampling": sampling}
     stages = {
         ARDiffusionInit: {**common, "head_width": head["width"], "head_depth": head["depth"]},
         CSDDistill: {**common, "init_from": ""},
     }
-    timed = {}
+    timed: dict[str, dict[str, Any]] = {}
     for stage, settings in stages.items():  # one after the other: networks and Adam's moments are large
         timed |= time_updates(stage(**settings), teacher, head, batch_size, rounds, precision, device)
     return timed

@@ -29,8 +29,7 @@ class LlamaGenConfig(ImageModelSizes):
         super().__post_init__()
         if self.width // self.heads % 4:
             raise ValueError(f"'heads' must have a multiple of 4 channels each, got {self.width // self.heads}")
-        if self.kv_heads is not None:
-            self.check_multiple("heads", "kv_heads")
+        self.check_multiple("heads", "kv_heads")
         down, up = len(self.encoder_ch_mult), len(self.decoder_ch_mult)
         if down != up:
             raise ValueError(f"'encoder_ch_mult' and 'decoder_ch_mult' must have as many levels, got {down} and {up}")

@@ -47,11 +47,10 @@ class LlamaGenBackbone(Backbone):
         rope = rope_table(config.grid, width // config.heads, config.rope_base)[: self.layout.length]
         self.register_buffer("rope", rope, persistent=False)
         self.register_buffer("mask", visibility(self.layout, slice(0, self.layout.length), cpu), persistent=False)
-        for module in (*self.cls_embedding.modules(), self.tok_embeddings, *self.layers.modules()):
+        for module in (*self.cls_embedding.modules(), self.tok_embeddings):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.Linear):
-                init_linear(module)
+        init_linear(self.layers)
         init_residual([linear for block in blocks for linear in (block.attention.wo, block.feed_forward.w2)])
 
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
@@ -79,12 +78,7 @@ class LlamaGenClassifier(nn.Module):
 
 
 class LlamaGenTeacher(CodebookTeacher):
-    """A LlamaGen model: transformer, classifier and VQ tokenizer.
-
-    Its guidance, truncation and their order are those of :class:`CodebookTeacher`. State-dict keys are
-    ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by names of the release, see
-    :mod:`dd2_lightning.families.llamagen.release`.
-    """
+    """A LlamaGen model; its state-dict keys are ``backbone.``, ``classifier.`` or ``tokenizer.`` and the release's."""
 
     sampling_type = LlamaGenSampling
     backbone: LlamaGenBackbone
@@ -132,4 +126,6 @@ class LlamaGenTeacher(CodebookTeacher):
         return super().student_backbone()
 
     def dd1_student(self) -> DD1LlamaGen:
-        return DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        return (
+            DD1LlamaGen(self.sizes).to(self.codebook).start_from(self.backbone, self.classifier, but="tok_embeddings.")
+        )

@@ -65,9 +65,7 @@ class SphereVQ(VQTokenizer):
         return self.code_norm * self.quantize.unit_codes
 
     def latents(self, images: Tensor) -> Tensor:
-        """Unit vectors, (B, C, grid, grid)."""
         return F.normalize(super().latents(images), dim=1)
 
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """Vectors of length about 1, from tokens of length about ``code_norm``."""
         return as_map(tokens / self.code_norm)

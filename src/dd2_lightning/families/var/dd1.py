@@ -19,8 +19,7 @@ from dd2_lightning.models.layers import AdaptiveNorm, adaptive, exact_linear, in
 class DD1VAR(DD1Student):
     """VAR's transformer with the marks of data and noise added again in every block.
 
-    Raises:
-        InputTypeError: if the first scale has several tokens: the class takes the place of its slot.
+    The class takes the slot of the first scale, which must be one token.
     """
 
     CONSTANTS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
@@ -37,14 +36,12 @@ class DD1VAR(DD1Student):
         self.word_embed = nn.Linear(config.token_dim, width)
         self.shared_ada_lin = adaptive(6 * width, width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(config.block() for _ in range(config.depth))
-        marks = [nn.Linear(width, width) for _ in range(config.depth + 1)]
-        self.layerwise_n_d_embed = nn.ModuleList(marks)
+        self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth + 1))
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, config.codes)
         for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
             nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * width)))
-        for linear in marks:
-            init_linear(linear)
+        init_linear(self.layerwise_n_d_embed)
 
     def convert_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """Row 0 of places and levels is the class; row 1, which the teacher lacks, stays random."""

@@ -36,9 +36,8 @@ from dd2_lightning.sampling import Sampling
 class VARBackbone(Backbone):
     """The transformer without its head.
 
-    The pyramid is a frozen copy of the tokenizer's (buffers, not parameters: nothing can unfreeze it by accident),
-    see :meth:`VARTeacher.adopt_tokenizer`. Label ``num_classes`` is the null class. A cache's ``state`` is the
-    accumulated map, (B, C, H, H).
+    The pyramid is a frozen copy of the tokenizer's, in buffers that nothing unfreezes by accident; see
+    :meth:`VARTeacher.adopt_tokenizer`. A cache's ``state`` is the accumulated map, (B, C, H, H).
     """
 
     def __init__(self, config: VARConfig):
@@ -59,9 +58,7 @@ class VARBackbone(Backbone):
         self.level: Tensor
         self.register_buffer("mask", visibility(self.layout, everything, cpu), persistent=False)
         self.register_buffer("level", self.layout.position_of_token(cpu), persistent=False)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_linear(module)
+        init_linear(self)
         for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
             nn.init.trunc_normal_(table, std=math.sqrt(1 / (3 * width)))
         init_residual([linear for block in blocks for linear in (block.attn.proj, block.ffn.fc2)])
@@ -95,30 +92,21 @@ class VARBackbone(Backbone):
 
 
 class VARClassifier(nn.Module):
-    """Adaptive layer norm and a linear map to the codes, in float32 or wider.
-
-    The class vectors ``class_emb`` are used here but belong, as parameters, to the backbone.
-    """
+    """Adaptive layer norm and a linear map to the codes, in float32 or wider; the backbone owns ``class_emb``."""
 
     def __init__(self, width: int, codes: int, class_emb: nn.Embedding):
         super().__init__()
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, codes)
         self._classes = (class_emb,)  # a tuple hides the module: one owner, one key in the state dict
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_linear(module)
+        init_linear(self)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return exact_linear(self.head, self.head_nm(features, self._classes[0](labels)))
 
 
 class VARTeacher(CodebookTeacher):
-    """A VAR model: transformer, classifier and multi-scale tokenizer.
-
-    State-dict keys are ``backbone.``, ``classifier.`` and ``tokenizer.`` followed by the names of the release,
-    see :mod:`dd2_lightning.families.var.release`.
-    """
+    """A VAR model; its state-dict keys are ``backbone.``, ``classifier.`` or ``tokenizer.`` and the release's."""
 
     sampling_type = VARSampling
     backbone: VARBackbone

@@ -49,7 +49,6 @@ class MultiScaleVQ(VQTokenizer):
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """The scales and their phi convolutions."""
         return self.quantize.quant_resi
 
     @property
@@ -57,7 +56,6 @@ class MultiScaleVQ(VQTokenizer):
         return self.quantize.embedding.weight
 
     def latent_map(self, tokens: Tensor) -> Tensor:
-        """The accumulated map (B, C, H, H) of embeddings (B, n', C); fewer scales than all give a coarse preview."""
         return self.pyramid(tokens)
 
     @torch.no_grad()
