@@ -175,7 +175,7 @@ test: | install
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
 		$(addprefix dd2_lightning.,flow losses sampling layout noise models families data stages callbacks evaluation \
-		artifacts hub cli costs planning timing)
+		artifacts hub cli costs planning timing metrics images)
 
 lint: | install
 	$(BIN)/ruff check .
