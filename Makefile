@@ -170,7 +170,7 @@ reliability: | install
 
 # on the CPU; what needs a GPU runs with `pytest -m gpu`
 test: | install
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: | install
 	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
