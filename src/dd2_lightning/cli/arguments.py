@@ -24,10 +24,10 @@ class UsageError(Exception):
         self.program = program
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?``, or nothing where nothing is similar."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean X?``, with a prefix before X, or nothing where nothing is similar."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def split_options(arguments: list[str]) -> list[str]:
@@ -143,11 +143,8 @@ def raise_usage_error(program: str, message: str, options: Iterable[str], argume
         raise UsageError(program, one_line(message))
     known = {name.lstrip("-") for name in options}
     name = option.lstrip("-")
-    guess = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     last = name.rpartition(".")[2]
-    if not guess and last != name:
-        guess = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
     dashes = "--" if option.startswith("-") else ""
-    suggestion = f"; did you mean {dashes}{guess[0]}?" if guess else ""
+    suggestion = did_you_mean(name, known, dashes) or did_you_mean(last, known, dashes)
     file = None if dashes else config_with(arguments, last)
     raise UsageError(program, f"unknown setting {option}{f' in {file}' if file else ''}{suggestion}")

@@ -4,7 +4,6 @@ import inspect
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import dd2_lightning.data as data
 import dd2_lightning.stages as stages
-from dd2_lightning.callbacks import (
-    AtomicCheckpointIO,
-    Interrupted,
-    IterationProgressBar,
-)
+from dd2_lightning.callbacks import AtomicCheckpointIO, Interrupted, IterationProgressBar
 from dd2_lightning.cli.arguments import (
     UsageError,
     config_files,
@@ -144,8 +139,7 @@ class StageCLI(LightningCLI):
         seed = self.config[self.subcommand].seed_everything
         if seed is not True and seed is not False and not 0 <= seed < 2**32:
             raise UsageError(f"dd2 {self.command}", f"--seed_everything must be in 0..{2**32 - 1}, got {seed}")
-        with warnings.catch_warnings():
-            super()._set_seed()
+        super()._set_seed()
 
     def instantiate_classes(self) -> None:
         """Build stage, data and trainer; what their constructors refuse is a usage error."""
