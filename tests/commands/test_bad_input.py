@@ -85,7 +85,7 @@ def without(source: Path, target: Path, key: str) -> None:
 
 FIT = "fit --config ok.yaml "
 SAMPLE = "sample --output x.npz --device cpu --model "
-QUALITY = "quality --output q.json --device cpu --features digits "
+QUALITY = "quality --output q.json --device cpu --data DigitsData "
 
 CASES = [
     # the command line itself

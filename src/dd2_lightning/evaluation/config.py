@@ -19,6 +19,7 @@ The keys of an entry are the fields of its kind's dataclass.
 """
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from dd2_lightning.artifacts import Artifact, check_hash, load_generator, load_init, load_teacher
+from dd2_lightning.data.images import ImageData
+from dd2_lightning.data.named import Named, open_images
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.samplers import (
@@ -71,6 +74,7 @@ class Models:
         runs: directory that the others' are relative to.
         sampling: guidance and truncation of the teacher.
         device: where they compute.
+        data: the images that the teacher was trained on; by default as its ``config.json`` says.
     """
 
     def __init__(
@@ -79,11 +83,38 @@ class Models:
         runs: str | Path = ".",
         sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
+        data: Named | None = None,
     ):
         self.origin = Artifact.open(teacher, ("teacher",), "teacher")
         self.teacher = load_teacher(teacher).to(device)
         self.runs, self.sampling, self.device = Path(runs), sampling or Sampling(), device
+        self.data: Named | None = data or self.origin.config.get("data")
         self._opened: dict[Path, nn.Module] = {}
+
+    @cached_property
+    def images(self) -> ImageData:
+        """The images that the teacher was trained on.
+
+        Raises:
+            ArtifactError: if nothing says which they are.
+            ValueError: if they are not the teacher's, by their size or number of classes.
+        """
+        if self.data is None:
+            path = self.origin.directory / "config.json"
+            raise ArtifactError(f"{path} does not say which images the teacher was trained on: name them in data")
+        images = open_images(self.data)
+        found = images.num_classes, tuple(images.image_shape)
+        wanted = self.teacher.num_classes, self.image_shape
+        if found != wanted:
+            sizes = "{} classes of {}".format
+            raise ValueError(f"data: the images are {sizes(*found)}, the teacher makes {sizes(*wanted)}")
+        return images
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the teacher's images."""
+        tokens = self.teacher.embed(torch.zeros(1, self.teacher.layout.length, dtype=torch.long, device=self.device))
+        return tuple(self.teacher.decode(tokens).shape[1:])
 
     def open(self, model: str, stages: tuple[str, ...]) -> nn.Module:
         """Open the network of a directory that comes from one of these stages and was distilled from this teacher."""
@@ -161,6 +192,8 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
                 continue
         named = bool(sampler.name)
         try:
+            if isinstance(sampler, RealImages):
+                sampler.data = models.images
             sampler.bind(models.teacher, models.sampling, models.open)
         except ArtifactError as error:
             raise ArtifactError(f"{where}: {error}") from error
@@ -179,10 +212,10 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
     return list(opened.values())
 
 
-def standard_samplers(models: list[str]) -> list[Entry]:
-    """Entries of a config for these directories: each as its stage is sampled, between the baselines."""
+def standard_samplers(models: list[str], real: bool) -> list[Entry]:
+    """Entries of a config for these directories: each as its stage is sampled, between baselines and real images."""
     entries: list[Entry] = [{"kind": "teacher"}]
     for model in models:
         stage = Artifact.open(model, STAGES, "--models").config["stage"]
         entries += [{**entry, "model": model} for entry in STANDARD[stage]]
-    return [*entries, {"kind": "independent"}, {"kind": "real"}]
+    return [*entries, {"kind": "independent"}, *([{"kind": "real"}] if real else [])]
