@@ -25,6 +25,7 @@ from dd2_lightning.callbacks import (
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
 from dd2_lightning.cli.arguments import UsageError, configs_first
+from dd2_lightning.cli.finish import finish, finish_run
 from dd2_lightning.cli.run_directory import RunDirectory
 from dd2_lightning.cli.stage_cli import TRAINER_ARGUMENTS, StageCLI
 from dd2_lightning.errors import DD2Error
@@ -113,7 +114,7 @@ class FitCLI(StageCLI):
                 wait_for_own_second(self.root / "tensorboard")
             super()._run_subcommand(subcommand)
         if is_main and (self.root / "config.json").is_file():
-            print(f"{self.model.name}: {self.trainer.global_step:,} iterations -> {self.root}")
+            finish_run(self.model.name, self.root, dict(self.model.hparams))
 
 
 class CheckpointCLI(StageCLI):
@@ -136,6 +137,8 @@ class CheckpointCLI(StageCLI):
         if self.trainer.is_global_zero:
             print(f"checkpoint: {path}")
         super()._run_subcommand(subcommand)
+        if self.trainer.is_global_zero:
+            finish(self.command)
 
 
 class ValidateCLI(CheckpointCLI):
@@ -205,3 +208,4 @@ class PlanCLI(StageCLI):
             LightningCLI._run_subcommand(self, subcommand)
         except ValueError as error:
             raise UsageError("dd2 plan", str(error)) from error
+        finish("plan")
