@@ -1,13 +1,14 @@
 """The directory that a stage writes: safetensors and one ``config.json``.
 
-========== ============================================================================ ==================
+========== ============================================================================ =====================
 stage      files                                                                        read by
-========== ============================================================================ ==================
+========== ============================================================================ =====================
 teacher    ``teacher.safetensors``                                                      every later stage
 init       ``student.safetensors``                                                      csd
-csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, users
+csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, frechet, users
+frechet    ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
 dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
-========== ============================================================================ ==================
+========== ============================================================================ =====================
 
 ``config.json`` holds settings and provenance and is written last, so a directory that has one is complete. A student's
 directory names its teacher by relative path and hash.
@@ -42,6 +43,7 @@ REQUIRED = {
     "init": ("family", "teacher", "head"),
     "csd": ("family", "teacher", "head", "head_time"),
     "align": ("family", "teacher", "head", "head_time"),
+    "frechet": ("family", "teacher", "head", "head_time", "features"),
     "dd1": ("family", "teacher", "split", "second"),
 }
 """Keys of ``config.json`` without which a directory cannot be read, by stage."""
@@ -225,11 +227,11 @@ def load_generator(directory: str | Path, weights: str = "ema", teacher: Codeboo
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
     Args:
-        directory: of a finished csd, align or dd1 stage; an ``ArtifactError`` if it or its teacher's is not in order.
+        directory: of a finished csd, align, frechet or dd1 stage; an ``ArtifactError`` if it or its teacher's is not in order.
         weights: ``ema`` (those that are evaluated and published) or ``raw``.
         teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
     """
-    artifact = Artifact.open(directory, ("csd", "align", "dd1"), "generator")
+    artifact = Artifact.open(directory, ("csd", "align", "frechet", "dd1"), "generator")
     teacher = teacher or load_teacher(artifact.teacher_path())
     student = load_student(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])
     generator: Generator

@@ -33,7 +33,7 @@ def sample(
     An ``.npz`` file may be larger than memory; the same command continues after an interruption.
 
     Args:
-        model: directory of a finished csd, align or dd1 stage.
+        model: directory of a finished csd, align, frechet or dd1 stage.
         output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
             and ``labels``), or a directory, without an ending, for one PNG file an image.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.

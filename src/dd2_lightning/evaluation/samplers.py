@@ -162,7 +162,7 @@ class DistilledSampler(Sampler):
         transport: the generator's way to sample, set by ``setup``.
     """
 
-    stages: ClassVar[tuple[str, ...]] = ("csd", "align")
+    stages: ClassVar[tuple[str, ...]] = ("csd", "align", "frechet")
     model: str | nn.Module
     snapped: bool = False
     optional: bool = False
