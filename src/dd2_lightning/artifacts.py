@@ -227,7 +227,8 @@ def load_generator(directory: str | Path, weights: str = "ema", teacher: Codeboo
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
     Args:
-        directory: of a finished csd, align, frechet or dd1 stage; an ``ArtifactError`` if it or its teacher's is not in order.
+        directory: of a finished csd, align, frechet or dd1 stage; an ``ArtifactError`` if it, or its teacher's, is not
+            in order.
         weights: ``ema`` (those that are evaluated and published) or ``raw``.
         teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
     """

@@ -12,6 +12,7 @@ from dd2_lightning.errors import DD2Error
 from dd2_lightning.hub.checkpoint import read_checkpoint
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.metrics.digits import load_classifier
+from dd2_lightning.metrics.simple import UNTRAINED
 
 
 class FeatureNetwork(Protocol):
@@ -71,22 +72,27 @@ def feature_network(
     directory: str | Path = ".",
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> FeatureNetwork:
     """Open a feature network, frozen, in evaluation mode.
 
     Args:
-        name: ``digits``, ``inception``, or the class of a :class:`FeatureNetwork`: ``my_module.MyFeatures``.
+        name: ``digits``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`:
+            ``my_module.MyFeatures``.
         directory: of the digit classifier's file.
         inception: weights of Inception.
         device: of the network.
+        seed: of the digit classifier.
     """
     network: FeatureNetwork
     if name == "digits":
-        network = load_classifier(directory)
+        network = load_classifier(directory, seed)
     elif name == "inception":
         if inception is None:
             raise ValueError("--features inception needs --inception: its weights file")
         network = InceptionFeatures(inception)
+    elif name in UNTRAINED:
+        network = UNTRAINED[name]()
     else:
         network = import_network(name)
     return network.to(device).requires_grad_(False).eval() if isinstance(network, nn.Module) else network
@@ -95,7 +101,9 @@ def feature_network(
 def import_network(name: str) -> FeatureNetwork:
     """A user's feature network, by where its class is imported from; a ValueError says what it lacks."""
     if "." not in name:
-        raise ValueError(f"unknown feature network '{name}'; there are: digits, inception, or your own: module.Class")
+        raise ValueError(
+            f"unknown feature network '{name}'; there are: digits, inception, pixels, random, or your own: module.Class"
+        )
     try:
         network = resolve_name(name)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:

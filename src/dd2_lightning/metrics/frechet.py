@@ -58,7 +58,7 @@ class FeatureGaussian(Metric):
     products: Tensor
 
     def __init__(self, width: int):
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.width = width
         self.add_state("count", torch.zeros((), dtype=torch.long), "sum")
         self.add_state("total", torch.zeros(width, dtype=torch.float64), "sum")

@@ -42,3 +42,6 @@ class RandomFeatures(nn.Module):
 
     def logits(self, features: Tensor) -> None:
         return None
+
+
+UNTRAINED = {"pixels": PixelFeatures, "random": RandomFeatures}
