@@ -240,4 +240,5 @@ def load_generator(directory: str | Path, weights: str = "ema", teacher: Codeboo
         generator = DD1Generator(student, teacher.tokenizer, artifact.config["split"], artifact.config["second"])
     else:
         generator = OneStepGenerator(student, teacher.tokenizer, artifact.config["head_time"])
+    generator.trained_on = tuple(artifact.config.get("features", ()))
     return generator.requires_grad_(False).eval()

@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from dd2_lightning.artifacts import load_generator
 from dd2_lightning.data import DigitsData
@@ -21,7 +20,7 @@ from equivalence import deviation, weights_of
 from evidence import left_behind, unequal
 from faults import die_at
 from processes import forked
-from runs import fails, fit, stage_config
+from runs import fit, stage_config
 
 
 @pytest.fixture(scope="module")
@@ -169,4 +168,6 @@ def test_two_processes_equal_one(run, tmp_path, iterations, tolerance):
 
 def load_start(root, like):
     start = load_file(root / "csd/generator.safetensors")
-    return {key: start[key.removeprefix("generator.")] if key.startswith("generator.") else v for key, v in like.items()}
+    return {
+        key: start[key.removeprefix("generator.")] if key.startswith("generator.") else v for key, v in like.items()
+    }

@@ -91,6 +91,7 @@ def sample(
             "seed": seed,
             "device": chosen.type,
             "precision": str(precision),
+            **({"trained_on": generator.trained_on} if generator.trained_on else {}),
         }
         SampleSet(path, classes, batch_size, settings).complete(draw)
     elif kind == "grid":

@@ -25,7 +25,7 @@ class FeatureNetwork(Protocol):
         """Accuracy on real images it was not trained on; None if it does not classify the teacher's classes."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] -> features (B, d)."""
+        """Images (B, channels, H, W) in [0, 1] -> features (B, d), with a gradient if it is to be trained on."""
 
     def logits(self, features: Tensor) -> Tensor | None:
         """Class logits (B, classes) from features; None if it does not classify."""
@@ -61,7 +61,17 @@ class InceptionFeatures(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Inception reads RGB images (B, 3, H, W), got {tuple(images.shape)}")
-        return self.network(to_bytes(images))[0]
+        if not images.requires_grad:
+            return self.network(to_bytes(images))[0]
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+        def with_gradient(first_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            """What the first layer reads of rounded pixels, with the gradient of those that are not."""
+            smooth = (resize(255 * images, inputs[0].shape[2:], align_corners=False) - 128) / 128
+            return inputs[0] + (smooth - smooth.detach())
+
+        with next(self.network.children()).register_forward_pre_hook(with_gradient):
+            return self.network(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
         return features @ self.network.fc.weight.T
