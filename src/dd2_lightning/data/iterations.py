@@ -87,7 +87,7 @@ class IterationData(LightningDataModule):
     """A data module with one training batch an iteration, and one held-out batch."""
 
     @abstractmethod
-    def batches(self, rank: int, world_size: int) -> IterationBatches:
+    def batches(self, rank: int, world_size: int) -> Dataset:
         """Training batches of one process."""
 
     @abstractmethod
