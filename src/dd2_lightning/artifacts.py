@@ -1,13 +1,14 @@
 """The directory that a stage writes: safetensors and one ``config.json``.
 
-========== ============================================================================ ==================
+========== ============================================================================ =====================
 stage      files                                                                        read by
-========== ============================================================================ ==================
+========== ============================================================================ =====================
 teacher    ``teacher.safetensors``                                                      every later stage
 init       ``student.safetensors``                                                      csd
-csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, users
+csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, frechet, users
+frechet    ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
 dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``               users
-========== ============================================================================ ==================
+========== ============================================================================ =====================
 
 ``config.json`` holds settings and provenance and is written last, so a directory that has one is complete. A student's
 directory names its teacher by hash, and by relative path or, where it came from the Hub, by name and commit.
@@ -51,6 +52,7 @@ REQUIRED = {
     "init": ("family", "teacher", "head"),
     "csd": ("family", "teacher", "head", "head_time"),
     "align": ("family", "teacher", "head", "head_time"),
+    "frechet": ("family", "teacher", "head", "head_time", "features"),
     "dd1": ("family", "teacher", "split", "second"),
 }
 """Keys of ``config.json`` without which a directory cannot be read, by stage."""
@@ -330,13 +332,13 @@ def load_generator(
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
     Args:
-        directory: of a finished csd, align or dd1 stage, one that was exported, or ``user/name`` of a model on the Hub;
-            an ``ArtifactError`` if it, or its teacher where it needs one, is not in order.
+        directory: of a finished csd, align, frechet or dd1 stage, one that was exported, or ``user/name`` of a model on
+            the Hub; an ``ArtifactError`` if it, or its teacher where it needs one, is not in order.
         weights: ``ema`` (those that are evaluated and published) or ``raw``.
         teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
         revision: branch, tag or commit on the Hub.
     """
-    artifact = Artifact.open(at_revision(directory, revision), ("csd", "align", "dd1"), "generator")
+    artifact = Artifact.open(at_revision(directory, revision), ("csd", "align", "frechet", "dd1"), "generator")
     student, tokenizer = load_networks(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])
     generator: Generator
     if isinstance(student, DD1Student):
@@ -344,4 +346,5 @@ def load_generator(
     else:
         generator = OneStepGenerator(student, tokenizer, artifact.config["head_time"])
     generator.directory = artifact.directory
+    generator.trained_on = tuple(artifact.config.get("features", ()))
     return generator.requires_grad_(False).eval()

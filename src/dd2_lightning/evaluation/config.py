@@ -57,6 +57,7 @@ STANDARD: dict[str, list[Entry]] = {
     "init": [{"kind": "ar_diffusion"}],
     "csd": ONE_STEP,
     "align": ONE_STEP,
+    "frechet": ONE_STEP,
     "dd1": [{"kind": "dd1", "steps": 1}, {"kind": "dd1", "steps": 2}],
 }
 """How the models of each stage are sampled when no config says so."""

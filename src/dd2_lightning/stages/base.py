@@ -23,8 +23,8 @@ from dd2_lightning.stages.execution import Execution, shard
 from dd2_lightning.stages.settings import check_settings, jsonable
 from dd2_lightning.stages.updates import Losses, Update, watched_means
 
-FROZEN = "teacher."
-"""Prefix of the state-dict keys that checkpoints leave out."""
+FROZEN = ("teacher.", "feature_networks.")
+"""Prefixes of the state-dict keys that checkpoints leave out."""
 
 
 class Stage(pl.LightningModule):
@@ -214,7 +214,7 @@ class Stage(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another stage; put the frozen teacher back so that loading stays strict.
+        """Refuse the checkpoint of another stage; put frozen networks back so that loading stays strict.
 
         Raises:
             ArtifactError: naming both stages.
