@@ -20,6 +20,7 @@ SETTINGS = {
     "tokens": "teacher sequences: set data.sequences to cached or online",
     "noise": "pairs of noise and sequence: set data.class_path to PairData",
     "images": "images: set data.class_path to DigitsData",
+    "image_labels": "real images beside its labels: set data.real, as in {class_path: DigitsData}",
 }
 """What the tensors of a batch are, and the setting that provides them."""
 
@@ -51,7 +52,8 @@ class Batch:
         size: samples of the global batch.
         tokens: teacher sequences as indices (b, n).
         noise: what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs.
-        images: (b, channels, H, W), where the data are images.
+        images: real images, (b, channels, H, W), where the data have them.
+        image_labels: labels of the images, (b,), where they are not ``labels``.
         request: the sequences that it lacks; None lacks nothing.
     """
 
@@ -63,12 +65,13 @@ class Batch:
     tokens: Tensor | None = None
     noise: Tensor | None = None
     images: Tensor | None = None
+    image_labels: Tensor | None = None
     request: SequenceRequest | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def required(self, name: Literal["tokens", "noise", "images"]) -> Tensor:
+    def required(self, name: Literal["tokens", "noise", "images", "image_labels"]) -> Tensor:
         """A tensor that the stage cannot do without.
 
         Raises:

@@ -49,6 +49,7 @@ class Sampler(ABC):
         snapped: whether tokens are replaced by their nearest codes before they are decoded.
         passes: sequential passes through a backbone for one sample; None for real images.
         networks: the networks it samples with, tokenizer excluded.
+        trained_on: identities of the feature networks that its training has seen; their distances measure nothing.
         smooth: ``(labels (B,), noise (B, n, C)) -> tokens`` of samplers whose tokens are a smooth function of noise
             alone, so that their images have a path length; None elsewhere.
     """
@@ -60,6 +61,7 @@ class Sampler(ABC):
     snapped: bool = field(init=False, default=False)
     passes: int | None = field(init=False, default=None)
     networks: tuple[nn.Module, ...] = field(init=False, default=())
+    trained_on: tuple[str, ...] = field(init=False, default=())
     smooth: Callable[[Tensor, Tensor], Tensor] | None = field(init=False, default=None)
 
     def bind(
@@ -162,7 +164,7 @@ class DistilledSampler(Sampler):
         transport: the generator's way to sample, set by ``setup``.
     """
 
-    stages: ClassVar[tuple[str, ...]] = ("csd", "align")
+    stages: ClassVar[tuple[str, ...]] = ("csd", "align", "frechet")
     model: str | nn.Module
     snapped: bool = False
     optional: bool = False
@@ -177,6 +179,7 @@ class DistilledSampler(Sampler):
         else:
             assert open_model is not None, "a directory needs open_model"
             self.network = open_model(self.model, self.stages)
+        self.trained_on = getattr(self.network, "trained_on", ())
         return super().bind(teacher, sampling)
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:

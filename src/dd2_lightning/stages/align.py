@@ -28,7 +28,7 @@ class PerformanceAlign(CSDDistill):
     """
 
     name = "align"
-    starts_from = "csd"
+    starts_from = ("csd",)
 
     def __init__(
         self,

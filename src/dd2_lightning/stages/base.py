@@ -18,12 +18,13 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import ArtifactError, NonFiniteLossError
 from dd2_lightning.layout import Layout
 from dd2_lightning.lightning_internals import uncounted
+from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.stages.execution import Execution, shard
 from dd2_lightning.stages.settings import check_settings, jsonable
 from dd2_lightning.stages.updates import Losses, Update, watched_means
 
-FROZEN = "teacher."
-"""Prefix of the state-dict keys that checkpoints leave out."""
+FROZEN = ("teacher.", "feature_networks.")
+"""Prefixes of the state-dict keys that checkpoints leave out."""
 
 
 class Stage(pl.LightningModule):
@@ -209,6 +210,7 @@ class Stage(pl.LightningModule):
         if not self.trainer.is_global_zero:
             return
         run = {"iterations": self.trainer.global_step, "settings": dict(self.hparams), "version": __version__}
+        run |= {"commit": commit(), "hardware": hardware(self.device)}
         write_artifact(directory, self.artifact_kind or self.name, {**config, **run}, states)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -216,7 +218,7 @@ class Stage(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another stage; put the frozen teacher back so that loading stays strict.
+        """Refuse the checkpoint of another stage; put frozen networks back so that loading stays strict.
 
         Raises:
             ArtifactError: naming both stages.

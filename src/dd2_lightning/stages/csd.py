@@ -47,7 +47,7 @@ class CSDDistill(GeneratorStage):
     """
 
     name = "csd"
-    starts_from = "init"
+    starts_from = ("init",)
 
     def __init__(
         self,

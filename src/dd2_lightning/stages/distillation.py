@@ -30,13 +30,13 @@ class DistillationStage(Stage):
 
     Attributes:
         teacher: loaded in ``configure_model`` from ``teacher_path``.
-        starts_from: the stage whose directory ``init_from`` names; None starts from the teacher alone.
+        starts_from: stages whose directory ``init_from`` may name; without any it starts from the teacher alone.
         learns_from_pairs: whether it reads ``Batch.noise``.
     """
 
     teacher: CodebookTeacher
     init_from: str
-    starts_from: ClassVar[str | None] = None
+    starts_from: ClassVar[tuple[str, ...]] = ()
     learns_from_pairs: ClassVar[bool] = False
 
     teacher_sampling: Sampling
@@ -60,13 +60,13 @@ class DistillationStage(Stage):
         if hasattr(self, "teacher"):
             return
         self.teacher = load_teacher(self.teacher_path)
-        self.teacher_sha256 = sha256(Path(self.teacher_path) / "teacher.safetensors")
-        if self.starts_from is None:
-            self.build({})
-        else:
-            source = self.open_init(self.starts_from)
+        self.teacher_sha256 = sha256(self.open_teacher().file("teacher"))
+        if self.starts_from:
+            source = self.open_init()
             self.build(source.config)
             self.load(source)
+        else:
+            self.build({})
         self.prepare_networks()
 
     def build(self, source: dict[str, Any]) -> None:
@@ -81,13 +81,13 @@ class DistillationStage(Stage):
     def load(self, source: Artifact) -> None:
         """Fill the networks from the directory that ``init_from`` names."""
 
-    def open_init(self, stage: str) -> Artifact:
+    def open_init(self) -> Artifact:
         """The artifact that ``init_from`` names, made from this very teacher.
 
         Raises:
             ArtifactError: if it is missing, from another stage, family or teacher.
         """
-        artifact = Artifact.open(self.init_from, (stage,), "model.init_from")
+        artifact = Artifact.open(self.init_from, self.starts_from, "model.init_from")
         check_family(artifact, self.teacher)
         check_hash(self.open_teacher(), artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
