@@ -12,7 +12,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dd2_lightning.callbacks import (
     ContinuedLogs,
@@ -21,6 +20,7 @@ from dd2_lightning.callbacks import (
     IterationCheckpoint,
     PerPositionMonitor,
     SampleGrid,
+    StageLogger,
     StopOnSignal,
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
@@ -97,7 +97,7 @@ class FitCLI(StageCLI):
         if settings.overwrite and settings.ckpt_path:
             raise ValueError("--overwrite starts again, --ckpt_path continues: give one of them")
         if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
-            kwargs["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard", default_hp_metric=False)
+            kwargs["logger"] = StageLogger(self.root)
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -113,7 +113,7 @@ class FitCLI(StageCLI):
             self.config_init[subcommand]["ckpt_path"] = checkpoint
             if is_main:
                 run.prepare(settings.overwrite)
-                wait_for_own_second(self.root / "tensorboard")
+                wait_for_own_second(self.root)
             super()._run_subcommand(subcommand)
         if is_main and (self.root / "config.json").is_file():
             finish_run(self.model.name, self.root, dict(self.model.hparams))
