@@ -12,6 +12,7 @@ from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.adversarial import AdversarialSettings, Adversary, NoAdversary
 from dd2_lightning.stages.generator import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update
@@ -41,6 +42,7 @@ class CSDDistill(GeneratorStage):
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
         initialise: which networks start from stage 1, the others (ablations) from the teacher with a fresh head.
+        adversarial: weights of a discriminator's terms, which learn from ``data.real``; None has none.
 
     Raises:
         ValueError: for a setting out of range, naming it and its range.
@@ -69,9 +71,11 @@ class CSDDistill(GeneratorStage):
         ema_limit: float = 0.9999,
         accumulate: int = 1,
         initialise: Literal["both", "generator", "guidance", "none"] = "both",
+        adversarial: AdversarialSettings | None = None,
     ):
         super().__init__(teacher, accumulate)
         self.init_from, self.initialise = init_from, initialise
+        self.adversarial, self.learns_from_images = adversarial, adversarial is not None
         self.teacher_sampling, self.guidance_updates, self.head_time = teacher_sampling, guidance_updates, head_time
         self.form, self.alpha, self.normaliser, self.position_weights = form, alpha, normaliser, position_weights
         self.draws, self.t_logit_mean, self.ema_limit = draws, t_logit_mean, ema_limit
@@ -84,6 +88,7 @@ class CSDDistill(GeneratorStage):
         self.generator = build_student(self.teacher, **self.head_config)
         self.guidance = build_student(self.teacher, **self.head_config)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.adversary = Adversary(self.guidance, self.adversarial) if self.adversarial else NoAdversary()
 
     def load(self, source: Artifact) -> None:
         for name in ("generator", "guidance"):
@@ -92,7 +97,7 @@ class CSDDistill(GeneratorStage):
         self.ema.load_state_dict(self.generator.state_dict())
 
     def trained_networks(self) -> list[nn.Module]:
-        return [*self.generator.children(), *self.guidance.children()]
+        return [*self.generator.children(), *self.guidance.children(), *self.adversary.children()]
 
     def ema_networks(self) -> list[nn.Module]:
         return list(self.ema.children())
@@ -108,8 +113,9 @@ class CSDDistill(GeneratorStage):
     def updates(self) -> list[Update]:
         ema = EMA(self.ema, self.generator, self.ema_limit)
         K, psi, theta = self.guidance_updates, self.guidance_optimizer, self.generator_optimizer
+        guidance = nn.ModuleList([self.guidance, self.adversary])
         return [
-            Update("guidance", self.guidance, self.guidance_loss, psi, repeat=K),
+            Update("guidance", guidance, self.guidance_loss, psi, repeat=K),
             Update("generator", self.generator, self.generator_loss, theta, ema=ema, clock=K),
         ]
 
@@ -118,8 +124,9 @@ class CSDDistill(GeneratorStage):
         with torch.no_grad():
             q = self.generate(self.generator, batch, "guidance", k)
         noised = self.noised(batch, q, self.t_min_guidance, "guidance", k)
-        losses = fcs_loss(self.guidance.flow(q, batch.labels), noised)
-        return Losses(losses, {"fcs": losses})
+        flow = self.guidance.flow(q, batch.labels)
+        losses = fcs_loss(flow, noised)
+        return self.adversary.beside_fcs(Losses(losses, {"fcs": losses}), flow, noised, self.teacher, batch)
 
     def generator_loss(self, batch: Batch, k: int) -> Losses:
         """Weighted L_CSD per token at fresh generator samples that carry gradients (eqs. 5 and 12)."""
@@ -134,8 +141,10 @@ class CSDDistill(GeneratorStage):
         with torch.no_grad():
             guidance = self.guidance.flow(prefix, batch.labels)
         if self.form == "dmd":
-            return dmd_loss(teacher, guidance, noised, self.normaliser)
-        return sid_loss(teacher, guidance, noised, self.alpha, self.normaliser)
+            csd = dmd_loss(teacher, guidance, noised, self.normaliser)
+        else:
+            csd = sid_loss(teacher, guidance, noised, self.alpha, self.normaliser)
+        return self.adversary.beside_csd(csd, guidance, noised, batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         samples = self.generate(self.generator, batch, "validation")
