@@ -1,6 +1,5 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.progress import tracked
+from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
@@ -210,8 +210,9 @@ def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[Co
 
 def source_config(stage: DistillationStage) -> dict[str, Any]:
     """Settings of the stage that comes before, or the defaults while its directory is not there."""
-    path = Path(getattr(stage, "init_from", "")) / "config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    directory = getattr(stage, "init_from", "")
+    is_there = (Path(directory) / "config.json").is_file() or HubModel.named(directory)
+    found = Artifact.open(directory, ("init", "csd"), "model.init_from").config if is_there else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 

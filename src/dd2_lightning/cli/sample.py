@@ -33,7 +33,7 @@ def sample(
     An ``.npz`` file may be larger than memory; the same command continues after an interruption.
 
     Args:
-        model: directory of a finished csd, align, frechet or dd1 stage.
+        model: directory of a finished csd, align, frechet or dd1 stage, or user/name of a model on the Hub.
         output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
             and ``labels``), or a directory, without an ending, for one PNG file an image.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
@@ -82,7 +82,7 @@ def sample(
     if kind == "npz":
         settings = {
             "model": state_hash(generator),
-            "model_config": sha256(Path(model) / "config.json"),
+            "model_config": sha256((generator.directory or Path(model)) / "config.json"),
             "protocol": protocol,
             "steps": steps,
             "split": split,

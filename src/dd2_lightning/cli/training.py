@@ -100,7 +100,9 @@ class FitCLI(StageCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Train in a directory that nobody else writes into."""
+        """Train in a directory that nobody else writes into, once the data are there."""
+        if self.trainer.is_global_zero:
+            self.datamodule.prepare_data()
         if self.settings.trainer.fast_dev_run:
             super()._run_subcommand(subcommand)
             return

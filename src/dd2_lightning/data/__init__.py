@@ -2,6 +2,7 @@
 
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.digits import DigitsData
+from dd2_lightning.data.image_folder import ImageFolderData
 from dd2_lightning.data.prefixes import PairData, PrefixData
 
-__all__ = ["Batch", "DigitsData", "PairData", "PrefixData"]
+__all__ = ["Batch", "DigitsData", "ImageFolderData", "PairData", "PrefixData"]

@@ -18,6 +18,7 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import ArtifactError, NonFiniteLossError
 from dd2_lightning.layout import Layout
 from dd2_lightning.lightning_internals import uncounted
+from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.stages.execution import Execution, shard
 from dd2_lightning.stages.settings import check_settings, jsonable
 from dd2_lightning.stages.updates import Losses, Update, watched_means
@@ -205,6 +206,7 @@ class Stage(pl.LightningModule):
         if not self.trainer.is_global_zero:
             return
         run = {"iterations": self.trainer.global_step, "settings": dict(self.hparams), "version": __version__}
+        run |= {"commit": commit(), "hardware": hardware(self.device)}
         write_artifact(directory, self.artifact_kind or self.name, {**config, **run}, states)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class DistillationStage(Stage):
         if hasattr(self, "teacher"):
             return
         self.teacher = load_teacher(self.teacher_path)
-        self.teacher_sha256 = sha256(Path(self.teacher_path) / "teacher.safetensors")
+        self.teacher_sha256 = sha256(self.open_teacher().file("teacher"))
         if self.starts_from:
             source = self.open_init()
             self.build(source.config)
