@@ -193,7 +193,7 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
     labels, images = torch.zeros(size, dtype=torch.long), None
-    if stage.learns_from_images:
+    if getattr(stage, "adversarial", None):
         images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
     return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 

@@ -1,6 +1,7 @@
 """The adversarial terms of stage 2: generated tokens against real ones, told apart by the guidance network."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -36,19 +37,27 @@ class AdversarialSettings:
         check_range("model.adversarial.", "[0, inf)", **weights, start=self.start)
 
 
-class NoAdversary(nn.Module):
+class NoAdversary:
     """No adversarial terms: losses stay as they are."""
 
-    def beside_fcs(self, losses: Losses, flow: HeadFlow, noised: Noised, teacher: Teacher, batch: Batch) -> Losses:
-        """L_FCS and the discriminator's loss, from generated tokens, the guidance network's flow there, and a batch."""
-        return losses
+    def players(self, guidance: Student) -> nn.Module:
+        """What a guidance update trains."""
+        return guidance
+
+    def children(self) -> Iterator[nn.Module]:
+        """Its networks."""
+        return iter(())
+
+    def beside_fcs(self, fcs: Tensor, flow: HeadFlow, noised: Noised, teacher: Teacher, batch: Batch) -> Losses:
+        """L_FCS (B, n) and the discriminator's loss at generated tokens, where the guidance network has this flow."""
+        return Losses(fcs, {"fcs": fcs})
 
     def beside_csd(self, csd: CSDLoss, flow: HeadFlow, noised: Noised, batch: Batch) -> CSDLoss:
         """L_CSD and the generator's loss, likewise."""
         return csd
 
 
-class Adversary(NoAdversary):
+class Adversary(nn.Module, NoAdversary):
     r"""A discriminator of noised tokens on what the last layer of the guidance network reads (as in SiDA and DMD2).
 
     One logit l per token and noise draw, of real tokens with their own prefix and of generated ones with theirs, noised
@@ -76,20 +85,24 @@ class Adversary(NoAdversary):
         head = cast(VelocityHead, flow.head)
         return self.logit(head.hidden(noised.x_t, noised.t, flow.features))[..., 0].float()
 
-    def beside_fcs(self, losses: Losses, flow: HeadFlow, noised: Noised, teacher: Teacher, batch: Batch) -> Losses:
+    def players(self, guidance: Student) -> nn.Module:
+        return nn.ModuleList([guidance, self])
+
+    def beside_fcs(self, fcs: Tensor, flow: HeadFlow, noised: Noised, teacher: Teacher, batch: Batch) -> Losses:
         with torch.no_grad():
             real = teacher.embed(teacher.encode(batch.required("images")))
         real_logits = self(self.flow(real, batch.required("image_labels")), add_noise(real, noised.t, noised.eps))
         loss = (F.softplus(self(flow, noised)) + F.softplus(-real_logits)).mean(-1)
-        return replace(
-            losses,
-            loss=losses.loss + self.settings.guidance_weight * loss,
-            watch={**losses.watch, "discriminator": loss},
-            progress=(*losses.progress, "discriminator"),
-        )
+        total = fcs + self.settings.guidance_weight * loss
+        return Losses(total, {"fcs": fcs, "discriminator": loss}, progress=("discriminator",))
 
     def beside_csd(self, csd: CSDLoss, flow: HeadFlow, noised: Noised, batch: Batch) -> CSDLoss:
         if batch.iteration < self.settings.start:
             return csd
         loss = F.softplus(-self(flow, noised)).mean(-1)
         return csd._replace(loss=csd.loss + self.settings.generator_weight * loss)
+
+
+def adversary_of(settings: AdversarialSettings | None, guidance: Student) -> NoAdversary:
+    """The adversarial terms of these settings; None has none."""
+    return NoAdversary() if settings is None else Adversary(guidance, settings)

@@ -31,14 +31,12 @@ class DistillationStage(Stage):
         teacher: loaded in ``configure_model`` from ``teacher_path``.
         starts_from: stages whose directory ``init_from`` may name; without any it starts from the teacher alone.
         learns_from_pairs: whether it reads ``Batch.noise``.
-        learns_from_images: whether it reads ``Batch.images``.
     """
 
     teacher: CodebookTeacher
     init_from: str
     starts_from: ClassVar[tuple[str, ...]] = ()
     learns_from_pairs: ClassVar[bool] = False
-    learns_from_images: bool = False
 
     teacher_sampling: Sampling
     draws: int

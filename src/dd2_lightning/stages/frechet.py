@@ -74,6 +74,8 @@ class FrechetAlign(PerformanceAlign):
     ):
         super().__init__(align_guidance_updates=0, **kwargs)
         check_features(features)
+        if self.adversarial and not csd_weight:
+            raise ValueError("model.adversarial needs the guidance network: set model.csd_weight above 0")
         self.features, self.csd_weight = features, csd_weight
         self.moment_samples, self.moment_batch, self.moment_decay = moment_samples, moment_batch, moment_decay
         self.save_settings(FrechetAlign)
