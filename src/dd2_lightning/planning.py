@@ -192,7 +192,10 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     """A batch of ``size`` samples, all zeros."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
-    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
+    labels, images = torch.zeros(size, dtype=torch.long), None
+    if getattr(stage, "adversarial", None):
+        images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
+    return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 
 def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:

@@ -67,7 +67,7 @@ class InceptionFeatures(nn.Module):
 
         def with_gradient(first_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
             """What the first layer reads of rounded pixels, with the gradient of those that are not."""
-            smooth = (resize(255 * images, inputs[0].shape[2:], align_corners=False) - 128) / 128
+            smooth = (resize(255 * images, tuple(inputs[0].shape[2:]), align_corners=False) - 128) / 128
             return inputs[0] + (smooth - smooth.detach())
 
         with next(self.network.children()).register_forward_pre_hook(with_gradient):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.data import PrefixData
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import ArtifactError, DD2Error, check_at_least_one, check_range
+from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.losses import position_weight
 from dd2_lightning.metrics.features import identity
 from dd2_lightning.metrics.frechet import Gaussian, RunningFrechet
@@ -74,9 +74,8 @@ class FrechetAlign(PerformanceAlign):
     ):
         super().__init__(align_guidance_updates=0, **kwargs)
         check_features(features)
-        check_at_least_one("model.", moment_samples=moment_samples, moment_batch=moment_batch)
-        check_range("model.", "[0, 1)", moment_decay=moment_decay)
-        check_range("model.", "[0, inf)", csd_weight=csd_weight)
+        if self.adversarial and not csd_weight:
+            raise ValueError("model.adversarial needs the guidance network: set model.csd_weight above 0")
         self.features, self.csd_weight = features, csd_weight
         self.moment_samples, self.moment_batch, self.moment_decay = moment_samples, moment_batch, moment_decay
         self.save_settings(FrechetAlign)
