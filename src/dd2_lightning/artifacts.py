@@ -215,8 +215,7 @@ def load_student(artifact: Artifact, teacher: Teacher, name: str = "student") ->
 def load_init(directory: str | Path, teacher: CodebookTeacher | None = None) -> Student:
     """Open the AR-diffusion model of stage 1."""
     artifact = Artifact.open(directory, ("init",), "AR-diffusion model")
-    teacher = teacher or load_teacher(artifact.teacher_path())
-    student = load_student(artifact, teacher)
+    student = load_student(artifact, teacher or load_teacher(artifact.teacher_path()))
     assert isinstance(student, Student)
     return student.requires_grad_(False).eval()
 

@@ -10,12 +10,7 @@ from dd2_lightning.data.batch import Batch
 
 
 class SampleGrid(pl.Callback):
-    """Log a grid of samples at every validation: one column a class, the noise always the same.
-
-    Args:
-        rows: samples of each class.
-        max_classes: classes shown.
-    """
+    """Log a grid of samples at every validation: one column a class, ``rows`` of them, the noise always the same."""
 
     def __init__(self, rows: int = 4, max_classes: int = 10):
         self.rows, self.max_classes = rows, max_classes

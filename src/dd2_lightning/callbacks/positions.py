@@ -9,16 +9,13 @@ from torch import Tensor
 from dd2_lightning.callbacks.logs import last_iteration, writer_of
 from dd2_lightning.callbacks.watched import WatchedStage, watched
 
-MAX_SCALARS = 16
-"""More positions than this are averaged into as many bins."""
+MAX_SCALARS = 16  # more positions than this are averaged into as many bins
 
 
 class PerPositionMonitor(pl.Callback):
     """Log what a stage puts into ``per_position``: a scalar per position and a heat map per token over time.
 
-    Args:
-        every_n_iterations: how often a row is added to the heat maps and the scalars are logged.
-        heat_map_rows: rows (points in time) a heat map keeps; older ones are thinned out.
+    A heat map keeps at most ``heat_map_rows`` points in time; older ones are thinned out.
     """
 
     def __init__(self, every_n_iterations: int = 50, heat_map_rows: int = 128):

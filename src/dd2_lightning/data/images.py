@@ -30,9 +30,6 @@ class DigitsData(IterationData):
         batch_size: images an iteration, of all processes together.
         seed: of the data order; follows ``seed_everything``.
         held_out: images kept for validation.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     def __init__(self, batch_size: int = 64, seed: int = 0, held_out: int = 197):

@@ -9,9 +9,8 @@ from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.data.iterations import EpochOrder, IterationBatches, IterationData
 from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling
+from dd2_lightning.sampling import PAIR_STEPS, Sampling
 
 
 class SequenceSource(Protocol):
@@ -62,12 +61,6 @@ class PrefixData(IterationData):
         cache_seed: of the cached sequences; None is ``seed``. Runs with different seeds can share one cache.
         validation_size: held-out teacher sequences for validation; they are always sampled online, once.
         seed: of labels, order and noise; follows ``seed_everything``.
-
-    Attributes:
-        pair_steps: for DD1's pairs, evaluations of the teacher's flow a token; None for sequences without noise.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range, or ``cached`` without ``cache_dir``.
     """
 
     def __init__(
@@ -90,7 +83,7 @@ class PrefixData(IterationData):
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
         self.validation_size, self.seed = validation_size, seed
-        self.pair_steps: int | None = None
+        self.pair_steps: int | None = None  # see :class:`SequenceRequest`
 
     def request(self, purpose: str) -> SequenceRequest:
         """A request for sequences with these settings, from the random numbers of a purpose."""
@@ -98,7 +91,6 @@ class PrefixData(IterationData):
 
     @property
     def stage(self) -> SequenceSource:
-        """The stage that is run."""
         assert self.trainer is not None
         return cast(SequenceSource, self.trainer.lightning_module)
 
@@ -128,9 +120,6 @@ class PairData(PrefixData):
             in advance); ``online``: made anew for every batch, on the device.
         steps: evaluations of the teacher's flow a token.
         kwargs: as for :class:`PrefixData`.
-
-    Raises:
-        ValueError: as :class:`PrefixData`, and for ``steps`` below 1.
     """
 
     def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):

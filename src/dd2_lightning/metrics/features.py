@@ -34,10 +34,7 @@ class InceptionFeatures(nn.Module):
     """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
 
     It reads RGB images. Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's
-    classes.
-
-    Args:
-        weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
+    classes. The weights are its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
     """
 
     width = 2048
@@ -72,13 +69,10 @@ def feature_network(
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> FeatureNetwork:
-    """Open a feature network, frozen, in evaluation mode.
+    """Open a feature network, frozen, in evaluation mode: ``digits``, ``inception`` (by its weights file), or a class.
 
-    Args:
-        name: ``digits``, ``inception``, or the class of a :class:`FeatureNetwork`: ``my_module.MyFeatures``.
-        directory: of the digit classifier's file.
-        inception: weights of Inception.
-        device: of the network.
+    The classifier of the digits is kept in the directory. A user's class is ``my_module.MyFeatures``, see
+    :class:`FeatureNetwork`.
     """
     network: FeatureNetwork
     if name == "digits":

@@ -41,9 +41,6 @@ class CSDDistill(GeneratorStage):
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
         initialise: which networks start from stage 1, the others (ablations) from the teacher with a fresh head.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "csd"
