@@ -25,9 +25,8 @@ NAME  = $(IMAGES:digits=)$(if $(IMAGES:digits=),_)$(FAMILY)
 RUNS ?= runs/$(NAME)
 
 # the stages that make the teacher; the last one leaves what is distilled
-TEACHERS_var      := teacher
 TEACHERS_llamagen := teacher adapt
-TEACHER ?= runs/$(NAME)/$(lastword $(TEACHERS_$(FAMILY)))
+TEACHER ?= runs/$(NAME)/$(or $(lastword $(TEACHERS_$(NAME))),teacher)
 ORIGINAL = $(dir $(TEACHER))teacher
 
 # networks of this size gain half as much again from a second thread and nothing from a third; on a machine that

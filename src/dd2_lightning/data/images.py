@@ -24,6 +24,10 @@ class ImageSet(NamedTuple):
         """Number of images."""
         return len(self.labels)
 
+    def part(self, rows: Tensor | slice) -> "ImageSet":
+        """Some of the images; a slice does not copy them."""
+        return ImageSet(self.images[rows], self.labels[rows])
+
     def pixels(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Some of the images as floats in [0, 1]: (b, channels, H, W)."""
         chosen = self.images[rows]
@@ -32,10 +36,8 @@ class ImageSet(NamedTuple):
 
 def split_held_out(images: Tensor, labels: Tensor, held_out: int) -> tuple[ImageSet, ImageSet]:
     """Training and held-out images: ``held_out`` random ones, the same whatever the seed of the run."""
-    order = torch.randperm(len(images), generator=stream(0, "held out"))
-    parts = order[held_out:], order[:held_out]
-    train, rest = (ImageSet(images[rows], labels[rows]) for rows in parts)
-    return train, rest
+    order, both = torch.randperm(len(images), generator=stream(0, "held out")), ImageSet(images, labels)
+    return both.part(order[held_out:]), both.part(order[:held_out])
 
 
 class ImageBatches(IterationBatches):
@@ -91,16 +93,12 @@ class ImageData(IterationData):
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Training and held-out images."""
 
-    def augment(self, pixels: Tensor, batch: Batch) -> Tensor:
-        """Training images (b, *image_shape) of a batch, drawn from its random numbers, from the pixels as loaded."""
-        return pixels
-
     def setup(self, stage: str = "fit") -> None:
         if not hasattr(self, "train"):
             self.train, self.held_out = self.load()
 
     def batches(self, rank: int, world_size: int) -> ImageBatches:
-        return ImageBatches(self.train, self.batch_size, self.seed, rank, world_size, self.augment)
+        return ImageBatches(self.train, self.batch_size, self.seed, rank, world_size)
 
     def held_out_batch(self) -> Batch:
         return Batch(self.held_out.labels, 0, self.seed, 0, self.held_out.size, images=self.held_out.pixels())
@@ -118,9 +116,6 @@ class PackagedData(ImageData):
         batch_size: images an iteration, of all processes together.
         seed: of the data order; follows ``seed_everything``.
         held_out: images kept for validation.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     total: ClassVar[int]

@@ -1,10 +1,11 @@
 """Image data modules by name and settings, as ``config.json`` and the configs of evaluations hold them."""
 
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from dd2_lightning.data.images import ImageData
-from dd2_lightning.errors import DD2Error
+from dd2_lightning.errors import ArtifactError, DD2Error
 
 Named = dict[str, Any] | str
 """A class: its name, or ``{"class_path", "init_args"}``. Without a dot it is one of :mod:`dd2_lightning.data`."""
@@ -36,6 +37,14 @@ def describe_images(data: object) -> dict[str, Any]:
         return {}
     settings = {key: value for key, value in data.hparams.items() if not key.startswith("_")}
     return {"data": {"class_path": f"{type(data).__module__}.{type(data).__qualname__}", "init_args": settings}}
+
+
+def images_of(teacher: Path, config: dict[str, Any]) -> ImageData:
+    """The images that a teacher was trained on, loaded, as the ``config.json`` of its directory says."""
+    if "data" not in config:
+        path = teacher / "config.json"
+        raise ArtifactError(f"{path} does not say which images the teacher was trained on: name them in data")
+    return open_images(config["data"])
 
 
 def open_images(named: Named) -> ImageData:

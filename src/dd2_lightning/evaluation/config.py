@@ -1,21 +1,6 @@
 """The samplers that a config lists, checked before anything is opened and opened before anything is drawn.
 
-::
-
-    teacher: runs/var/teacher
-    runs: runs/var                                # what the models below are relative to
-    samplers:
-      - {kind: teacher}
-      - {kind: one_step, model: align}
-      - {kind: one_step, model: align, snapped: true}
-      - {kind: refined, model: align, steps: 2, name: DD2 + teacher}
-      - {kind: ar_diffusion, model: init, euler_steps: 10}
-      - {kind: dd1, model: dd1, steps: 2, optional: true}
-      - {kind: independent}
-      - {kind: skip, skipped: 1}
-      - {kind: real}
-
-The keys of an entry are the fields of its kind's dataclass.
+An entry, ``{kind: refined, model: align, steps: 2}``, has the fields of its kind; see configs/evaluate_var.yaml.
 """
 
 import warnings
@@ -29,7 +14,7 @@ from torch import nn
 
 from dd2_lightning.artifacts import Artifact, check_hash, load_generator, load_init, load_teacher
 from dd2_lightning.data.images import ImageData
-from dd2_lightning.data.named import Named, open_images
+from dd2_lightning.data.named import Named, images_of, open_images
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.samplers import (
@@ -43,10 +28,10 @@ from dd2_lightning.evaluation.samplers import (
     setting_names,
 )
 from dd2_lightning.metrics.warning import SampleWarning
+from dd2_lightning.remote import HubModel
 from dd2_lightning.sampling import Sampling
 
-Entry = dict[str, Any]
-"""A sampler as a config lists it."""
+Entry = dict[str, Any]  # a sampler as a config lists it
 
 SAMPLERS: tuple[type[Sampler], ...] = (
     *(TeacherSampler, OneStepSampler, RefinedSampler, ARDiffusionSampler, DD1Sampler),
@@ -59,6 +44,7 @@ STANDARD: dict[str, list[Entry]] = {
     "init": [{"kind": "ar_diffusion"}],
     "csd": ONE_STEP,
     "align": ONE_STEP,
+    "frechet": ONE_STEP,
     "dd1": [{"kind": "dd1", "steps": 1}, {"kind": "dd1", "steps": 2}],
 }
 """How the models of each stage are sampled when no config says so."""
@@ -67,14 +53,9 @@ STAGES = tuple(STANDARD)
 
 
 class Models:
-    """A teacher and the models that were distilled from it, every directory opened once.
+    """A teacher and the models that were distilled from it, in directories relative to ``runs``, each opened once.
 
-    Args:
-        teacher: its directory.
-        runs: directory that the others' are relative to.
-        sampling: guidance and truncation of the teacher.
-        device: where they compute.
-        data: the images that the teacher was trained on; by default as its ``config.json`` says.
+    ``data`` are the images that the teacher was trained on; by default as its ``config.json`` says.
     """
 
     def __init__(
@@ -88,21 +69,13 @@ class Models:
         self.origin = Artifact.open(teacher, ("teacher",), "teacher")
         self.teacher = load_teacher(teacher).to(device)
         self.runs, self.sampling, self.device = Path(runs), sampling or Sampling(), device
-        self.data: Named | None = data or self.origin.config.get("data")
-        self._opened: dict[Path, nn.Module] = {}
+        self.data = data
+        self._opened: dict[str | Path, nn.Module] = {}
 
     @cached_property
     def images(self) -> ImageData:
-        """The images that the teacher was trained on.
-
-        Raises:
-            ArtifactError: if nothing says which they are.
-            ValueError: if they are not the teacher's, by their size or number of classes.
-        """
-        if self.data is None:
-            path = self.origin.directory / "config.json"
-            raise ArtifactError(f"{path} does not say which images the teacher was trained on: name them in data")
-        images = open_images(self.data)
+        """The images that the teacher was trained on; a ValueError if their size or number of classes is another."""
+        images = open_images(self.data) if self.data else images_of(self.origin.directory, self.origin.config)
         found = images.num_classes, tuple(images.image_shape)
         wanted = self.teacher.num_classes, self.image_shape
         if found != wanted:
@@ -118,7 +91,7 @@ class Models:
 
     def open(self, model: str, stages: tuple[str, ...]) -> nn.Module:
         """Open the network of a directory that comes from one of these stages and was distilled from this teacher."""
-        path = self.runs / model
+        path = self.locate(model)
         artifact = Artifact.open(path, stages, "model")
         if path not in self._opened:
             self._check_origin(artifact)
@@ -126,16 +99,21 @@ class Models:
             self._opened[path] = load(path, teacher=self.teacher).to(self.device)
         return self._opened[path]
 
+    def locate(self, model: str) -> str | Path:
+        """The directory of a model in ``runs``, or its name where it is one on the Hub."""
+        path = self.runs / model
+        return model if not path.exists() and HubModel.named(model) else path
+
     def sample_as_distilled(self, models: list[str]) -> None:
         """Guide and truncate the teacher as the loss of the first of these models did that says so."""
-        settings = (distilled_with(Artifact.open(self.runs / model, STAGES, "model")) for model in models)
+        settings = (distilled_with(Artifact.open(self.locate(model), STAGES, "model")) for model in models)
         self.sampling = self.teacher.sampling_type(**next(filter(None, settings), {}))
 
     def _check_origin(self, student: Artifact) -> None:
-        check_hash(self.origin, student.config["teacher"]["sha256"], str(student.directory))
+        check_hash(self.origin, student.config["teacher"]["sha256"], str(student))
         scale = distilled_with(student).get("guidance_scale", self.sampling.guidance_scale)
         if scale != self.sampling.guidance_scale:
-            distilled = f"{student.directory} was distilled with guidance_scale {scale}"
+            distilled = f"{student} was distilled with guidance_scale {scale}"
             evaluated = f"the teacher is evaluated with {self.sampling.guidance_scale}"
             warnings.warn(f"{distilled}, {evaluated}", SampleWarning, stacklevel=5)
 

@@ -13,6 +13,7 @@ from dd2_lightning.errors import DD2Error
 from dd2_lightning.hub.checkpoint import read_checkpoint
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.metrics.classifier import load_classifier
+from dd2_lightning.metrics.simple import UNTRAINED
 
 
 class FeatureNetwork(Protocol):
@@ -25,7 +26,7 @@ class FeatureNetwork(Protocol):
         """Accuracy on real images it was not trained on; None if it does not classify the teacher's classes."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] -> features (B, d)."""
+        """Images (B, channels, H, W) in [0, 1] -> features (B, d), with a gradient if it is to be trained on."""
 
     def logits(self, features: Tensor) -> Tensor | None:
         """Class logits (B, classes) from features; None if it does not classify."""
@@ -35,10 +36,7 @@ class InceptionFeatures(nn.Module):
     """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
 
     It reads RGB images. Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's
-    classes.
-
-    Args:
-        weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
+    classes. The weights are its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
     """
 
     width = 2048
@@ -61,7 +59,17 @@ class InceptionFeatures(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Inception reads RGB images (B, 3, H, W), got {tuple(images.shape)}")
-        return self.network(to_bytes(images))[0]
+        if not images.requires_grad:
+            return self.network(to_bytes(images))[0]
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+        def with_gradient(first_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            """What the first layer reads of rounded pixels, with the gradient of those that are not."""
+            smooth = (resize(255 * images, tuple(inputs[0].shape[2:]), align_corners=False) - 128) / 128
+            return inputs[0] + (smooth - smooth.detach())
+
+        with next(self.network.children()).register_forward_pre_hook(with_gradient):
+            return self.network(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
         return features @ self.network.fc.weight.T
@@ -73,29 +81,30 @@ def feature_network(
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
     data: ImageData | None = None,
+    seed: int = 0,
 ) -> FeatureNetwork:
     """Open a feature network, frozen, in evaluation mode.
 
     Args:
-        named: ``classifier``, ``inception``, or the class of a :class:`FeatureNetwork`, perhaps with its settings:
-            ``my_module.MyFeatures``.
+        named: ``classifier``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`, perhaps
+            with its settings: ``my_module.MyFeatures``.
         directory: of the classifier's file.
         inception: weights of Inception.
         device: of the network.
         data: images that the classifier is trained on.
-
-    Raises:
-        ValueError: for an unknown name, a class that is no feature network, and without what the network needs.
+        seed: of the classifier.
     """
     network: FeatureNetwork
     if named == "classifier":
         if data is None:
             raise ValueError("--features classifier needs --data: the images that it is trained on")
-        network = load_classifier(directory, data)
+        network = load_classifier(directory, data, seed)
     elif named == "inception":
         if inception is None:
             raise ValueError("--features inception needs --inception: its weights file")
         network = InceptionFeatures(inception)
+    elif isinstance(named, str) and named in UNTRAINED:
+        network = UNTRAINED[named]()
     else:
         network = own_network(named)
     return network.to(device).requires_grad_(False).eval() if isinstance(network, nn.Module) else network
@@ -104,7 +113,7 @@ def feature_network(
 def own_network(named: Named) -> FeatureNetwork:
     """A user's feature network; a ValueError says what it lacks."""
     if isinstance(named, str) and "." not in named:
-        known = "classifier, inception, or your own: module.Class"
+        known = "classifier, inception, pixels, random, or your own: module.Class"
         raise ValueError(f"unknown feature network '{named}'; there are: {known}")
     network = make_named(named, "", "feature network")
     missing = [key for key in ("width", "held_out_accuracy", "features", "logits") if not hasattr(network, key)]
