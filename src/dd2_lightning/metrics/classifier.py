@@ -6,7 +6,9 @@ of different runs on the same images share one feature space.
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dd2_lightning.data.images import ImageData, ImageSet
-from dd2_lightning.errors import DD2Error
+from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.files import write_atomically
 from dd2_lightning.noise import stream
 
@@ -105,19 +107,27 @@ def load_classifier(directory: str | Path, data: ImageData, seed: int = 0) -> Im
     images, path = data.everything(), Path(directory) / "classifier.safetensors"
     if data.num_classes < 2:
         raise DD2Error("a classifier needs images of several classes: take --features inception or your own")
-    known = {"version": VERSION, "seed": seed, "images": images_hash(images), "classes": data.num_classes}
-    identity = json.dumps(known)
+    sizes = {"shape": list(images.images.shape[1:]), "classes": data.num_classes}
+    known = {"version": VERSION, "seed": seed, "images": images_hash(images), **sizes}
+    with suppress(ArtifactError):
+        return read_classifier(path, known)
+    model = train_classifier(images, data.num_classes, seed)
+    write_atomically(path, save(model.state_dict(), {"identity": json.dumps(known)}))
+    return model
+
+
+def read_classifier(path: Path, known: dict[str, Any] | None = None) -> ImageClassifier:
+    """The classifier of a file; an ArtifactError if that is missing, damaged or has another identity than is known."""
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("identity") == identity:
-                model = ImageClassifier(tuple(images.images.shape[1:]), data.num_classes)
-                model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-                return model.requires_grad_(False).eval()
-    except (OSError, SafetensorError, RuntimeError):
-        pass
-    model = train_classifier(images, data.num_classes, seed)
-    write_atomically(path, save(model.state_dict(), {"identity": identity}))
-    return model
+            identity = json.loads((file.metadata() or {})["identity"])
+            if known not in (None, identity):
+                raise ArtifactError(f"{path} is a classifier of other images")
+            model = ImageClassifier(tuple(identity["shape"]), identity["classes"])
+            model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} holds no classifier ({error})") from error
+    return model.requires_grad_(False).eval()
 
 
 def images_hash(images: ImageSet) -> str:

@@ -18,7 +18,7 @@ class FeatureSettings:
     """A feature network, and what the features of generated images are brought near to.
 
     Attributes:
-        network: classifier, inception, pixels, random, or a class of your own, a ``torch.nn.Module``: my_module.MyFeatures.
+        network: classifier, inception, pixels, random, or a ``torch.nn.Module`` of your own: my_module.MyFeatures.
         reference: teacher (a sample of it), real (the images of ``data.real``), or a file: images or statistics, as
             ``dd2 quality`` reads them.
         weights: weights file of Inception.
