@@ -2,6 +2,7 @@
 #
 #   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
+#   make frechet                  stage 4: the Fréchet distance of features as the loss
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
@@ -57,7 +58,7 @@ sequences = $(if $(SEQUENCES),--data.cache_size $(SEQUENCES))
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark scarce tables growing ablations reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align frechet dd1 evaluate benchmark scarce tables growing ablations reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -67,6 +68,7 @@ adapt:    $(dir $(TEACHER))adapt/config.json
 init:     $(RUNS)/init/config.json
 csd:      $(RUNS)/csd/config.json
 align:    $(RUNS)/align/config.json
+frechet:  $(RUNS)/frechet/config.json
 dd1:      $(RUNS)/dd1/config.json
 evaluate: $(RUNS)/report/results.json
 
@@ -97,6 +99,10 @@ $(RUNS)/csd/config.json: | $(RUNS)/init/config.json install
 $(RUNS)/align/config.json: | $(RUNS)/csd/config.json install
 	$(FIT) --config configs/align_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
 		--model.teacher $(TEACHER) --model.init_from $(RUNS)/csd $(call steps,$(@D))
+
+$(RUNS)/frechet/config.json: | $(RUNS)/align/config.json install
+	$(FIT) --config configs/frechet_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(TEACHER) --model.init_from $(RUNS)/align $(call steps,$(@D))
 
 $(RUNS)/dd1/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(FAMILY).yaml --trainer.default_root_dir $(@D) \
