@@ -133,7 +133,7 @@ class Artifact:
         """
         path = self.directory / f"{name}.safetensors"
         if self.hub is not None:
-            path = self.hub.fetch(path.name, str(self))
+            path = self.hub.fetch(path.name, path.name)
         if not path.is_file():
             advice = "it was exported without it" if self.exported else f"run stage '{self.config['stage']}' again"
             raise ArtifactError(f"{path} is missing; {advice}")

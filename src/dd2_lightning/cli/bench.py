@@ -165,6 +165,7 @@ def measure(
     """
     import torch
 
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.report import to_json
     from dd2_lightning.files import check_writable, write_atomically
@@ -181,4 +182,5 @@ def measure(
         report["models"][name] = of_size(*size, chosen)
         print(line.format(name=name, **report["models"][name]), flush=True)
     write_atomically(Path(output), to_json(report))
+    finish("bench", f"times -> {output}")
     return report

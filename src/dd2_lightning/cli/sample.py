@@ -53,6 +53,7 @@ def sample(
     import torch
 
     from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import autocast, check_precision, resolve_device
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
@@ -99,7 +100,7 @@ def sample(
     else:
         for start, images in drawn_batches(draw, classes, batch_size, path):
             write_images(images, classes, path, start)
-    print(f"{len(classes)} images -> {output}")
+    finish(f"sample {kind}", f"{len(classes)} images -> {output}", output=output, model=model)
 
 
 def choose_labels(

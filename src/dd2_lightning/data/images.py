@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,3 +102,35 @@ class ImageData(IterationData):
 
     def held_out_batch(self) -> Batch:
         return Batch(self.held_out.labels, 0, self.seed, 0, self.held_out.size, images=self.held_out.pixels())
+
+    def everything(self) -> ImageSet:
+        """All images, held-out ones included, in an order of their own that no split changes."""
+        self.setup()
+        return ImageSet(*map(torch.cat, zip(self.train, self.held_out, strict=True)))
+
+
+class PackagedData(ImageData):
+    """Images that a Python package brings along, all in memory, some random ones held out.
+
+    Args:
+        batch_size: images an iteration, of all processes together.
+        seed: of the data order; follows ``seed_everything``.
+        held_out: images kept for validation.
+
+    Raises:
+        ValueError: for a setting out of range, naming it and its range.
+    """
+
+    total: ClassVar[int]
+    """Number of images."""
+
+    def __init__(self, batch_size: int, seed: int, held_out: int):
+        check_range("data.", f"[1, {self.total - 1}]", held_out=held_out)
+        super().__init__(batch_size, seed)
+        self.held_out_size = held_out
+
+    @abstractmethod
+    def everything(self) -> ImageSet: ...
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        return split_held_out(*self.everything(), self.held_out_size)

@@ -8,10 +8,11 @@ import torch
 
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.compare import Evaluator, compare
-from dd2_lightning.evaluation.figures import blank_figure, save_comparison, save_curves
+from dd2_lightning.evaluation.figures import save_comparison, save_curves
 from dd2_lightning.evaluation.report import make_report, markdown, print_table, results_path, to_json
 from dd2_lightning.evaluation.samplers import Sampler
 from dd2_lightning.files import check_writable, sha256, write_atomically
+from dd2_lightning.images.figures import blank_figure
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.warning import collect_warnings

@@ -5,7 +5,7 @@ from typing import Any
 
 from dd2_lightning.errors import ArtifactError, first_line
 from dd2_lightning.hub.export import Contents, collect
-from dd2_lightning.remote import NAME
+from dd2_lightning.remote import NAME, http_status
 
 
 def push_to_hub(run: str | Path, repo: str, private: bool = False, dry_run: bool = False, **options: Any) -> Contents:
@@ -45,7 +45,7 @@ def push_to_hub(run: str | Path, repo: str, private: bool = False, dry_run: bool
 
 def reason(error: Exception) -> str:
     """Why the Hub did not take a commit, in one line."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = http_status(error)
     if status == 401:
         return "the Hub does not know this token (hf auth login, or HF_TOKEN)"
     if status == 403:

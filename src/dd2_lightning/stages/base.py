@@ -93,6 +93,10 @@ class Stage(pl.LightningModule):
         """Draw images (b, channels, H, W) for a batch's labels and random numbers; None where there are none yet."""
         return None
 
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        """Images as :meth:`draw_images` makes them, by the teacher that is distilled; None if there is none."""
+        return None
+
     @abstractmethod
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         """Settings and networks of the stage's directory."""

@@ -15,6 +15,7 @@ from dd2_lightning.files import sha256
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.sequences import complete, complete_cache, describe_cache
@@ -132,6 +133,22 @@ class DistillationStage(Stage):
         """The teacher's flow at tokens (b, n, C), with ``teacher_sampling``; a constant."""
         with torch.no_grad():
             return self.teacher.flow(q, labels, self.teacher_sampling)
+
+    def image_noise(self, batch: Batch) -> Tensor:
+        """The noise of a batch's images, (b, n, C)."""
+        return batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))
+
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        """What the teacher's flow makes of the noise of :meth:`draw_images` (DD1's map)."""
+        if not self.teacher.tokenizer.has_images:
+            return None
+        codes = noise_to_codes(self.teacher.walk(batch.labels, self.image_sampling), self.image_noise(batch))
+        return self.teacher.decode(codes)
+
+    @property
+    def image_sampling(self) -> Sampling:
+        """Guidance and truncation of the teacher whose images are the target."""
+        return self.teacher_sampling
 
     def noised(self, batch: Batch, q: Tensor, t_min: float, *key: int | str) -> Noised:
         """Noise every token of (b, n, C) ``draws`` times, at flow times on [t_min, 1].
