@@ -125,8 +125,8 @@ $(RUNS)/dd1-%/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(NAME).yaml --trainer.default_root_dir $(@D) --trainer.max_steps $* \
 		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences)
 
-# DD1 runs that are there are in the table
-$(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json) | install
+# runs of DD1 and stage 4 that are there are in the table
+$(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json $(RUNS)/frechet/config.json) | install
 	$(DD2) evaluate --config configs/evaluate_$(NAME).yaml $(LINE_UP) \
 		--teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --device cpu --output $@
 

@@ -74,7 +74,7 @@ def test_moments_are_those_of_the_generator_and_the_teacher(run, tmp_path, start
     teacher, n, C = stage.teacher, stage.layout.length, stage.teacher.token_dim
     with torch.no_grad():
         tokens = stage.generator.generate(noise.randn("moments", n, C), labels, stage.head_time)
-    indices = teacher.sample(labels, stage.data.sampling, uniforms=noise.rand("moments of the teacher", n))
+    indices = teacher.sample(labels, stage.trainer.datamodule.sampling, uniforms=noise.rand("teacher moments", n))
     for network, distance in zip((RandomFeatures(), PixelFeatures()), stage.distances, strict=True):
         f = network.features(teacher.decode(tokens)).double()
         assert torch.allclose(distance.mean, f.mean(0), atol=1e-6)
