@@ -84,7 +84,7 @@ def path_length(
     """Measure the path length of a generator.
 
     Args:
-        draw: images (B, channels, H, W) of classes (B,) and noise (B, *shape).
+        draw: images (B, channels, H, W) of classes (B,) and noise ``(B, *shape)``.
         shape: of the noise of one image, (n, C).
         num_classes: path i has class i mod this.
         distance: squared distances (B,) of two batches of images.
