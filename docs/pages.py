@@ -56,9 +56,9 @@ def configs_page() -> str:
     }
     parts = [
         "# Configs",
-        "A config is a YAML file with `model`, `data` and `trainer`, as Lightning's command line reads it; the command "
-        "line overrides it (`--model.draws 4`), several `--config` compose, and `--print_config` prints all settings as "
-        "they would be used. This page is made from signatures and docstrings.",
+        "A config is a YAML file with `model`, `data` and `trainer`, as Lightning's command line reads it. The command "
+        "line overrides it (`--model.draws 4`), several `--config` compose, and `--print_config` prints all settings "
+        "as they would be used. This page is made from signatures and docstrings.",
         "## Shipped",
         shipped_configs(),
     ]

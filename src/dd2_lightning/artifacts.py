@@ -1,7 +1,7 @@
 """The directory that a stage writes: safetensors and one ``config.json``.
 
 ========== ============================================================================= =====================
-stage      files                                                                        read by
+stage      files                                                                         read by
 ========== ============================================================================= =====================
 teacher    ``teacher.safetensors``                                                       every later stage
 init       ``student.safetensors``                                                       csd
