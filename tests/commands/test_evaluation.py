@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from rich.console import Console
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from dd2_lightning.cli.summary import summary
 from dd2_lightning.data import DigitsData
@@ -17,7 +18,16 @@ from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, S
 from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, time_samplers
 from dd2_lightning.evaluation.evaluate import evaluate_samplers
 from dd2_lightning.evaluation.figures import save_comparison, save_curves
-from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, ratios
+from dd2_lightning.evaluation.reconstruction import measure_tokenizer
+from dd2_lightning.evaluation.report import (
+    aggregate,
+    gap_closed,
+    make_report,
+    markdown,
+    print_table,
+    ratios,
+    tokenizer_line,
+)
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
     OneStepSampler,
@@ -145,6 +155,35 @@ def test_kept_classifier_is_read_and_a_damaged_one_replaced(kept, monkeypatch):
 # --- comparison and report ---------------------------------------------------------------------------------------
 
 
+def test_the_tokenizer_is_measured_alone(classifier):
+    """Against torchmetrics; one that loses nothing is at distance 0."""
+    data = DigitsData(held_out=300)
+
+    class Rounded:
+        """Sixteen levels of a pixel, as the digits have, or four."""
+
+        codebook = torch.zeros(1)
+        levels = 16
+
+        def encode(self, images):
+            return (images * self.levels).round()
+
+        def embed(self, indices):
+            return indices / self.levels
+
+        decode = staticmethod(lambda tokens: tokens)
+
+    teacher = Rounded()
+    assert measure_tokenizer(teacher, data, classifier)["frechet"] < 1e-6
+    teacher.levels = 4
+    found = measure_tokenizer(teacher, data, classifier, batch_size=70)
+    assert (found["images"], found["held_out"]) == (1797, 300) and found["frechet"] > 1e-3
+    images = data.held_out.pixels()
+    expected = PeakSignalNoiseRatio(1.0, dim=(1, 2, 3))(teacher.embed(teacher.encode(images)), images)
+    assert found["psnr"] == pytest.approx(expected.item(), rel=1e-4)
+    assert f"PSNR {found['psnr']:.2f} dB of 300 held-out ones" in tokenizer_line(found)
+
+
 def test_ratios():
     scores = {
         "whatever it is called": Score("one_step", frechet=0.03, nll=25.0),
@@ -221,7 +260,10 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     samplers = every_kind(teacher, generator)
     report = evaluate_samplers(samplers, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
-    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings"}
+    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings"} | {
+        "tokenizer",
+        "weights",
+    }
     rows = report["contenders"]
     assert list(rows) == [sampler.name for sampler in samplers]
     for name, row in rows.items():
@@ -242,6 +284,7 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     assert rows["real"]["accuracy"] == classifier.held_out_accuracy
     expected = rows["one-step"]["nll"] - rows["teacher"]["nll"]
     assert report["ratios"]["nll"] == pytest.approx(expected / (rows["independent"]["nll"] - rows["teacher"]["nll"]))
+    assert report["tokenizer"]["frechet"] > 0 and "Tokenizer alone" in (tmp_path / "table.md").read_text()
     assert len(report["commit"] or "0" * 40) == 40
     table = (tmp_path / "table.md").read_text()
     assert table.splitlines()[4].startswith("| one-step snapped | 1 |") and "batch size 100" in table

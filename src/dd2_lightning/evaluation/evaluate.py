@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.baselines import RealImages
 from dd2_lightning.evaluation.compare import Evaluator, compare
 from dd2_lightning.evaluation.figures import save_comparison, save_curves
+from dd2_lightning.evaluation.reconstruction import measure_tokenizer
 from dd2_lightning.evaluation.report import make_report, markdown, print_table, results_path, to_json
 from dd2_lightning.evaluation.samplers import Sampler
 from dd2_lightning.files import check_writable, sha256, write_atomically
@@ -42,6 +44,7 @@ def evaluate_samplers(
     """Measure samplers that are bound to one teacher, which is one of them; write the report, the JSON file last.
 
     The report begins with ``messages``, which are warnings; ``settings`` are those of the :class:`Evaluator`.
+    Where real images are a sampler, the tokenizer is measured on them, too.
     """
     path, teacher = check_output(output), samplers[0].teacher
     if not teacher.tokenizer.has_images:
@@ -49,7 +52,10 @@ def evaluate_samplers(
     with collect_warnings() as found:
         evaluator = Evaluator(teacher, network, **settings)
         scores = compare(evaluator, samplers, samples)
+        real = [sampler.data for sampler in samplers if isinstance(sampler, RealImages)]
+        tokenizer = measure_tokenizer(teacher, real[0], network, evaluator.batch_size) if real else None
     report = make_report(scores, evaluator.seed, samples, teacher.codebook.device, messages=[*messages, *found])
+    report["tokenizer"] = tokenizer
     report["weights"] = {sampler.name: weights for sampler in samplers if (weights := weights_of(sampler))}
     save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
     save_curves(report["contenders"], path.with_name("steps.png"))

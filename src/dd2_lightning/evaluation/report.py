@@ -132,6 +132,15 @@ def table(rows: dict[str, Row], width: float = math.inf) -> list[list[str]]:
     return [list(line) for line in zip(names, *columns.values(), strict=True)]
 
 
+def tokenizer_line(found: dict[str, Any] | None) -> str:
+    """How well the tokenizer alone brings images back, see :func:`measure_tokenizer`."""
+    if not found:
+        return ""
+    distance, error = f"Fréchet distance {found['frechet']:.4f}", f"PSNR {found['psnr']:.2f} dB"
+    shown = f"{distance} between {found['images']:,} images and their reconstructions"
+    return f"Tokenizer alone: {shown}, {error} of {found['held_out']:,} held-out ones."
+
+
 def caption(report: dict[str, Any]) -> list[str]:
     """Lines below the table of a report, or of :func:`aggregate`'s medians; warnings are the last."""
     runs = report.get("runs", [report])
@@ -157,6 +166,7 @@ def caption(report: dict[str, Any]) -> list[str]:
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
         "sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.": True,
         "Real data: every image once, so its distance is biased upwards; accuracy on held-out ones.": real,
+        tokenizer_line(first.get("tokenizer")): bool(first.get("tokenizer")),
         f"{first['hardware']}, decoding included; params without the tokenizer; commit {commit_of_run[:10]}.": True,
     }
     messages = dict.fromkeys(message for run in runs for message in run.get("warnings", ()))

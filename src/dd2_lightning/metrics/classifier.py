@@ -37,7 +37,7 @@ class ImageClassifier(nn.Module):
 
     held_out: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int):
+    def __init__(self, shape: tuple[int, ...], num_classes: int):
         super().__init__()
         self.shape, (channels, *sides), width = shape, shape, 16
         stride = 2 if min(sides) > 16 else 1
