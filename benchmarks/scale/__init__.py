@@ -1,1 +1,1 @@
-"""The study of scale: both methods with equal time, on teachers of growing length and codebook."""
+"""The study of scale: which method leaves less error in one step, by number of tokens, codes and nats."""

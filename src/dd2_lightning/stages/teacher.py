@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.data.named import describe_images
 from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
@@ -203,4 +204,5 @@ class TeacherTraining(Stage):
         return sample_images(self.ema, batch, self.sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        return {"family": self.family, "architecture": self.ema.config}, {"teacher": self.ema}
+        data = describe_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+        return {"family": self.family, "architecture": self.ema.config, **data}, {"teacher": self.ema}
