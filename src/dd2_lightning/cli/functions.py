@@ -3,20 +3,20 @@
 import inspect
 import textwrap
 from argparse import Action
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from dd2_lightning.cli.arguments import UsageError, config_files, configs_first, raise_usage_error, read_config
+from dd2_lightning.cli.arguments import UsageError, checked_arguments, raise_usage_error
 
 
 class FunctionHelp(DefaultHelpFormatter):
     """Help of a command: what an option means, whether it is required, and a default that says something."""
 
     def _get_help_string(self, action: Action) -> str:
-        text = (action.help or "").replace("``", "").removesuffix(".")
+        text = plain(action.help).removesuffix(".")
         if action.required and action.option_strings:
             return f"{text} (required)"
         says_something = isinstance(action.default, int | float | str) and not isinstance(action.default, bool)
@@ -30,30 +30,20 @@ class FunctionHelp(DefaultHelpFormatter):
 class FunctionParser(ArgumentParser):
     """Parser of one command, whose errors are one line."""
 
-    arguments: Sequence[str] = ()
+    arguments: list[str]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a :class:`UsageError`."""
-        raise_usage_error(self.prog, message, self._option_string_actions, list(self.arguments))
+        raise_usage_error(self.prog, message, self._option_string_actions, self.arguments)
 
 
 def run_function(program: str, function: Callable[..., Any], arguments: list[str]) -> None:
-    """Run a function with the options of a command line.
+    """Run a function with the options of a command line, which follow the ``program``, like ``dd2 sample``.
 
-    Args:
-        program: the command, like ``dd2 sample``.
-        function: parameters that are ``bool`` become flags, ``--latent-only``; positional-only ones, words without a
-            name.
-        arguments: the command line, without the command.
-
-    Raises:
-        UsageError: for options that cannot be.
+    Parameters that are ``bool`` become flags, ``--latent-only``; positional-only ones, words without a name.
     """
     parser = function_parser(program, function)
-    parser.arguments = arguments = configs_first(arguments)
-    for path in config_files(arguments):
-        read_config(program, path)
-    options = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+    parser.arguments = checked_arguments(program, arguments)
+    options = parser.instantiate_classes(parser.parse_args(parser.arguments)).as_dict()
     options.pop("config", None)
     words = [options.pop(name) for name in words_of(function)]
     try:
@@ -63,13 +53,13 @@ def run_function(program: str, function: Callable[..., Any], arguments: list[str
 
 
 def function_parser(program: str, function: Callable[..., Any]) -> FunctionParser:
-    """Make the parser of a command."""
+    """Make the parser of a command; parameters that are ``bool`` become flags: ``--latent-only``."""
     documentation = parse(function.__doc__ or "")
     helps = {entry.arg_name: entry.description for entry in documentation.params}
     parser = FunctionParser(
         prog=program,
-        description="\n\n".join(filter(None, (documentation.short_description, documentation.long_description))),
-        epilog="".join(f"examples:\n{textwrap.indent(str(entry.description), '  ')}" for entry in documentation.examples),
+        description=plain(documentation.description),
+        epilog="".join(f"examples:\n{textwrap.indent(plain(e.description), '  ')}" for e in documentation.examples),
         formatter_class=FunctionHelp,
         allow_abbrev=False,
     )
@@ -89,6 +79,11 @@ def function_parser(program: str, function: Callable[..., Any]) -> FunctionParse
             action.dest, action.help
         )
     return parser
+
+
+def plain(text: str | None) -> str:
+    """Text of a docstring as a terminal shows it."""
+    return (text or "").replace("``", "")
 
 
 def words_of(function: Callable[..., Any]) -> list[str]:

@@ -35,10 +35,7 @@ class InceptionFeatures(nn.Module):
     """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
 
     It reads RGB images. Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's
-    classes.
-
-    Args:
-        weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
+    classes. The weights are its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
     """
 
     width = 2048
@@ -67,7 +64,7 @@ class InceptionFeatures(nn.Module):
 
         def with_gradient(first_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
             """What the first layer reads of rounded pixels, with the gradient of those that are not."""
-            smooth = (resize(255 * images, inputs[0].shape[2:], align_corners=False) - 128) / 128
+            smooth = (resize(255 * images, tuple(inputs[0].shape[2:]), align_corners=False) - 128) / 128
             return inputs[0] + (smooth - smooth.detach())
 
         with next(self.network.children()).register_forward_pre_hook(with_gradient):
@@ -84,7 +81,7 @@ def feature_network(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> FeatureNetwork:
-    """Open a feature network, frozen, in evaluation mode.
+    """Open a feature network, frozen, in evaluation mode: ``digits``, ``inception`` (by its weights file), or a class.
 
     Args:
         name: ``digits``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`:
