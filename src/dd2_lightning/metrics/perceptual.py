@@ -18,7 +18,9 @@ def lpips_distance(weights: str | Path, device: torch.device) -> Callable[[Tenso
     try:
         from lpips import LPIPS
     except ImportError as error:
-        raise DD2Error("model.distance lpips needs the package: pip install lpips (mse needs none)") from error
+        raise DD2Error(
+            "model.distance lpips needs a package: pip install 'dd2-lightning[lpips]' (mse does not)"
+        ) from error
     metric = LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     try:
         metric.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
