@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +18,7 @@ INSTALLED = Path(__file__).parents[1] / "configs"
 
 
 class UsageError(Exception):
-    """A command line, or a config file that it names, cannot be used.
-
-    Args:
-        program: the command, like ``dd2 fit``.
-        message: one line.
-    """
+    """A command line, or a config file that it names, cannot be used."""
 
     def __init__(self, program: str, message: str):
         super().__init__(message)
@@ -33,15 +29,6 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """``; did you mean X?``, with a prefix before X, or nothing where nothing is similar."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
-def split_options(arguments: list[str]) -> list[str]:
-    """Write ``--config=FILE`` as two words, like ``--config FILE``."""
-    words = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        words += [option, value] if equals and option in CONFIG_OPTIONS else [argument]
-    return words
 
 
 def installed_configs() -> list[str]:
@@ -65,29 +52,23 @@ def configs_first(arguments: list[str]) -> list[str]:
 
     The parser lets the last word on a setting win, and that is to be the command line's, wherever ``--config`` stands.
     """
-    words = split_options(arguments)
-    configs: list[str] = []
-    others: list[str] = []
+    configs, others, words = list[str](), list[str](), list(arguments)
     while words:
-        if words[0] in CONFIG_OPTIONS and len(words) > 1:
-            configs += [words.pop(0), find_config(words.pop(0))]
+        option, equals, value = words.pop(0).partition("=")
+        if option in CONFIG_OPTIONS and (equals or words):
+            configs += [option, find_config(value if equals else words.pop(0))]
         else:
-            others.append(words.pop(0))
+            others.append(option + equals + value)
     return configs + others
 
 
 def config_files(arguments: list[str]) -> list[str]:
     """Names of the config files of a command line, in order."""
-    words = split_options(arguments)
-    return [words[i + 1] for i in range(len(words) - 1) if words[i] in CONFIG_OPTIONS]
+    return [file for option, file in pairwise(configs_first(arguments)) if option in CONFIG_OPTIONS]
 
 
 def read_config(program: str, path: str) -> dict[str, Any]:
-    """Read a config file.
-
-    Raises:
-        UsageError: naming file and line, if it is missing, no YAML, or no mapping of settings.
-    """
+    """Read a config file; an error names the line that is no YAML."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -102,6 +83,13 @@ def read_config(program: str, path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(program, f"--config {path} holds no settings, but {type(content).__name__}")
     return content
+
+
+def checked_arguments(program: str, arguments: list[str]) -> list[str]:
+    """A command line with its config files, which must be readable, in front."""
+    for path in config_files(arguments):
+        read_config(program, path)
+    return configs_first(arguments)
 
 
 def config_with(arguments: list[str], key: str) -> str | None:
@@ -155,14 +143,7 @@ def unknown_option(message: str) -> str | None:
 
 
 def raise_usage_error(program: str, message: str, options: Iterable[str], arguments: list[str]) -> NoReturn:
-    """Turn a parser's message into a :class:`UsageError` of one line, with a suggestion for an unknown option.
-
-    Args:
-        program: the command.
-        message: the parser's.
-        options: names of all options and settings.
-        arguments: the command line.
-    """
+    """Turn a parser's message into a :class:`UsageError` of one line, with one of ``options`` for an unknown one."""
     if (option := unknown_option(message)) is None:
         raise UsageError(program, one_line(message))
     known = {name.lstrip("-") for name in options}

@@ -102,11 +102,7 @@ def sample_share(
 
 
 def run_processes(function: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
-    """Run a function in several processes, which SIGINT reaches through this one alone.
-
-    Raises:
-        ProcessRaisedException, ProcessExitedException: if one of them fails; the others are ended.
-    """
+    """Run a function in several processes, which SIGINT reaches through this one alone; if one fails, all end."""
     from torch import multiprocessing
 
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it

@@ -45,14 +45,6 @@ def evaluate(
         batch_size: samples at a time; it changes no number.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks that sample: 32 or bf16; metrics and likelihood are always in float32 or float64.
-
-    Returns:
-        The contents of ``results.json``.
-
-    Raises:
-        ArtifactError: if a directory cannot be read or the report cannot be written.
-        DD2Error: if the teacher has no images or the ``demo`` extra is missing.
-        ValueError: for numbers out of range, and for samplers that cannot be; the message names entry and key.
     """
     from dd2_lightning.artifacts import Artifact
     from dd2_lightning.cli.finish import finish

@@ -1,42 +1,32 @@
 """A function as a command: its parameters are the options, its docstring the help."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
 
-from dd2_lightning.cli.arguments import UsageError, config_files, configs_first, raise_usage_error, read_config
+from dd2_lightning.cli.arguments import UsageError, checked_arguments, raise_usage_error
 
 
 class FunctionParser(ArgumentParser):
     """Parser of one command, whose errors are one line."""
 
-    arguments: Sequence[str] = ()
+    arguments: list[str]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a :class:`UsageError`."""
-        raise_usage_error(self.prog, message, self._option_string_actions, list(self.arguments))
+        raise_usage_error(self.prog, message, self._option_string_actions, self.arguments)
 
 
 def run_function(program: str, function: Callable[..., Any], arguments: list[str]) -> None:
-    """Run a function with the options of a command line.
+    """Run a function with the options of a command line, which follow the ``program``, like ``dd2 sample``.
 
-    Args:
-        program: the command, like ``dd2 sample``.
-        function: parameters that are ``bool`` become flags, ``--latent-only``; positional-only ones, words without a
-            name.
-        arguments: the command line, without the command.
-
-    Raises:
-        UsageError: for options that cannot be.
+    Parameters that are ``bool`` become flags, ``--latent-only``; positional-only ones, words without a name.
     """
     parser = function_parser(program, function)
-    parser.arguments = arguments = configs_first(arguments)
-    for path in config_files(arguments):
-        read_config(program, path)
-    options = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+    parser.arguments = checked_arguments(program, arguments)
+    options = parser.instantiate_classes(parser.parse_args(parser.arguments)).as_dict()
     options.pop("config", None)
     words = [options.pop(name) for name in words_of(function)]
     try:
@@ -46,7 +36,7 @@ def run_function(program: str, function: Callable[..., Any], arguments: list[str
 
 
 def function_parser(program: str, function: Callable[..., Any]) -> FunctionParser:
-    """Make the parser of a command."""
+    """Make the parser of a command; parameters that are ``bool`` become flags: ``--latent-only``."""
     documentation = parse(function.__doc__ or "")
     parser = FunctionParser(prog=program, description=documentation.short_description, allow_abbrev=False)
     flags = [name for name, value in inspect.signature(function).parameters.items() if value.annotation is bool]

@@ -31,9 +31,6 @@ def quality(
             default, else 10,000.
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
-
-    Returns:
-        The results, as they are written: settings, scores and ``"warnings"``.
     """
     from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import resolve_device

@@ -8,14 +8,7 @@ from dd2_lightning.errors import DD2Error
 
 
 def load_digits_images() -> tuple[Tensor, Tensor]:
-    """All digits, in scikit-learn's order.
-
-    Returns:
-        Images (1797, 1, 8, 8), float in [0, 1], and labels (1797,), long.
-
-    Raises:
-        DD2Error: if scikit-learn is not installed.
-    """
+    """All digits, in scikit-learn's order: images (1797, 1, 8, 8), float in [0, 1], and labels (1797,), long."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

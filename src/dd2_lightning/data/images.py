@@ -116,9 +116,6 @@ class PackagedData(ImageData):
         batch_size: images an iteration, of all processes together.
         seed: of the data order; follows ``seed_everything``.
         held_out: images kept for validation.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     total: ClassVar[int]

@@ -12,9 +12,8 @@ from dd2_lightning.data.images import ImageBatches, ImageData
 from dd2_lightning.data.iterations import EpochOrder, IterationBatches, IterationData
 from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling
+from dd2_lightning.sampling import PAIR_STEPS, Sampling
 
 
 class SequenceSource(Protocol):
@@ -78,12 +77,6 @@ class PrefixData(IterationData):
         seed: of labels, order and noise; follows ``seed_everything``.
         real: image data whose training images come along, for stages that learn from real images; of its settings,
             batch size and seed are not used.
-
-    Attributes:
-        pair_steps: for DD1's pairs, evaluations of the teacher's flow a token; None for sequences without noise.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range, or ``cached`` without ``cache_dir``.
     """
 
     def __init__(
@@ -107,7 +100,7 @@ class PrefixData(IterationData):
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
         self.validation_size, self.seed, self.real = validation_size, seed, real
-        self.pair_steps: int | None = None
+        self.pair_steps: int | None = None  # see :class:`SequenceRequest`
 
     def request(self, purpose: str) -> SequenceRequest:
         """A request for sequences with these settings, from the random numbers of a purpose."""
@@ -115,7 +108,6 @@ class PrefixData(IterationData):
 
     @property
     def stage(self) -> SequenceSource:
-        """The stage that is run."""
         assert self.trainer is not None
         return cast(SequenceSource, self.trainer.lightning_module)
 
@@ -157,9 +149,6 @@ class PairData(PrefixData):
             in advance); ``online``: made anew for every batch, on the device.
         steps: evaluations of the teacher's flow a token.
         kwargs: as for :class:`PrefixData`.
-
-    Raises:
-        ValueError: as :class:`PrefixData`, and for ``steps`` below 1.
     """
 
     def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):

@@ -1,21 +1,6 @@
 """The samplers that a config lists, checked before anything is opened and opened before anything is drawn.
 
-::
-
-    teacher: runs/var/teacher
-    runs: runs/var                                # what the models below are relative to
-    samplers:
-      - {kind: teacher}
-      - {kind: one_step, model: align}
-      - {kind: one_step, model: align, snapped: true}
-      - {kind: refined, model: align, steps: 2, name: DD2 + teacher}
-      - {kind: ar_diffusion, model: init, euler_steps: 10}
-      - {kind: dd1, model: dd1, steps: 2, optional: true}
-      - {kind: independent}
-      - {kind: skip, skipped: 1}
-      - {kind: real}
-
-The keys of an entry are the fields of its kind's dataclass.
+An entry, ``{kind: refined, model: align, steps: 2}``, has the fields of its kind; see configs/evaluate_var.yaml.
 """
 
 import warnings
@@ -43,8 +28,7 @@ from dd2_lightning.metrics.warning import SampleWarning
 from dd2_lightning.remote import HubModel
 from dd2_lightning.sampling import Sampling
 
-Entry = dict[str, Any]
-"""A sampler as a config lists it."""
+Entry = dict[str, Any]  # a sampler as a config lists it
 
 SAMPLERS: tuple[type[Sampler], ...] = (
     *(TeacherSampler, OneStepSampler, RefinedSampler, ARDiffusionSampler, DD1Sampler),
@@ -66,14 +50,7 @@ STAGES = tuple(STANDARD)
 
 
 class Models:
-    """A teacher and the models that were distilled from it, every directory opened once.
-
-    Args:
-        teacher: its directory.
-        runs: directory that the others' are relative to.
-        sampling: guidance and truncation of the teacher.
-        device: where they compute.
-    """
+    """A teacher and the models that were distilled from it, in directories relative to ``runs``, each opened once."""
 
     def __init__(
         self,

@@ -18,8 +18,7 @@ from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.warning import collect_warnings
 from dd2_lightning.noise import SampleNoise
 
-SHOWN = ("real", "teacher", "one_step", "dd1", "independent")
-"""Kinds of samplers in ``samples.png``."""
+SHOWN = ("real", "teacher", "one_step", "dd1", "independent")  # kinds of samplers in ``samples.png``
 
 
 def check_output(output: str | Path) -> Path:
@@ -42,13 +41,7 @@ def evaluate_samplers(
 ) -> dict[str, Any]:
     """Measure samplers that are bound to one teacher, which is one of them; write the report, the JSON file last.
 
-    Args:
-        samplers: who is compared.
-        network: features.
-        output: directory of the report, or its ``….json`` file.
-        samples: of each sampler.
-        messages: warnings that the report begins with.
-        settings: of the :class:`Evaluator`.
+    The report begins with ``messages``, which are warnings; ``settings`` are those of the :class:`Evaluator`.
     """
     path, teacher = check_output(output), samplers[0].teacher
     if not teacher.tokenizer.has_images:

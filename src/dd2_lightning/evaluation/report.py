@@ -17,8 +17,7 @@ from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score
 from dd2_lightning.provenance import commit, hardware
 
-Row = dict[str, Any]
-"""A :class:`Score` as the report has it."""
+Row = dict[str, Any]  # a :class:`Score` as the report has it
 
 
 class Column(NamedTuple):
@@ -58,12 +57,7 @@ def make_report(
     timing_batch: int = 100,
     messages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The contents of ``results.json``.
-
-    Returns:
-        ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "closed": the same, "seed", "samples",
-        "hardware", "commit", "warnings"}``; the key of the samplers is that of earlier versions.
-    """
+    """The contents of ``results.json``; the samplers' key, ``contenders``, is that of earlier versions."""
     rows = {name: asdict(score) for name, score in scores.items()}
     return {
         "contenders": rows,
@@ -77,8 +71,7 @@ def make_report(
     }
 
 
-RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
-"""Metrics in which one step is placed between the teacher and a baseline."""
+RATIOS = {"frechet": "Fréchet", "nll": "NLL"}  # metrics in which one step is placed between the teacher and a baseline
 
 
 def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:

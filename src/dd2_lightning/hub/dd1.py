@@ -17,12 +17,7 @@ from dd2_lightning.models.dd1_generator import DD1Generator
 def convert_dd1(
     checkpoint: str, teacher: str, output: str, weights: Literal["ema", "raw"], split: int | None, second: int | None
 ) -> None:
-    """Write a generator's directory from a file of DD1; arguments are the options of the command.
-
-    Raises:
-        ValueError: if ``split`` or ``second`` is neither given nor known, or does not suit the teacher.
-        ArtifactError: if a file cannot be read or does not fit, or the directory cannot be written.
-    """
+    """Write a generator's directory from a file of DD1; arguments are the options of the command."""
     origin = Artifact.open(teacher, ("teacher",), "--teacher")
     family, architecture = origin.config["family"], origin.config["architecture"]
     card = load_card(family)

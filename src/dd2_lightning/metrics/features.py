@@ -35,10 +35,7 @@ class InceptionFeatures(nn.Module):
     """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
 
     It reads RGB images. Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's
-    classes.
-
-    Args:
-        weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
+    classes. The weights are its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
     """
 
     width = 2048
@@ -84,7 +81,7 @@ def feature_network(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> FeatureNetwork:
-    """Open a feature network, frozen, in evaluation mode.
+    """Open a feature network, frozen, in evaluation mode: ``digits``, ``inception`` (by its weights file), or a class.
 
     Args:
         name: ``digits``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`:

@@ -3,10 +3,8 @@ r"""Fréchet distance of Gaussians fitted to features (Heusel et al. 2017, arXiv
 .. math:: \|\mu_1-\mu_2\|^2 + \mathrm{tr}\,\Sigma_1 + \mathrm{tr}\,\Sigma_2 - 2\,\mathrm{tr}(\Sigma_1\Sigma_2)^{1/2}.
 
 :math:`\Sigma_1\Sigma_2` has the eigenvalues of the symmetric :math:`\Sigma_1^{1/2}\Sigma_2\Sigma_1^{1/2}`, so two
-symmetric eigenproblems give the trace: real also where matrices are singular, and faster than the Schur form of
-``scipy.linalg.sqrtm``. LAPACK's divide and conquer, which scipy lets one choose, takes two thirds of the time of
-``torch.linalg.eigh`` at 2,048 features. torchmetrics' FID reads no reference statistics, takes the eigenvalues of the
-product, which is not symmetric, and rounds the result to the features' precision.
+symmetric eigenproblems give the trace: real also where matrices are singular, and faster than ``scipy.linalg.sqrtm``.
+torchmetrics' FID reads no reference statistics, and rounds the result to the features' precision.
 """
 
 import warnings
@@ -24,17 +22,11 @@ from dd2_lightning.metrics.warning import SampleWarning
 
 @dataclass
 class Gaussian:
-    """Mean and covariance of a set of features.
+    """Mean and covariance of a set of features."""
 
-    Attributes:
-        mean: (d,).
-        covariance: (d, d), with the unbiased divisor count - 1.
-        count: number of samples; 0 if a file does not say it.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
+    mean: Tensor  # (d,)
+    covariance: Tensor  # (d, d), with the unbiased divisor count - 1
+    count: int  # number of samples; 0 if a file does not say it
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:

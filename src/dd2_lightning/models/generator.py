@@ -63,11 +63,8 @@ class Generator(nn.Module, ABC):
     ) -> Sampler:
         """Open a sampler of a number of steps, and refuse settings before anything is drawn.
 
-        Args:
-            steps: passes over positions, the teacher's included.
-            teacher: for numbers of steps that need one; an ``InputTypeError`` if it has no codebook.
-            sampling: guidance and truncation of the teacher.
-            split: for generators that have one (a ``ValueError`` for others); None is the generator's.
+        The steps are passes over positions, the teacher's included, whose guidance and truncation are ``sampling``; a
+        ``ValueError`` says when one is needed. A ``split`` is for generators that have one; None is the generator's.
         """
 
     @torch.no_grad()

@@ -41,9 +41,6 @@ class DD1Distill(GeneratorStage):
         optimizer: Adam and its schedule, counted in iterations.
         ema_limit: largest EMA rate; the rate after i iterations is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range, or ``lpips`` without its weights.
     """
 
     name = "dd1"
@@ -104,11 +101,7 @@ class DD1Distill(GeneratorStage):
         return self.second * (sample % 2)
 
     def jump_loss(self, student: DD1Student, batch: Batch, t: int | Tensor) -> DD1Loss:
-        """The loss per token, (b, n), of predicting the end of the trajectory from X_t; t one number or (b,).
-
-        Raises:
-            DD2Error: for data without noise.
-        """
+        """The loss per token, (b, n), of predicting the end of the trajectory from X_t; t one number or (b,)."""
         noise, tokens = batch.required("noise"), batch.required("tokens")
         q = self.teacher.embed(tokens)
         x = trajectory_point(self.layout, q, noise, t)

@@ -22,23 +22,12 @@ from dd2_lightning.stages.sequences import complete, complete_cache, describe_ca
 
 
 class DistillationStage(Stage):
-    """A stage with a frozen teacher.
+    """A stage with a frozen teacher, which is read from a directory."""
 
-    Args:
-        teacher: directory of the teacher.
-        accumulate: micro-batches an update is split into.
-
-    Attributes:
-        teacher: loaded in ``configure_model`` from ``teacher_path``.
-        starts_from: stages whose directory ``init_from`` may name; without any it starts from the teacher alone.
-        learns_from_pairs: whether it reads ``Batch.noise``.
-    """
-
-    teacher: CodebookTeacher
+    teacher: CodebookTeacher  # loaded in ``configure_model`` from ``teacher_path``
     init_from: str
-    starts_from: ClassVar[tuple[str, ...]] = ()
-    learns_from_pairs: ClassVar[bool] = False
-
+    starts_from: ClassVar[tuple[str, ...]] = ()  # stages whose directory ``init_from`` may name
+    learns_from_pairs: ClassVar[bool] = False  # whether it reads ``Batch.noise``
     teacher_sampling: Sampling
     draws: int
     t_logit_mean: float | None
@@ -72,9 +61,7 @@ class DistillationStage(Stage):
     def build(self, source: dict[str, Any]) -> None:
         """Make the trained networks and their moving averages from the teacher, which may be on the meta device.
 
-        Args:
-            source: settings of the stage that this one starts from, with the sizes of the velocity head as ``head``;
-                empty for stages that start from the teacher alone.
+        ``source`` holds the settings of the stage that this one starts from, ``head`` the sizes of its velocity head.
         """
         raise NotImplementedError
 
@@ -82,18 +69,13 @@ class DistillationStage(Stage):
         """Fill the networks from the directory that ``init_from`` names."""
 
     def open_init(self) -> Artifact:
-        """The artifact that ``init_from`` names, made from this very teacher.
-
-        Raises:
-            ArtifactError: if it is missing, from another stage, family or teacher.
-        """
+        """The artifact that ``init_from`` names; refuses one of another stage, family or teacher."""
         artifact = Artifact.open(self.init_from, self.starts_from, "model.init_from")
         check_family(artifact, self.teacher)
         check_hash(self.open_teacher(), artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
 
     def open_teacher(self) -> Artifact:
-        """The teacher's directory."""
         return Artifact.open(self.teacher_path, ("teacher",), "model.teacher")
 
     def provenance(self) -> dict[str, Any]:
@@ -112,17 +94,7 @@ class DistillationStage(Stage):
         return self._held_out
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
-        """A cache of teacher sequences, checked, its missing shards sampled by the first process.
-
-        Args:
-            directory: made if missing.
-            num: number of sequences.
-            seed: of the sequences.
-            request: how they are sampled.
-
-        Raises:
-            ArtifactError: if the directory holds another cache or a damaged shard.
-        """
+        """A cache of ``num`` teacher sequences, checked, its missing shards sampled by the first process."""
         description = describe_cache(self.teacher_path, self.teacher, request.sampling, num, seed, request.pair_steps)
         if self.trainer.is_global_zero:
             complete_cache(directory, description, self.teacher, request.sampling)
@@ -170,11 +142,7 @@ class DistillationStage(Stage):
         checkpoint["teacher_sha256"] = self.teacher_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a run with another teacher.
-
-        Raises:
-            ArtifactError: naming the teacher's file.
-        """
+        """Refuse the checkpoint of a run with another teacher."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["teacher_sha256"] != self.teacher_sha256:
             raise ArtifactError(

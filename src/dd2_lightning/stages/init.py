@@ -32,9 +32,6 @@ class ARDiffusionInit(DistillationStage):
         t_logit_mean: None draws flow times uniformly; a number m draws the logistic function of N(m, 1).
         optimizer: Adam and its schedule, counted in iterations.
         accumulate: micro-batches an update is split into.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "init"
@@ -63,7 +60,6 @@ class ARDiffusionInit(DistillationStage):
 
     @property
     def head_config(self) -> dict[str, int]:
-        """Sizes of the velocity head."""
         return {"width": self.head_width, "depth": self.head_depth, "octaves": self.head_octaves}
 
     def build(self, source: dict[str, Any]) -> None:

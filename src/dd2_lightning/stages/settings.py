@@ -34,11 +34,7 @@ RANGES = {
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Refuse settings of a stage that are out of range.
-
-    Raises:
-        ValueError: naming the first as ``model.NAME`` or ``model.OPTIMIZER.NAME``, and its range.
-    """
+    """Refuse settings of a stage that are out of range, with a ``ValueError``: ``model.OPTIMIZER.NAME must be …``."""
     for interval, names in RANGES.items():
         check_range("model.", interval, **{name: settings[name] for name in names if name in settings})
     for name, value in settings.items():
