@@ -14,7 +14,7 @@
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues; hours
 #   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
-#   make test | lint | docs      (docs: the API in docs/api)
+#   make test | lint | docs      (docs: the site in docs/_build)
 
 FAMILY ?= var
 IMAGES ?= digits
@@ -195,9 +195,7 @@ test: | install
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: | install
-	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
-		$(addprefix dd2_lightning.,flow losses sampling layout noise models families data stages callbacks evaluation \
-		artifacts hub cli costs planning timing metrics images)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
 
 lint: | install
 	$(BIN)/ruff check .
