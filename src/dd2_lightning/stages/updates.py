@@ -85,6 +85,7 @@ class Update:
             counts N steps in every iteration of the run, of which this update's ``repeat`` are the last.
         logged_as: name of the loss in logs and errors; None is ``name``.
         accumulate: whether a batch may be split into micro-batches.
+        batch_size: samples of a batch that it reads, of all processes together; None is all.
         begin: called once, in iteration ``start``, before the first step.
     """
 
@@ -99,6 +100,7 @@ class Update:
     clock: int | None = None
     logged_as: str | None = None
     accumulate: bool = True
+    batch_size: int | None = None
     begin: Callable[[], None] | None = None
 
     @property
