@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,7 +98,40 @@ class ImageData(IterationData):
             self.train, self.held_out = self.load()
 
     def batches(self, rank: int, world_size: int) -> ImageBatches:
-        return ImageBatches(self.train, self.batch_size, self.seed, rank, world_size)
+        return self.batches_of(self.batch_size, self.seed, rank, world_size)
+
+    def batches_of(self, size: int, seed: int, rank: int, world_size: int) -> ImageBatches:
+        """Training batches of any size, for a data module that has these images beside its own data."""
+        return ImageBatches(self.train, size, seed, rank, world_size)
 
     def held_out_batch(self) -> Batch:
         return Batch(self.held_out.labels, 0, self.seed, 0, self.held_out.size, images=self.held_out.pixels())
+
+    def everything(self) -> ImageSet:
+        """All images, held-out ones included, in an order of their own that no split changes."""
+        self.setup()
+        return ImageSet(*map(torch.cat, zip(self.train, self.held_out, strict=True)))
+
+
+class PackagedData(ImageData):
+    """Images that a Python package brings along, all in memory, some random ones held out.
+
+    Args:
+        batch_size: images an iteration, of all processes together.
+        seed: of the data order; follows ``seed_everything``.
+        held_out: images kept for validation.
+    """
+
+    total: ClassVar[int]
+    """Number of images."""
+
+    def __init__(self, batch_size: int, seed: int, held_out: int):
+        check_range("data.", f"[1, {self.total - 1}]", held_out=held_out)
+        super().__init__(batch_size, seed)
+        self.held_out_size = held_out
+
+    @abstractmethod
+    def everything(self) -> ImageSet: ...
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        return split_held_out(*self.everything(), self.held_out_size)

@@ -29,13 +29,9 @@ SHOWN = 10
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of every token, (b, n).
+    """Cross-entropy of every token, (b, n), with indices (b, n) or probabilities (b, n, V) as the target.
 
-    Args:
-        model: makes the prediction.
-        read: input of its backbone, see :meth:`CodebookTeacher.prepare`.
-        labels: (b,), the null label included.
-        target: indices (b, n) or probabilities (b, n, V).
+    The backbone's input ``read`` is that of :meth:`CodebookTeacher.prepare`; labels (b,) may be the null label.
     """
     target = target.transpose(1, 2) if target.is_floating_point() else target.long()
     return F.cross_entropy(model.predict(read, labels).transpose(1, 2), target, reduction="none")
@@ -122,10 +118,6 @@ class TeacherTraining(Stage):
             its dead codes in all of a batch, are not.
         images: ``num_classes`` and ``image_shape`` of the data. They give a published family's architecture its
             ``num_classes`` and ``image_channels``, unless it has them. The command line takes them from the data.
-
-    Raises:
-        ValueError: for an unknown family, sizes that it refuses or that are not those of the data, or a setting out
-            of range.
     """
 
     name = "teacher"
