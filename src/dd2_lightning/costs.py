@@ -42,28 +42,16 @@ WALK_SAMPLES = 16
 
 
 class Cost(NamedTuple):
-    """Cost of a loss.
+    """Cost of a loss."""
 
-    Attributes:
-        flops: of forward and backward pass; a multiplication and an addition are two.
-        saved: bytes that autograd keeps between the two, parameters not counted.
-        peak: largest number of bytes alive at once, beyond weights and gradients.
-        updated: parameters that get a gradient.
-    """
-
-    flops: int
-    saved: int
-    peak: int
-    updated: int
+    flops: int  # of forward and backward pass; a multiplication and an addition are two
+    saved: int  # bytes that autograd keeps between the two, parameters not counted
+    peak: int  # largest number of bytes alive at once, beyond weights and gradients
+    updated: int  # parameters that get a gradient
 
 
 class Ledger(TorchDispatchMode):
-    """Count the memory that operations allocate and free.
-
-    Attributes:
-        alive: bytes in use that were allocated in this mode.
-        peak: the largest value of ``alive``.
-    """
+    """Count the memory that operations allocate and free: bytes ``alive``, and the ``peak`` of these."""
 
     def __init__(self):
         super().__init__()
@@ -128,8 +116,7 @@ def count_flops() -> FlopCounterMode:
 def few_chunks(counter: FlopCounterMode) -> Iterator[list[int]]:
     """Run two chunks and the rest of every backward pass of a codebook's flow, since all chunks cost the same.
 
-    Yields:
-        The operations of every chunk that is left out.
+    It yields the operations of every chunk that is left out.
     """
     left_out: list[int] = []
 
@@ -147,11 +134,7 @@ def few_chunks(counter: FlopCounterMode) -> Iterator[list[int]]:
 
 
 def computing_in(precision: str | int | None, device: str = "cpu") -> AbstractContextManager:
-    """The autocast of a trainer's precision, on a device.
-
-    Raises:
-        ValueError: for one that is not counted.
-    """
+    """The autocast of a trainer's precision, on a device; a ``ValueError`` for one that is not counted."""
     name = str(precision or "32-true")
     if name not in PRECISIONS:
         raise ValueError(f"precision {name} is not counted; these are: {', '.join(PRECISIONS)}")
@@ -160,14 +143,7 @@ def computing_in(precision: str | int | None, device: str = "cpu") -> AbstractCo
 
 
 def loss_cost(module: nn.Module, trained: nn.Module, loss: Callable[[], Tensor], precision: Any = None) -> Cost:
-    """Cost of a loss and its gradient.
-
-    Args:
-        module: everything that the loss runs through.
-        trained: the networks in it that get gradients.
-        loss: the computation.
-        precision: of the trainer.
-    """
+    """Cost of a loss, which runs through ``module`` in a trainer's precision, and its gradient for ``trained``."""
     module.requires_grad_(False)
     trained.requires_grad_(True)
     updated: list[int] = []
@@ -192,11 +168,7 @@ def loss_cost(module: nn.Module, trained: nn.Module, loss: Callable[[], Tensor],
 def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None, pair_steps: int = 0) -> float:
     """Floating-point operations of one teacher sequence, drawn position by position with a key-value cache.
 
-    Args:
-        teacher: on shapes.
-        guided: whether the null label goes along.
-        precision: of the trainer.
-        pair_steps: evaluations of the flow a token, where noise is integrated instead.
+    If ``guided``, the null label goes along; ``pair_steps`` evaluate the flow of a token, where noise is integrated.
     """
     layout = teacher.layout
     N = layout.num_positions

@@ -4,8 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
-"""Values of ``--precision``."""
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}  # values of ``--precision``
 
 
 def resolve_device(name: str = "auto") -> torch.device:

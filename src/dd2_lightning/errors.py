@@ -23,13 +23,18 @@ class InputTypeError(DD2Error, TypeError):
     """A model was given something that it does not read."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def check_at_least_one(prefix: str, **counts: int | None) -> None:
     """Refuse counts below 1; see :func:`check_range`."""
     check_range(prefix, "[1, inf)", **counts)
 
 
-MOST_SAMPLES = 10_000_000
-"""Of one command; labels and indices of all samples are in memory."""
+MOST_SAMPLES = 10_000_000  # of one command; labels and indices of all samples are in memory
 
 
 def check_samples(seed: int = 0, **counts: int | None) -> None:

@@ -29,8 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-T_FLOOR = 1e-3
-"""Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
+T_FLOOR = 1e-3  # times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more
 
 CHUNKS = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Weights (rows times codes) that a backward pass holds at a time: what a processor's cache or a GPU takes easily."""

@@ -1,6 +1,5 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.progress import tracked
+from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
@@ -36,53 +36,32 @@ COUNTED_AT = (8, 16)
 
 @dataclass
 class UpdatePlan:
-    """Cost of one kind of optimizer step.
+    """Cost of one kind of optimizer step."""
 
-    Attributes:
-        name: of the update.
-        count: number of them in the run.
-        cost: of one sample.
-        fixed: what does not grow with the batch, the number of updated parameters included.
-    """
-
-    name: str
-    count: int
-    cost: Cost
-    fixed: Cost
+    name: str  # of the update
+    count: int  # number of them in the run
+    cost: Cost  # of one sample
+    fixed: Cost  # what does not grow with the batch, the number of updated parameters included
 
     @property
     def parameters(self) -> int:
-        """Number of parameters that it changes."""
         return self.fixed.updated
 
 
 @dataclass
 class Plan:
-    """Networks, updates and teacher sequences of a run.
+    """Networks, updates and teacher sequences of a run."""
 
-    Attributes:
-        stage: its name.
-        teacher: where the sizes are from.
-        parameters: network to its number of parameters.
-        weights: bytes of all networks, buffers included.
-        updates: the kinds of optimizer steps.
-        batch_size: of all GPUs together.
-        devices: number of GPUs.
-        micro_batch: samples a GPU holds at a time.
-        sequences: teacher sequences to sample.
-        sequence_flops: operations of one of them.
-    """
-
-    stage: str
-    teacher: str
-    parameters: dict[str, int]
-    weights: int
-    updates: list[UpdatePlan]
-    batch_size: int
-    devices: int
-    micro_batch: int
-    sequences: int
-    sequence_flops: float
+    stage: str  # its name
+    teacher: str  # where the sizes are from
+    parameters: dict[str, int]  # network to its number of parameters
+    weights: int  # bytes of all networks, buffers included
+    updates: list[UpdatePlan]  # the kinds of optimizer steps
+    batch_size: int  # of all GPUs together
+    devices: int  # number of GPUs
+    micro_batch: int  # samples a GPU holds at a time
+    sequences: int  # teacher sequences to sample
+    sequence_flops: float  # operations of one of them
 
     @property
     def gradients(self) -> int:
@@ -110,12 +89,10 @@ class Plan:
 
     @property
     def training_flops(self) -> float:
-        """Operations of all updates."""
         return float(sum(u.count * (self.batch_size * u.cost.flops + u.fixed.flops) for u in self.updates))
 
     @property
     def sampling_flops(self) -> float:
-        """Operations of all teacher sequences."""
         return self.sequences * self.sequence_flops
 
     def hours(self, flops: float, throughput: float) -> float:
@@ -124,17 +101,10 @@ class Plan:
 
 
 def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], release: str | None = None) -> Plan:
-    """Count what a configured stage would take.
+    """Count what a stage would take, as its config makes it; nothing that it reads needs to exist.
 
-    Args:
-        stage: as its config makes it; nothing that it reads needs to exist.
-        data: its data module.
-        trainer: settings of the trainer: ``max_steps``, ``devices``, ``num_nodes``, ``precision``.
-        release: published size that stands in for a teacher's directory that is not there.
-
-    Raises:
-        ValueError: for a stage that trains a teacher, or settings that do not fit together.
-        ArtifactError: if the teacher's directory is missing, and no published size stands in for it.
+    Settings of the ``trainer`` that count are ``max_steps``, ``devices``, ``num_nodes`` and ``precision``. A published
+    size, ``release``, stands in for a teacher's directory that is not there.
     """
     if not isinstance(stage, DistillationStage):
         raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
@@ -192,7 +162,10 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     """A batch of ``size`` samples, all zeros."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
-    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
+    labels, images = torch.zeros(size, dtype=torch.long), None
+    if getattr(stage, "adversarial", None):
+        images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
+    return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 
 def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
@@ -207,17 +180,14 @@ def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[Co
 
 def source_config(stage: DistillationStage) -> dict[str, Any]:
     """Settings of the stage that comes before, or the defaults while its directory is not there."""
-    path = Path(getattr(stage, "init_from", "")) / "config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    directory = getattr(stage, "init_from", "")
+    is_there = (Path(directory) / "config.json").is_file() or HubModel.named(directory)
+    found = Artifact.open(directory, ("init", "csd"), "model.init_from").config if is_there else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 
 def device_count(trainer: dict[str, Any]) -> int:
-    """Processes of a trainer.
-
-    Raises:
-        ValueError: if the settings leave it to the machine.
-    """
+    """Processes of a trainer; a ``ValueError`` if its settings leave them to the machine."""
     devices = trainer.get("devices")
     if devices in (None, "auto"):
         devices = 1
@@ -229,12 +199,7 @@ def device_count(trainer: dict[str, Any]) -> int:
 
 
 class PlanTrainer(Trainer):
-    """A trainer for the command line that plans instead of training.
-
-    Attributes:
-        settings: of the trainer, see :func:`make_plan`.
-        release: published size, see :func:`make_plan`.
-    """
+    """A trainer for the command line that plans instead of training; for its attributes see :func:`make_plan`."""
 
     settings: dict[str, Any]
     release: str | None
@@ -245,13 +210,8 @@ class PlanTrainer(Trainer):
         """Count parameters, memory and operations of a stage, without running it.
 
         Args:
-            model: the stage.
-            datamodule: its data.
             memory: of one GPU, in GB (10⁹ bytes).
             throughput: what one GPU achieves, in TFLOP/s; 100 is a third of an A100's peak in bfloat16.
-
-        Raises:
-            ValueError: for values that are not positive, and as :func:`make_plan`.
         """
         check_range("--", "(0, inf)", memory=memory, throughput=throughput)
         print_plan(make_plan(model, datamodule, self.settings, self.release), memory * GIGA, throughput * 1e12)

@@ -14,7 +14,7 @@ from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.data.iterations import EpochOrder
 from dd2_lightning.data.prefixes import CachedBatches
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.files import DirectoryLock
+from dd2_lightning.files import directory_lock
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.sequences import describe_cache
 from processes import forked
@@ -139,7 +139,7 @@ def test_parts_have_writers_of_their_own(teacher, whole, tmp_path, capsys):
     def build_part(part):
         build(teacher, tmp_path, "--part", str(part), "--parts", "2")
 
-    with DirectoryLock(tmp_path, ".lock.0-of-2"):
+    with directory_lock(tmp_path, ".lock.0-of-2"):
         build_part(1)
         with fails(capsys, 1, "is being written by process"):
             build_part(0)

@@ -44,6 +44,7 @@ def cache(
     from torch import multiprocessing
 
     from dd2_lightning.artifacts import Artifact, load_teacher
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.data.cache import SequenceCache
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.stages.sequences import describe_cache, fill
@@ -74,7 +75,7 @@ def cache(
         else:
             fill(sequences, network.to(device), sampling, mine, batch_size)
     done = len(sequences.shards) - len(sequences.missing())
-    print(f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}")
+    finish("cache", f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}", output=output, num=num)
 
 
 def sample_share(
@@ -101,11 +102,7 @@ def sample_share(
 
 
 def run_processes(function: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
-    """Run a function in several processes, which SIGINT reaches through this one alone.
-
-    Raises:
-        ProcessRaisedException, ProcessExitedException: if one of them fails; the others are ended.
-    """
+    """Run a function in several processes, which SIGINT reaches through this one alone; if one fails, all end."""
     from torch import multiprocessing
 
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it

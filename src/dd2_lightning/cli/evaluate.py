@@ -45,16 +45,9 @@ def evaluate(
         batch_size: samples at a time; it changes no number.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks that sample: 32 or bf16; metrics and likelihood are always in float32 or float64.
-
-    Returns:
-        The contents of ``results.json``.
-
-    Raises:
-        ArtifactError: if a directory cannot be read or the report cannot be written.
-        DD2Error: if the teacher has no images or the ``demo`` extra is missing.
-        ValueError: for numbers out of range, and for samplers that cannot be; the message names entry and key.
     """
     from dd2_lightning.artifacts import Artifact
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import check_precision, resolve_device
     from dd2_lightning.evaluation.config import STAGES, Models, open_samplers, read_samplers, standard_samplers
     from dd2_lightning.evaluation.evaluate import check_output, evaluate_samplers
@@ -81,4 +74,6 @@ def evaluate(
         ready = open_samplers(listed, opened)
     network = feature_network(features, path.parent, inception, chosen)
     settings = {"seed": seed, "reference_samples": reference_samples, "batch_size": batch_size, "precision": precision}
-    return evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
+    report = evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
+    finish("evaluate", f"{path.name}, table.md, samples.png, steps.png -> {path.parent}")
+    return report

@@ -1,7 +1,6 @@
-"""``dd2 fit|validate|test|predict``: train a stage, or read the checkpoint of its run."""
+"""``dd2 fit|validate|test|predict|plan``: train a stage, read the checkpoint of its run, or count what it takes."""
 
 import ast
-from collections.abc import Callable
 from pathlib import Path
 
 from dd2_lightning.cli.arguments import UsageError
@@ -42,34 +41,21 @@ OPTIONS_OF = {
 }
 """The other options of each."""
 
-
-def fit(arguments: list[str]) -> None:
-    """Train a stage; its directory holds checkpoints, logs and, when it is finished, the artifact."""
-    run_stage(fit, arguments)
-
-
-def validate(arguments: list[str]) -> None:
-    """Measure a run's checkpoint on held-out teacher sequences; writes nothing."""
-    run_stage(validate, arguments)
+DESCRIPTIONS = {
+    "fit": "Train a stage; its directory holds checkpoints, logs and, when it is finished, the artifact.",
+    "validate": "Measure a run's checkpoint on held-out teacher sequences; writes nothing.",
+    "test": "Measure a run's checkpoint on the test data of the data module; writes nothing.",
+    "predict": "Draw one-step images from a run's checkpoint.",
+    "plan": "Count parameters, memory and operations of a stage, without running it.",
+}
 
 
-def test(arguments: list[str]) -> None:
-    """Measure a run's checkpoint on the test data of the data module; writes nothing."""
-    run_stage(test, arguments)
-
-
-def predict(arguments: list[str]) -> None:
-    """Draw one-step images from a run's checkpoint."""
-    run_stage(predict, arguments)
-
-
-def run_stage(command: Callable[[list[str]], None], arguments: list[str]) -> None:
+def run_stage(name: str, arguments: list[str]) -> None:
     """Run a training command, or print its help, which imports neither torch nor Lightning."""
-    name = command.__name__
     if not arguments:
         raise UsageError(f"dd2 {name}", f"a config is missing: dd2 {name} --config configs/csd_var.yaml")
     if arguments in (["-h"], ["--help"]):
-        print(help_page(name, command.__doc__ or ""))
+        print(help_page(name))
     elif arguments[-1] == "--model.help":
         print(f"{overview('stages')}\n\ndd2 fit --model.help CSDDistill lists the settings of a stage.")
     else:
@@ -78,12 +64,12 @@ def run_stage(command: Callable[[list[str]], None], arguments: list[str]) -> Non
         run(name, ["--help" if argument == "--help_all" else argument for argument in arguments])
 
 
-def help_page(name: str, description: str) -> str:
+def help_page(name: str) -> str:
     """Help of a training command."""
     return f"""\
 usage: dd2 {name} --config FILE [--config FILE ...] [--SETTING VALUE ...]
 
-{description}
+{DESCRIPTIONS[name]}
 
 A config names a stage (model), its data and the trainer; the command line overrides it, as in
   dd2 {name} --config configs/csd_var.yaml --model.draws 4 --data.batch_size 32

@@ -1,6 +1,6 @@
 """``dd2 sample``: images of a generator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def sample(
     An ``.npz`` file may be larger than memory; the same command continues after an interruption.
 
     Args:
-        model: directory of a finished csd, align or dd1 stage.
+        model: directory of a finished csd, align, frechet or dd1 stage, or user/name of a model on the Hub.
         output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
             and ``labels``), or a directory, without an ending, for one PNG file an image.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
@@ -53,6 +53,7 @@ def sample(
     import torch
 
     from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import autocast, check_precision, resolve_device
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
@@ -82,7 +83,7 @@ def sample(
     if kind == "npz":
         settings = {
             "model": state_hash(generator),
-            "model_config": sha256(Path(model) / "config.json"),
+            "model_config": sha256((generator.directory or Path(model)) / "config.json"),
             "protocol": protocol,
             "steps": steps,
             "split": split,
@@ -91,14 +92,12 @@ def sample(
             "seed": seed,
             "device": chosen.type,
             "precision": str(precision),
+            **({"trained_on": generator.trained_on} if generator.trained_on else {}),
         }
         SampleSet(path, classes, batch_size, settings).complete(draw)
-    elif kind == "grid":
-        draw_grid(draw, classes, batch_size, path)
     else:
-        for start, images in drawn_batches(draw, classes, batch_size, path):
-            write_images(images, classes, path, start)
-    print(f"{len(classes)} images -> {output}")
+        write_images(draw, classes, batch_size, path)
+    finish(f"sample {kind}", f"{len(classes)} images -> {output}", output=output, model=model)
 
 
 def choose_labels(
@@ -129,38 +128,27 @@ def parse_labels(text: str) -> "Tensor":
         raise ValueError(f"--labels must be classes separated by commas, like 0,1,2; got {text!r}") from None
 
 
-def drawn_batches(
-    draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path
-) -> "Iterator[tuple[int, Tensor]]":
-    """Draw all images with progress: the index of the first of a batch, and the batch as bytes."""
-    from dd2_lightning.images.files import to_bytes
-    from dd2_lightning.progress import tracked
+def write_images(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path) -> None:
+    """Draw all images with progress; write one grid, ten or fewer a row, or a PNG file each if ``path`` is a directory.
 
-    starts = range(0, len(classes), batch_size)
-    for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
-        yield start, to_bytes(draw(start, classes[start : start + batch_size]))
-
-
-def draw_grid(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path) -> None:
-    """Draw all images and write them as one, ten or fewer a row; one too large is refused after its first batch."""
+    A grid that is too large is refused after its first batch. Files are named by number and class.
+    """
     import torch
 
-    from dd2_lightning.images.files import check_grid, save_grid
-
-    columns, batches = min(len(classes), 10), []
-    for start, images in drawn_batches(draw, classes, batch_size, path):
-        if start == 0:
-            height, width = images.shape[2:]
-            check_grid(len(classes), height, width, columns, path)
-        batches.append(images)
-    save_grid(torch.cat(batches), path, columns)
-
-
-def write_images(images: "Tensor", classes: "Tensor", directory: Path, start: int) -> None:
-    """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
     from dd2_lightning.files import write_atomically
-    from dd2_lightning.images.files import encode_image
+    from dd2_lightning.images.files import check_grid, encode_image, save_grid, to_bytes
+    from dd2_lightning.progress import tracked
 
-    width = len(str(len(classes) - 1))
-    for i, image in enumerate(images, start):
-        write_atomically(directory / f"{i:0{width}d}_class{int(classes[i])}.png", encode_image(image))
+    columns, digits, batches = min(len(classes), 10), len(str(len(classes) - 1)), []
+    starts = range(0, len(classes), batch_size)
+    for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
+        images = to_bytes(draw(start, classes[start : start + batch_size]))
+        if path.suffix:
+            if start == 0:
+                check_grid(len(classes), images.shape[2], images.shape[3], columns, path)
+            batches.append(images)
+        else:
+            for i, image in enumerate(images, start):
+                write_atomically(path / f"{i:0{digits}d}_class{int(classes[i])}.png", encode_image(image))
+    if batches:
+        save_grid(torch.cat(batches), path, columns)

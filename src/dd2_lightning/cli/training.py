@@ -12,7 +12,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dd2_lightning.callbacks import (
     ContinuedLogs,
@@ -21,12 +20,14 @@ from dd2_lightning.callbacks import (
     IterationCheckpoint,
     PerPositionMonitor,
     SampleGrid,
+    StageLogger,
     StopOnSignal,
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
-from dd2_lightning.cli.arguments import UsageError, configs_first
+from dd2_lightning.cli.arguments import UsageError, checked_arguments
+from dd2_lightning.cli.finish import finish, finish_run
 from dd2_lightning.cli.run_directory import RunDirectory
-from dd2_lightning.cli.stage_cli import TRAINER_ARGUMENTS, StageCLI
+from dd2_lightning.cli.stage_cli import StageCLI
 from dd2_lightning.errors import DD2Error
 
 EXPECTED_WARNINGS = (
@@ -48,9 +49,9 @@ def run(command: str, arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    cli = next(cli for cli in (FitCLI, ValidateCLI, TestCLI, PredictCLI, PlanCLI) if cli.command == command)
+    cli = {"fit": FitCLI, "predict": PredictCLI, "plan": PlanCLI}.get(command, CheckpointCLI)
     try:
-        cli(configs_first(arguments))
+        cli(command, checked_arguments(f"dd2 {command}", arguments))
     except Interrupted as stopped:
         print(f"dd2: {stopped}; --ckpt_path last continues where it stopped", file=sys.stderr)
         sys.exit(128 + stopped.signum)
@@ -68,8 +69,6 @@ def run(command: str, arguments: list[str]) -> None:
 
 class FitCLI(StageCLI):
     """``dd2 fit``."""
-
-    command = "fit"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -96,11 +95,13 @@ class FitCLI(StageCLI):
         if settings.overwrite and settings.ckpt_path:
             raise ValueError("--overwrite starts again, --ckpt_path continues: give one of them")
         if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
-            kwargs["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard", default_hp_metric=False)
+            kwargs["logger"] = StageLogger(self.root)
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Train in a directory that nobody else writes into."""
+        """Train in a directory that nobody else writes into, once the data are there."""
+        if self.trainer.is_global_zero:
+            self.datamodule.prepare_data()
         if self.settings.trainer.fast_dev_run:
             super()._run_subcommand(subcommand)
             return
@@ -110,14 +111,14 @@ class FitCLI(StageCLI):
             self.config_init[subcommand]["ckpt_path"] = checkpoint
             if is_main:
                 run.prepare(settings.overwrite)
-                wait_for_own_second(self.root / "tensorboard")
+                wait_for_own_second(self.root)
             super()._run_subcommand(subcommand)
         if is_main and (self.root / "config.json").is_file():
-            print(f"{self.model.name}: {self.trainer.global_step:,} iterations -> {self.root}")
+            finish_run(self.model.name, self.root, dict(self.model.hparams))
 
 
 class CheckpointCLI(StageCLI):
-    """A command that reads a run's checkpoint and leaves the run as it is."""
+    """``dd2 validate`` and ``dd2 test``: read a run's checkpoint and leave the run as it is."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         kwargs["logger"] = False
@@ -136,24 +137,12 @@ class CheckpointCLI(StageCLI):
         if self.trainer.is_global_zero:
             print(f"checkpoint: {path}")
         super()._run_subcommand(subcommand)
-
-
-class ValidateCLI(CheckpointCLI):
-    """``dd2 validate``."""
-
-    command = "validate"
-
-
-class TestCLI(CheckpointCLI):
-    """``dd2 test``."""
-
-    command = "test"
+        if self.trainer.is_global_zero:
+            finish(self.command)
 
 
 class PredictCLI(CheckpointCLI):
     """``dd2 predict``."""
-
-    command = "predict"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -161,12 +150,7 @@ class PredictCLI(CheckpointCLI):
             "--output", type=str, default=None, help="image file; predict.png in trainer.default_root_dir by default"
         )
 
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        return {cls.command: TRAINER_ARGUMENTS | {"return_predictions"}}
-
     def predict(self, **options: Any) -> None:
-        """Draw and write the images."""
         output = Path(self.settings.output or self.root / "predict.png")
         batches: list[Any] = self.trainer.predict(**options) or []
         images = [batch for batch in batches if batch is not None]
@@ -180,22 +164,14 @@ class PredictCLI(CheckpointCLI):
 
 
 class PlanCLI(StageCLI):
-    """``dd2 plan``: LightningCLI with a trainer that plans."""
+    """``dd2 plan``: LightningCLI with a trainer that plans, knows the trainer's settings and looks for no GPU."""
 
-    command = "plan"
-
-    @classmethod
-    def trainer_type(cls) -> type[Trainer]:
+    def trainer_type(self) -> type[Trainer]:
         from dd2_lightning.planning import PlanTrainer
 
         return PlanTrainer
 
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        return {"plan": {"model", "datamodule"}}
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """One that knows the trainer's settings and looks for no GPU."""
         from dd2_lightning.planning import PlanTrainer
 
         return PlanTrainer.of_settings(self.settings.trainer.as_dict(), self.release)
@@ -205,3 +181,4 @@ class PlanCLI(StageCLI):
             LightningCLI._run_subcommand(self, subcommand)
         except ValueError as error:
             raise UsageError("dd2 plan", str(error)) from error
+        finish("plan")

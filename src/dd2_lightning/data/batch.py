@@ -20,60 +20,40 @@ SETTINGS = {
     "tokens": "teacher sequences: set data.sequences to cached or online",
     "noise": "pairs of noise and sequence: set data.class_path to PairData",
     "images": "images: set data.class_path to DigitsData",
+    "image_labels": "real images beside its labels: set data.real, as in {class_path: DigitsData}",
 }
 """What the tensors of a batch are, and the setting that provides them."""
 
 
 @dataclass(frozen=True)
 class SequenceRequest:
-    """Teacher sequences that a batch lacks; a stage samples them with its teacher.
+    """Teacher sequences that a batch lacks; a stage samples them with its teacher."""
 
-    Attributes:
-        purpose: key of their random numbers.
-        sampling: guidance and truncation of the teacher.
-        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
-    """
-
-    purpose: str
-    sampling: Sampling
-    pair_steps: int | None = None
+    purpose: str  # key of their random numbers
+    sampling: Sampling  # guidance and truncation of the teacher
+    pair_steps: int | None = None  # for DD1's pairs, evaluations of the flow a token; None is for sequences alone
 
 
 @dataclass
 class Batch:
-    """A slice of the global batch of one iteration.
+    """A slice of the global batch of one iteration."""
 
-    Attributes:
-        labels: (b,).
-        iteration: its number, from 0.
-        seed: of the run.
-        start: global index of the first sample of the slice.
-        size: samples of the global batch.
-        tokens: teacher sequences as indices (b, n).
-        noise: what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs.
-        images: (b, channels, H, W), where the data are images.
-        request: the sequences that it lacks; None lacks nothing.
-    """
-
-    labels: Tensor
-    iteration: int
-    seed: int
-    start: int
-    size: int
-    tokens: Tensor | None = None
-    noise: Tensor | None = None
-    images: Tensor | None = None
-    request: SequenceRequest | None = None
+    labels: Tensor  # (b,)
+    iteration: int  # its number, from 0
+    seed: int  # of the run
+    start: int  # global index of the first sample of the slice
+    size: int  # samples of the global batch
+    tokens: Tensor | None = None  # teacher sequences as indices (b, n)
+    noise: Tensor | None = None  # what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs
+    images: Tensor | None = None  # real images, (b, channels, H, W), where the data have them
+    image_labels: Tensor | None = None  # labels of the images, (b,), where they are not ``labels``
+    request: SequenceRequest | None = None  # the sequences that it lacks
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def required(self, name: Literal["tokens", "noise", "images"]) -> Tensor:
-        """A tensor that the stage cannot do without.
-
-        Raises:
-            DD2Error: naming the setting that provides it.
-        """
+    def required(self, name: Literal["tokens", "noise", "images", "image_labels"]) -> Tensor:
+        """A tensor that the stage cannot do without; where it is missing, an error names the setting for it."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise DD2Error(f"this stage reads {SETTINGS[name]}")
@@ -102,9 +82,9 @@ class Batch:
         return globally_drawn[self.start : self.start + len(self)]
 
     def randn(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal (b, *shape)."""
+        """Standard normal ``(b, *shape)``."""
         return self.local_rows(torch.randn((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
 
     def rand(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
-        """Uniform on [0, 1), (b, *shape)."""
+        """Uniform on [0, 1), ``(b, *shape)``."""
         return self.local_rows(torch.rand((self.size, *shape), generator=self.stream(*key), device=self.labels.device))

@@ -1,17 +1,19 @@
 """What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
+from dataclasses import replace
 from typing import Literal, Protocol, cast
 
 import torch
+from torch.utils.data import Dataset
 
 from dd2_lightning.data.batch import Batch, SequenceRequest
 from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.data.images import ImageBatches, ImageData
 from dd2_lightning.data.iterations import EpochOrder, IterationBatches, IterationData
 from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling
+from dd2_lightning.sampling import PAIR_STEPS, Sampling
 
 
 class SequenceSource(Protocol):
@@ -48,6 +50,17 @@ class CachedBatches(IterationBatches):
         return self.batch(iteration, labels, tokens=tokens, noise=self.cache.noise(rows))
 
 
+class WithImages(Dataset):
+    """Batches with real images beside their labels, which have labels of their own."""
+
+    def __init__(self, batches: IterationBatches, images: ImageBatches):
+        self.batches, self.images = batches, images
+
+    def __getitem__(self, iteration: int) -> Batch:
+        real = self.images[iteration]
+        return replace(self.batches[iteration], images=real.images, image_labels=real.labels)
+
+
 class PrefixData(IterationData):
     """Labels for every stage, and teacher-sampled sequences for those that read them.
 
@@ -62,12 +75,8 @@ class PrefixData(IterationData):
         cache_seed: of the cached sequences; None is ``seed``. Runs with different seeds can share one cache.
         validation_size: held-out teacher sequences for validation; they are always sampled online, once.
         seed: of labels, order and noise; follows ``seed_everything``.
-
-    Attributes:
-        pair_steps: for DD1's pairs, evaluations of the teacher's flow a token; None for sequences without noise.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range, or ``cached`` without ``cache_dir``.
+        real: image data whose training images come along, for stages that learn from real images; of its settings,
+            batch size and seed are not used.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class PrefixData(IterationData):
         cache_seed: int | None = None,
         validation_size: int = 500,
         seed: int = 0,
+        real: ImageData | None = None,
     ):
         super().__init__()
         check_at_least_one("data.", batch_size=batch_size, cache_size=cache_size, validation_size=validation_size)
@@ -89,8 +99,8 @@ class PrefixData(IterationData):
         self.batch_size, self.sequences, self.sampling = batch_size, sequences, sampling or Sampling()
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
-        self.validation_size, self.seed = validation_size, seed
-        self.pair_steps: int | None = None
+        self.validation_size, self.seed, self.real = validation_size, seed, real
+        self.pair_steps: int | None = None  # see :class:`SequenceRequest`
 
     def request(self, purpose: str) -> SequenceRequest:
         """A request for sequences with these settings, from the random numbers of a purpose."""
@@ -98,13 +108,20 @@ class PrefixData(IterationData):
 
     @property
     def stage(self) -> SequenceSource:
-        """The stage that is run."""
         assert self.trainer is not None
         return cast(SequenceSource, self.trainer.lightning_module)
 
-    def batches(self, rank: int, world_size: int) -> IterationBatches:
+    def setup(self, stage: str = "fit") -> None:
+        if self.real is not None:
+            self.real.setup(stage)
+
+    def batches(self, rank: int, world_size: int) -> Dataset:
         """Labels or cached sequences; a cache that is not complete is completed by the stage first."""
         slices = (self.batch_size, self.seed, rank, world_size)
+        batches = self._sequences(*slices)
+        return batches if self.real is None else WithImages(batches, self.real.batches_of(*slices))
+
+    def _sequences(self, *slices: int) -> IterationBatches:
         if self.sequences == "cached":
             assert self.cache_dir is not None
             cache = self.stage.open_cache(self.cache_dir, self.cache_size, self.cache_seed, self.request("cache"))
@@ -128,9 +145,6 @@ class PairData(PrefixData):
             in advance); ``online``: made anew for every batch, on the device.
         steps: evaluations of the teacher's flow a token.
         kwargs: as for :class:`PrefixData`.
-
-    Raises:
-        ValueError: as :class:`PrefixData`, and for ``steps`` below 1.
     """
 
     def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):

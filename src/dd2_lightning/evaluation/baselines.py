@@ -44,15 +44,11 @@ class Marginals(ClassRows):
 
 @dataclass(kw_only=True, eq=False)
 class IndependentSampler(Sampler):
-    """One step without a model: every token from its marginal at that position and class.
-
-    Attributes:
-        marginals: of a teacher sample; to be set before anything is drawn.
-    """
+    """One step without a model: every token from its marginal at that position and class."""
 
     kind = title = "independent"
     passes = 1
-    marginals: Marginals = field(init=False)
+    marginals: Marginals = field(init=False)  # of a teacher sample; to be set before anything is drawn
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         return self.marginals.draw(labels, noise.rand("independent", self.teacher.layout.length))
@@ -62,17 +58,13 @@ class IndependentSampler(Sampler):
 class SkipSampler(IndependentSampler):
     """Skip-n: the teacher stops before its last n positions, which are filled in at once with independent tokens.
 
-    Positions 1..N-n are the teacher's, drawn with its key-value cache. Every token of the others is drawn from its
-    marginal given the class, see :class:`Marginals`: independent of each other and of what the teacher drew. That
+    Tokens of the others are drawn from their marginals given the class, independent of what the teacher drew. This
     takes no pass, so there are N - n of them, as the literature counts (VAR skip-2: 8 of 10). Skip-0 is the teacher
     and, with the same random numbers, skip-N is :class:`IndependentSampler`.
-
-    Attributes:
-        skipped: n, in 0..N.
     """
 
     kind = "skip"
-    skipped: int
+    skipped: int  # n, in 0..N
 
     def setup(self) -> None:
         N = self.teacher.layout.num_positions

@@ -18,7 +18,7 @@ from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals, Re
 from dd2_lightning.evaluation.samplers import ReferenceSampler, Sampler, Samples
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.metrics.diversity import WithinClassVariance
-from dd2_lightning.metrics.features import FeatureNetwork
+from dd2_lightning.metrics.features import FeatureNetwork, identity
 from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.metrics.path_length import feature_distance, path_length
 from dd2_lightning.metrics.quality import Quality
@@ -34,52 +34,36 @@ class Score:
     """A row of the table; None where a number is not defined or not to be trusted.
 
     ``frechet`` to ``recall`` are :class:`~dd2_lightning.metrics.quality.QualityScores` against the reference sample.
-
-    Attributes:
-        kind: of the sampler.
-        snapped: whether its tokens were replaced by their nearest codes before they were decoded.
-        nll: mean negative log likelihood of the snapped sequences under the teacher, nats a sequence.
-        accuracy: share of samples that the classifier sees as their class.
-        diversity: within-class variance, divided by the teacher's.
-        steps: sequential passes through a backbone.
-        seconds_per_image: decoding included.
-        parameters: of the networks that sample, tokenizer excluded.
-        path_length: perceptual, in the features of the network, see :func:`path_length`.
     """
 
-    kind: str
-    snapped: bool = False
+    kind: str  # of the sampler
+    snapped: bool = False  # whether its tokens were replaced by their nearest codes before they were decoded
     frechet: float | None = None
     kid: float | None = None
     inception_score: float | None = None
     precision: float | None = None
     recall: float | None = None
-    nll: float | None = None
-    accuracy: float | None = None
-    diversity: float | None = None
-    steps: int | None = None
-    seconds_per_image: float | None = None
-    parameters: int | None = None
-    path_length: float | None = None
+    nll: float | None = None  # mean negative log likelihood of the snapped sequences under the teacher, nats a sequence
+    accuracy: float | None = None  # share of samples that the classifier sees as their class
+    diversity: float | None = None  # within-class variance, divided by the teacher's
+    steps: int | None = None  # sequential passes through a backbone
+    seconds_per_image: float | None = None  # decoding included
+    parameters: int | None = None  # of the networks that sample, tokenizer excluded
+    path_length: float | None = None  # perceptual, in the features of the network, see :func:`path_length`
+    trained_on: bool = False  # whether its training has seen the feature network, so that ``frechet`` is no headline
 
 
 class Evaluator:
     """Teacher, feature network and a reference sample of the teacher: what a sampler is measured with.
 
-    Likelihood, path length, features and metrics are in float32 or float64 whatever the ``precision``.
+    The teacher makes the reference, with guidance and truncation of ``sampling``, and the likelihood, with the guidance
+    only. The ``precision`` is that of the networks that sample and decode; likelihood, path length, features and
+    metrics are in float32 or float64. The batch size changes no number.
 
     Args:
-        teacher: source of the reference sample, and the likelihood.
-        network: features and classifier.
-        sampling: guidance and truncation of the reference; of these, likelihood uses the guidance only.
-        seed: of every sample.
-        reference_samples: size of the reference.
-        batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
         manifold_samples: samples that precision, recall and KID take; 0 leaves them out.
-        progress: report progress on stderr.
         paths: of noise, whose lengths are averaged; 0 leaves them out.
-        precision: of the networks that sample and decode, see :func:`~dd2_lightning.devices.autocast`.
     """
 
     def __init__(
@@ -100,6 +84,7 @@ class Evaluator:
         self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
         self.manifold_samples, self.progress, self.paths = manifold_samples, progress, paths
         self.precision, self.device = precision, teacher.codebook.device
+        self.identity = identity(network)
         self._sample_reference(reference_samples)
 
     @torch.no_grad()
@@ -154,6 +139,11 @@ class Evaluator:
                 accuracy.update(logits, batch.labels)
         score = Score(sampler.kind, sampler.snapped, **asdict(self.quality.compute()))
         score.steps, score.parameters = sampler.passes, sampler.parameters
+        score.trained_on = self.identity in sampler.trained_on
+        if score.trained_on:
+            seen = f"{sampler.name} was trained on these features ({self.identity})"
+            message = f"{seen}: its distances, precision and recall measure nothing; name other --features"
+            warnings.warn(message, SampleWarning, stacklevel=2)
         score.nll = known.nll if known else finite(nll.compute().item())
         if held_out is not None:  # on real images it was trained on a classifier is always right
             score.accuracy = accuracy.compute().item() if sampler.synthetic else held_out

@@ -17,8 +17,7 @@ from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score
 from dd2_lightning.provenance import commit, hardware
 
-Row = dict[str, Any]
-"""A :class:`Score` as the report has it."""
+Row = dict[str, Any]  # a :class:`Score` as the report has it
 
 
 class Column(NamedTuple):
@@ -58,12 +57,7 @@ def make_report(
     timing_batch: int = 100,
     messages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The contents of ``results.json``.
-
-    Returns:
-        ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "closed": the same, "seed", "samples",
-        "hardware", "commit", "warnings"}``; the key of the samplers is that of earlier versions.
-    """
+    """The contents of ``results.json``; the samplers' key, ``contenders``, is that of earlier versions."""
     rows = {name: asdict(score) for name, score in scores.items()}
     return {
         "contenders": rows,
@@ -77,13 +71,19 @@ def make_report(
     }
 
 
-RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
-"""Metrics in which one step is placed between the teacher and a baseline."""
+RATIOS = {"frechet": "Fréchet", "nll": "NLL"}  # metrics in which one step is placed between the teacher and a baseline
 
 
 def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
-    """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse."""
-    found = [[row[metric] for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
+    """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse.
+
+    The distance of a model that was trained on the features it is measured in counts as missing.
+    """
+
+    def number(row: Row) -> float | None:
+        return None if metric == "frechet" and row.get("trained_on") else row[metric]
+
+    found = [[number(row) for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
     if any(not several or None in several for several in found):
         return None
     one_step, teacher, other = map(min, found)
@@ -234,6 +234,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text())
         for name, row in report["contenders"].items():
+            row.setdefault("trained_on", False)  # reports from before there was a stage that does
             if missing := [field.name for field in fields(Score) if field.name not in row]:
                 raise ValueError(f"{name} has no {missing[0]}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

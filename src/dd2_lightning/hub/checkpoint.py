@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd2_lightning.errors import ArtifactError
+from dd2_lightning.errors import ArtifactError, first_line
 from dd2_lightning.files import sha256
 from dd2_lightning.hub.cards import Card, DD1Card
 
@@ -58,23 +58,13 @@ def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
     return path
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str | None = None) -> dict[str, Tensor]:
     """The state dict in a checkpoint file, memory-mapped where the format allows.
 
-    The ``module.`` that distributed training puts before every key is removed.
-
-    Args:
-        path: a safetensors file or one written by ``torch.save``. Pickled code in it is never executed.
-        wrappers: further entries to look for the weights in, ``/`` between levels.
-        entry: the only entry to look in, for files that hold weights in several.
-
-    An ``ArtifactError`` refuses files that are damaged or compressed, hold anything that could run, or no state dict.
+    It is a safetensors file or one written by ``torch.save``; pickled code is never executed. Weights are looked for in
+    ``wrappers`` too, ``/`` between levels, or only in the ``entry``. The ``module.`` that distributed training puts
+    before every key is removed. An ``ArtifactError`` refuses what is damaged, compressed, could run, or is no state
+    dict.
     """
     path = Path(path)
     if not path.is_file():

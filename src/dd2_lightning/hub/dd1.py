@@ -17,12 +17,7 @@ from dd2_lightning.models.dd1_generator import DD1Generator
 def convert_dd1(
     checkpoint: str, teacher: str, output: str, weights: Literal["ema", "raw"], split: int | None, second: int | None
 ) -> None:
-    """Write a generator's directory from a file of DD1; arguments are the options of the command.
-
-    Raises:
-        ValueError: if ``split`` or ``second`` is neither given nor known, or does not suit the teacher.
-        ArtifactError: if a file cannot be read or does not fit, or the directory cannot be written.
-    """
+    """Write a generator's directory from a file of DD1; arguments are the options of the command."""
     origin = Artifact.open(teacher, ("teacher",), "--teacher")
     family, architecture = origin.config["family"], origin.config["architecture"]
     card = load_card(family)
@@ -62,4 +57,3 @@ def convert_dd1(
     config = {"family": family, "split": split, "second": second, "teacher": teacher_reference(origin, output)}
     source = {"release": f"DD1 of {card.name}", "file": path.name, "sha256": sha256(path), "weights": weights}
     write_artifact(output, "dd1", {**config, "source": source}, {"generator": state})
-    print(f"DD1 of {card.name}, {path.name} ({weights}) -> {output}")

@@ -30,11 +30,9 @@ FORMATS = {
 }
 """By the ending of a name."""
 
-MOST_PIXELS = 2**28
-"""Of one file; a grid is held in memory."""
+MOST_PIXELS = 2**28  # of one file; a grid is held in memory
 
-GAP = 2
-"""Pixels between the images of a grid."""
+GAP = 2  # pixels between the images of a grid
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -1,8 +1,4 @@
-"""A small classifier of the digits: the feature network of the digits.
-
-It is trained on the real digits by the command that needs it, in seconds, always with the same seed, so that
-reports of different runs share one feature space.
-"""
+"""The feature network of the digits: a classifier that is trained by the command that needs it, in seconds."""
 
 import json
 from pathlib import Path
@@ -17,8 +13,7 @@ from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.files import write_atomically
 from dd2_lightning.noise import stream
 
-VERSION = 1
-"""Architecture and training; stored classifiers of another version are trained again."""
+VERSION = 1  # architecture and training; stored classifiers of another version are trained again
 
 
 class DigitClassifier(nn.Module):

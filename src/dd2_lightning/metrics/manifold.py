@@ -4,8 +4,8 @@ The manifold of a set of features is the union of balls, one around each, that r
 the set. Precision is the share of generated features in the manifold of the reference, recall the share of reference
 features in the manifold of the generated ones.
 
-torchmetrics has no such metric. Distances are exact to float64's rounding, so that no pair is on the wrong side of a
-radius; the usual expansion :math:`\|a\|^2+\|b\|^2-2ab` in half or single precision is not.
+Distances are exact to float64's rounding, so that no pair is on the wrong side of a radius; the usual expansion
+:math:`\|a\|^2+\|b\|^2-2ab` in half or single precision is not.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 2**23
-"""Distances held at a time: 64 MB."""
+CHUNK = 2**23  # distances held at a time: 64 MB
 
 DUPLICATE = 1e-12
 """Pairs whose squared distance is a smaller part of their squared lengths are one point; rounding is below it."""
@@ -37,7 +36,6 @@ class FirstFeatures:
             self.missing -= len(self.batches[-1])
 
     def compute(self) -> Tensor:
-        """The features so far."""
         if not self.batches:
             raise ValueError("there are no features yet")
         self.batches = [torch.cat(self.batches)]  # what is kept is not held twice

@@ -12,14 +12,8 @@ from dd2_lightning.errors import ArtifactError, DD2Error
 def lpips_distance(weights: str | Path, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """LPIPS on VGG features, of images (B, 1 or 3, H, W) in [0, 1]: (B,), differentiable.
 
-    Args:
-        weights: state dict of the whole metric, as ``torch.save(lpips.LPIPS(net="vgg").state_dict(), FILE)`` writes it
-            on a machine that may download; nothing is downloaded here.
-        device: where to compute.
-
-    Raises:
-        DD2Error: if the package is not installed.
-        ArtifactError: if the file is missing or holds something else.
+    Its ``weights`` are the state dict of the whole metric, as ``torch.save(lpips.LPIPS(net="vgg").state_dict(), FILE)``
+    writes it on a machine that may download; nothing is downloaded here.
     """
     try:
         from lpips import LPIPS

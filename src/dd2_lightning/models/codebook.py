@@ -4,8 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = 256
-"""A code that is never chosen is re-seeded after about this many tokens per code have been seen."""
+PATIENCE = 256  # a code that is never chosen is re-seeded after about this many tokens per code have been seen
 
 
 def nearest_code(z: Tensor, codebook: Tensor, log_p: Tensor | None = None) -> Tensor:

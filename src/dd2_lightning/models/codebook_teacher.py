@@ -22,12 +22,8 @@ from dd2_lightning.sampling import Sampling
 class CodebookTeacher(Teacher):
     """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
 
-    A family overrides :meth:`guide`, :meth:`truncate` and :meth:`choose` where it differs.
-
-    Args:
-        backbone: features from tokens.
-        classifier: ``(features (B, n, d), labels) -> logits (B, n, V)``.
-        tokenizer: owner of the codebook.
+    The classifier maps (features (B, n, d), labels) to logits (B, n, V). A family overrides :meth:`guide`,
+    :meth:`truncate` and :meth:`choose` where it differs.
     """
 
     def __init__(self, backbone: Backbone, classifier: nn.Module, tokenizer: Tokenizer):
@@ -191,12 +187,9 @@ class CodebookTeacher(Teacher):
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
     ) -> Tensor:
-        """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
+        """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft (B, n, C).
 
-        Args:
-            tokens: the draft, (B, n, C), and so is the result.
-            steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
-            labels: as in :meth:`sample`, like the others.
+        The total steps are k: 1 returns the draft, N + 1 is the teacher itself. Others are as in :meth:`sample`.
         """
         self.check_steps(steps)
         if steps == 1:

@@ -66,13 +66,9 @@ class Teacher(nn.Module, ABC):
     ) -> Tensor:
         """Draw sequences: indices (B, n), or embeddings (B, n, C) where tokens are continuous.
 
-        Args:
-            labels: (B,).
-            sampling: guidance and truncation.
-            generator: random source, on the labels' device.
-            prefix: tokens of the first positions, which are kept; a codebook teacher snaps them to their nearest codes.
-            uniforms: the uniform random numbers, (B, n), instead of a generator.
-            until: draw this many positions; None draws all.
+        Random numbers are those of a generator on the labels' device, or ``uniforms`` (B, n). The tokens of the first
+        positions may be given as a ``prefix``, of which a codebook teacher snaps embeddings to their nearest codes.
+        With ``until`` only so many positions are drawn.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -115,4 +111,4 @@ class Teacher(nn.Module, ABC):
     def dd1_student(self) -> "DD1Student":
         """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers."""
         name = type(self).__name__
-        raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/custom_teacher.md)")
+        raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/own_teacher.md)")

@@ -74,12 +74,9 @@ class Quantised(NamedTuple):
 class VQTokenizer(Tokenizer, ABC):
     """Encoder, quantiser, decoder.
 
-    Args:
-        networks: between images in [-1, 1] and latent maps (B, C, H, H): encoder, decoder, and the convolutions after
-            the one and before the other; None leaves a codebook, which can be distilled without images.
-        quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
-        layout: the order of the tokens.
-        image_shape: channels, height and width.
+    Networks between images in [-1, 1], of ``image_shape`` (channels, S, S), and latent maps (B, C, H, H) are encoder,
+    decoder, and the convolutions after the one and before the other; None leaves a codebook, which can be distilled
+    without images. The quantiser maps ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
     """
 
     def __init__(

@@ -17,8 +17,7 @@ from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.teacher import cross_entropy, drop_labels, sample_images, with_noise
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-TOLERANCE = 0.005
-"""What the adapted teacher's cross-entropy may exceed the original's by."""
+TOLERANCE = 0.005  # what the adapted teacher's cross-entropy may exceed the original's by
 
 
 class ContinuousInput(DistillationStage):
@@ -42,9 +41,6 @@ class ContinuousInput(DistillationStage):
         ema_limit: largest rate of the EMA, which is what is kept.
         sampling: for the sample grid.
         accumulate: micro-batches an update is split into.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "adapt"
@@ -107,11 +103,7 @@ class ContinuousInput(DistillationStage):
         return cast(Any, model).input_error(self.teacher).mean()
 
     def indices(self, batch: Batch) -> Tensor:
-        """The batch's sequences, or its images as sequences, (b, n).
-
-        Raises:
-            DD2Error: if it has neither.
-        """
+        """The batch's sequences, or its images as sequences, (b, n)."""
         if batch.tokens is None and batch.images is not None:
             return self.teacher.encode(batch.images)
         return batch.required("tokens")
@@ -147,6 +139,9 @@ class ContinuousInput(DistillationStage):
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         return sample_images(self.ema, batch, self.sampling) if self.teacher.tokenizer.has_images else None
+
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        return sample_images(self.teacher, batch, self.sampling) if self.teacher.tokenizer.has_images else None
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         if self.ratio is not None and self.ratio > 1 + TOLERANCE:

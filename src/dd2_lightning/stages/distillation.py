@@ -15,29 +15,19 @@ from dd2_lightning.files import sha256
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.sequences import complete, complete_cache, describe_cache
 
 
 class DistillationStage(Stage):
-    """A stage with a frozen teacher.
+    """A stage with a frozen teacher, which is read from a directory."""
 
-    Args:
-        teacher: directory of the teacher.
-        accumulate: micro-batches an update is split into.
-
-    Attributes:
-        teacher: loaded in ``configure_model`` from ``teacher_path``.
-        starts_from: the stage whose directory ``init_from`` names; None starts from the teacher alone.
-        learns_from_pairs: whether it reads ``Batch.noise``.
-    """
-
-    teacher: CodebookTeacher
+    teacher: CodebookTeacher  # loaded in ``configure_model`` from ``teacher_path``
     init_from: str
-    starts_from: ClassVar[str | None] = None
-    learns_from_pairs: ClassVar[bool] = False
-
+    starts_from: ClassVar[tuple[str, ...]] = ()  # stages whose directory ``init_from`` may name
+    learns_from_pairs: ClassVar[bool] = False  # whether it reads ``Batch.noise``
     teacher_sampling: Sampling
     draws: int
     t_logit_mean: float | None
@@ -59,40 +49,33 @@ class DistillationStage(Stage):
         if hasattr(self, "teacher"):
             return
         self.teacher = load_teacher(self.teacher_path)
-        self.teacher_sha256 = sha256(Path(self.teacher_path) / "teacher.safetensors")
-        if self.starts_from is None:
-            self.build({})
-        else:
-            source = self.open_init(self.starts_from)
+        self.teacher_sha256 = sha256(self.open_teacher().file("teacher"))
+        if self.starts_from:
+            source = self.open_init()
             self.build(source.config)
             self.load(source)
+        else:
+            self.build({})
         self.prepare_networks()
 
     def build(self, source: dict[str, Any]) -> None:
         """Make the trained networks and their moving averages from the teacher, which may be on the meta device.
 
-        Args:
-            source: settings of the stage that this one starts from, with the sizes of the velocity head as ``head``;
-                empty for stages that start from the teacher alone.
+        ``source`` holds the settings of the stage that this one starts from, ``head`` the sizes of its velocity head.
         """
         raise NotImplementedError
 
     def load(self, source: Artifact) -> None:
         """Fill the networks from the directory that ``init_from`` names."""
 
-    def open_init(self, stage: str) -> Artifact:
-        """The artifact that ``init_from`` names, made from this very teacher.
-
-        Raises:
-            ArtifactError: if it is missing, from another stage, family or teacher.
-        """
-        artifact = Artifact.open(self.init_from, (stage,), "model.init_from")
+    def open_init(self) -> Artifact:
+        """The artifact that ``init_from`` names; refuses one of another stage, family or teacher."""
+        artifact = Artifact.open(self.init_from, self.starts_from, "model.init_from")
         check_family(artifact, self.teacher)
         check_hash(self.open_teacher(), artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
 
     def open_teacher(self) -> Artifact:
-        """The teacher's directory."""
         return Artifact.open(self.teacher_path, ("teacher",), "model.teacher")
 
     def provenance(self) -> dict[str, Any]:
@@ -111,17 +94,7 @@ class DistillationStage(Stage):
         return self._held_out
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
-        """A cache of teacher sequences, checked, its missing shards sampled by the first process.
-
-        Args:
-            directory: made if missing.
-            num: number of sequences.
-            seed: of the sequences.
-            request: how they are sampled.
-
-        Raises:
-            ArtifactError: if the directory holds another cache or a damaged shard.
-        """
+        """A cache of ``num`` teacher sequences, checked, its missing shards sampled by the first process."""
         description = describe_cache(self.teacher_path, self.teacher, request.sampling, num, seed, request.pair_steps)
         if self.trainer.is_global_zero:
             complete_cache(directory, description, self.teacher, request.sampling)
@@ -132,6 +105,22 @@ class DistillationStage(Stage):
         """The teacher's flow at tokens (b, n, C), with ``teacher_sampling``; a constant."""
         with torch.no_grad():
             return self.teacher.flow(q, labels, self.teacher_sampling)
+
+    def image_noise(self, batch: Batch) -> Tensor:
+        """The noise of a batch's images, (b, n, C)."""
+        return batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))
+
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        """What the teacher's flow makes of the noise of :meth:`draw_images` (DD1's map)."""
+        if not self.teacher.tokenizer.has_images:
+            return None
+        codes = noise_to_codes(self.teacher.walk(batch.labels, self.image_sampling), self.image_noise(batch))
+        return self.teacher.decode(codes)
+
+    @property
+    def image_sampling(self) -> Sampling:
+        """Guidance and truncation of the teacher whose images are the target."""
+        return self.teacher_sampling
 
     def noised(self, batch: Batch, q: Tensor, t_min: float, *key: int | str) -> Noised:
         """Noise every token of (b, n, C) ``draws`` times, at flow times on [t_min, 1].
@@ -153,11 +142,7 @@ class DistillationStage(Stage):
         checkpoint["teacher_sha256"] = self.teacher_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a run with another teacher.
-
-        Raises:
-            ArtifactError: naming the teacher's file.
-        """
+        """Refuse the checkpoint of a run with another teacher."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["teacher_sha256"] != self.teacher_sha256:
             raise ArtifactError(

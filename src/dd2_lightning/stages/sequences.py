@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd2_lightning.artifacts import Artifact
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import DD2Error
@@ -32,23 +33,14 @@ def describe_cache(
     seed: int,
     pair_steps: int | None = None,
 ) -> dict[str, Any]:
-    """All that determines the sequences of a cache: what its manifest must say.
+    """All that determines the ``num`` sequences of a cache: what its manifest must say.
 
-    Args:
-        teacher_path: its directory.
-        teacher: the same, opened.
-        sampling: guidance and truncation.
-        num: number of sequences.
-        seed: of labels and random numbers.
-        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
-
-    Raises:
-        InputTypeError: for the sampling settings of another family.
+    ``pair_steps`` are the evaluations of the flow a token of DD1's pairs; None is for sequences without noise.
     """
     pairs = {"solver": SOLVER, "steps": pair_steps, "noise": [teacher.layout.length, teacher.token_dim]}
     return {
         "format": FORMAT,
-        "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
+        "teacher_sha256": sha256(Artifact.open(teacher_path, ("teacher",), "teacher").file("teacher")),
         "sampling": json.loads(json.dumps(asdict(teacher.resolve_sampling(sampling)))),
         "num": num,
         "seed": seed,
@@ -57,11 +49,7 @@ def describe_cache(
 
 
 def sample_codes(teacher: CodebookTeacher, labels: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """Teacher sequences as indices (B, n) from uniform numbers (B, n), see :meth:`CodebookTeacher.sample`.
-
-    Raises:
-        DD2Error: for settings that make soft tokens.
-    """
+    """Teacher sequences as indices (B, n) from uniform numbers (B, n); refuses settings that make soft tokens."""
     tokens = teacher.sample(labels, sampling, uniforms=uniforms)
     if tokens.is_floating_point():
         raise DD2Error(f"data.sampling: stages learn from sequences of codes, {sampling} makes soft tokens")
@@ -83,11 +71,7 @@ def complete(batch: Batch, teacher: CodebookTeacher) -> Batch:
 def complete_cache(
     directory: str | Path, description: dict[str, Any], teacher: CodebookTeacher, sampling: Sampling
 ) -> None:
-    """Sample the missing shards of a cache on the teacher's device, and check all of them.
-
-    Raises:
-        ArtifactError: if the directory holds another cache or a damaged shard, or another process completes it.
-    """
+    """Sample the missing shards of a cache on the teacher's device, and check all of them."""
     cache = SequenceCache(directory, description)
     if cache.missing():
         with cache.lock():
@@ -105,16 +89,8 @@ def fill(
 ) -> None:
     """Sample shards of a cache, one after the other. Labels go round the classes.
 
-    Their sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the device
-    that they are drawn on.
-
-    Args:
-        cache: where they go.
-        teacher: on the device that samples.
-        sampling: guidance and truncation.
-        shards: their numbers.
-        batch_size: sequences at a time.
-        show: whether progress is reported.
+    Their sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the teacher's
+    device, where they are drawn. Progress is reported if ``show``.
     """
     device, drawn = require_codebook(teacher).codebook.device, []
     batches = [(shard, rows) for shard in shards for rows in cache.rows(shard).split(batch_size)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.families.registry import AnySampling, teacher_from_config
+from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.tokenizer import VQTokenizer
@@ -19,13 +19,9 @@ from dd2_lightning.stages.updates import EMA, Losses, Update
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of every token, (b, n).
+    """Cross-entropy of every token, (b, n), with indices (b, n) or probabilities (b, n, V) as the target.
 
-    Args:
-        model: makes the prediction.
-        read: input of its backbone, see :meth:`CodebookTeacher.prepare`.
-        labels: (b,), the null label included.
-        target: indices (b, n) or probabilities (b, n, V).
+    The backbone's input ``read`` is that of :meth:`CodebookTeacher.prepare`; labels (b,) may be the null label.
     """
     target = target.transpose(1, 2) if target.is_floating_point() else target.long()
     return F.cross_entropy(model.predict(read, labels).transpose(1, 2), target, reduction="none")
@@ -59,6 +55,19 @@ def sample_images(model: CodebookTeacher, batch: Batch, sampling: Sampling) -> T
     return model.decode(model.sample(batch.labels, sampling, uniforms=uniforms))
 
 
+def check_images(model: CodebookTeacher, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a teacher of other images than those of the data."""
+    if model.num_classes != num_classes:
+        raise ValueError(f"model.architecture.num_classes is {model.num_classes}, that of the data {num_classes}")
+    expected = getattr(model.tokenizer, "image_shape", image_shape)
+    if tuple(expected) != tuple(image_shape):
+        ours, theirs = ("x".join(map(str, shape)) for shape in (expected, image_shape))
+        raise ValueError(
+            f"model.architecture is for images {ours} (channels, height, width), the data has {theirs}: the side is "
+            f"that of the largest map of tokens times 2 for every level of ch_mult after the first"
+        )
+
+
 class TeacherTraining(Stage):
     """Train a teacher of any family on labelled images.
 
@@ -81,9 +90,8 @@ class TeacherTraining(Stage):
         sampling: for the sample grid.
         accumulate: micro-batches an update of the transformer is split into; those of the tokenizer, which counts
             its dead codes in all of a batch, are not.
-
-    Raises:
-        ValueError: for an unknown family, sizes that it refuses, or a setting out of range.
+        images: ``num_classes`` and ``image_shape`` of the data. They give a published family's architecture its
+            ``num_classes`` and ``image_channels``, unless it has them. The command line takes them from the data.
     """
 
     name = "teacher"
@@ -104,9 +112,13 @@ class TeacherTraining(Stage):
         ema_limit: float = 0.99,
         sampling: AnySampling = Sampling(),
         accumulate: int = 1,
+        images: dict[str, Any] | None = None,
     ):
         super().__init__(accumulate)
-        self.family, self.architecture = family, architecture
+        if images and family in FAMILIES:
+            found = {"num_classes": images["num_classes"], "image_channels": images["image_shape"][0]}
+            architecture = {**found, **architecture}
+        self.family, self.architecture, self.images = family, architecture, images
         self.tokenizer_iterations = tokenizer_iterations
         self.reconstruction_weight, self.commitment_weight = reconstruction_weight, commitment_weight
         self.codebook_rms = codebook_rms
@@ -115,6 +127,8 @@ class TeacherTraining(Stage):
         self.ema_limit, self.sampling = ema_limit, sampling
         self.save_settings(TeacherTraining)
         self.model = require_codebook(teacher_from_config(family, architecture))
+        if images:
+            check_images(self.model, **images)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
     @property
@@ -136,15 +150,9 @@ class TeacherTraining(Stage):
 
     def updates(self) -> list[Update]:
         boundary = self.tokenizer_iterations
+        adam = self.tokenizer_optimizer
         return [
-            Update(
-                "tokenizer",
-                self.model.tokenizer,
-                self.tokenizer_loss,
-                self.tokenizer_optimizer,
-                stop=boundary,
-                accumulate=False,
-            ),
+            Update("tokenizer", self.model.tokenizer, self.tokenizer_loss, adam, stop=boundary, accumulate=False),
             Update(
                 "transformer",
                 nn.ModuleList(self.trained_networks()),

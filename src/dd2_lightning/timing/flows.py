@@ -25,12 +25,7 @@ def stored_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tenso
 def time_flow(
     family: str, architecture: dict[str, Any], batch_size: int, draws: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Seconds and memory of the posterior mean, alone and with its gradient by the noised tokens.
-
-    Returns:
-        ``tokens``, ``codes`` and ``channels``, ``seconds`` of every round, ``median_seconds``, and ``bytes`` that are
-        alive at once beyond what is given.
-    """
+    """Seconds of every round, and bytes alive at once, of the posterior mean and of its gradient by noised tokens."""
     teacher = require_codebook(build_meta(family, architecture))
     n, V, C = teacher.layout.length, len(teacher.codebook), teacher.token_dim
     with torch.device(device):

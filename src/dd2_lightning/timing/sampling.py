@@ -24,12 +24,7 @@ def time_sampling(
     head: tuple[int, int],
     device: str,
 ) -> dict[str, Any]:
-    """Seconds a batch of teacher sequences, of one-step sequences, and of decoding them.
-
-    Returns:
-        ``steps`` and ``tokens`` of the teacher, ``parameters`` of both, ``seconds`` of every round,
-        ``median_seconds``, ``ratio`` of the networks alone and ``ratio_with_decoder``.
-    """
+    """Seconds a batch of teacher sequences, of one-step sequences, and of decoding them, with their ratios."""
     with torch.device(device):
         teacher = require_codebook(teacher_from_config(family, architecture)).to(device).eval()
         student = build_student(teacher, width=head[0], depth=head[1]).to(device).eval()

@@ -118,10 +118,8 @@ class CausalBackbone(Backbone):
 class TableTeacher(CodebookTeacher):
     """An exact joint distribution over token sequences, without weights that a student could start from.
 
-    Args:
-        joint: probabilities (need not be normalised), (classes, V, ..., V).
-        codebook: (V, C).
-        student: width, depth, heads and octaves of the student's :class:`CausalBackbone`.
+    The joint, (classes, V, ..., V), need not be normalised; ``student`` has width, depth, heads and octaves of the
+    student's :class:`CausalBackbone`.
     """
 
     def __init__(self, joint: Tensor, codebook: Tensor, student: dict | None = None):
