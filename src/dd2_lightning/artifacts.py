@@ -65,10 +65,7 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: str | Path, stages: tuple[str, ...], purpose: str) -> "Artifact":
-        """Read ``config.json``; an ``ArtifactError`` if it is missing, unreadable, or from none of the ``stages``.
-
-        For messages, ``purpose`` is the setting that names the directory: ``init_from``, ``--model``.
-        """
+        """Read ``config.json``, which must be of one of the ``stages``; for errors, ``purpose`` is what names it."""
         directory = Path(directory)
         path = directory / "config.json"
         if not path.is_file():
@@ -140,10 +137,7 @@ def check_family(student: Artifact, teacher: Teacher) -> None:
 
 
 def difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not.
-
-    It names the first mismatched key with both shapes, and the first few that are missing or unexpected.
-    """
+    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not."""
     report = []
     shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in wanted.items() if key in found}
     mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
@@ -221,12 +215,10 @@ def load_init(directory: str | Path, teacher: CodebookTeacher | None = None) -> 
 
 
 def load_generator(directory: str | Path, weights: str = "ema", teacher: CodebookTeacher | None = None) -> Generator:
-    """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
+    """Open the generator of a finished csd, align or dd1 stage: frozen, in evaluation mode, on the CPU.
 
-    Args:
-        directory: of a finished csd, align or dd1 stage; an ``ArtifactError`` if it or its teacher's is not in order.
-        weights: ``ema`` (those that are evaluated and published) or ``raw``.
-        teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
+    Its weights are ``ema``, those that are evaluated and published, or ``raw``. It decodes with the tokenizer of its
+    teacher, which may be open already. An ``ArtifactError`` says what is not in order.
     """
     artifact = Artifact.open(directory, ("csd", "align", "dd1"), "generator")
     teacher = teacher or load_teacher(artifact.teacher_path())
