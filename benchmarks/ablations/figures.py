@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.ablations.analysis import Result, spread
 from benchmarks.ablations.report import Content, runs_of
 from benchmarks.ablations.variants import Question
-from dd2_lightning.evaluation.figures import blank_figure, write_figure
+from dd2_lightning.images.figures import blank_figure, write_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart with every common colour vision; yellow is too light for lines."""

@@ -5,7 +5,7 @@
     import dd2_lightning as dd2
 
     teacher = dd2.load_teacher("runs/var/teacher")
-    generator = dd2.load_generator("runs/var/csd")
+    generator = dd2.load_generator("runs/var/csd")  # or "user/name", a model on the Hub
     images = generator.decode(generator.sample(labels))
 """
 
@@ -19,6 +19,8 @@ from dd2_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dd2_lightning.artifacts import load_generator, load_init, load_teacher, write_teacher
+    from dd2_lightning.hub.export import export
+    from dd2_lightning.hub.push import push_to_hub
 
 try:
     __version__ = version("dd2-lightning")
@@ -30,15 +32,23 @@ __all__ = [
     "Sampling",
     "VARSampling",
     "__version__",
+    "export",
     "load_generator",
     "load_init",
     "load_teacher",
+    "push_to_hub",
     "write_teacher",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch at its first use, so that ``dd2 --help`` is quick."""
-    if name in __all__:
-        return getattr(import_module("dd2_lightning.artifacts"), name)
-    raise AttributeError(f"module 'dd2_lightning' has no attribute '{name}'")
+    if name not in __all__:
+        raise AttributeError(f"module 'dd2_lightning' has no attribute '{name}'")
+    home = {"export": "hub.export", "push_to_hub": "hub.push"}.get(name, "artifacts")
+    return getattr(import_module(f"dd2_lightning.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -23,6 +23,12 @@ class InputTypeError(DD2Error, TypeError):
     """A model was given something that it does not read."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def check_at_least_one(prefix: str, **counts: int | None) -> None:
     """Refuse counts below 1; see :func:`check_range`."""
     check_range(prefix, "[1, inf)", **counts)

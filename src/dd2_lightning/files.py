@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -40,10 +41,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step, with the errors of :func:`atomic_path`: after a failure the old content is there."""
+def write_atomically(path: Path, data: bytes | Path) -> None:
+    """Write bytes, or a copy of a file, in one step, with the errors of :func:`atomic_path`.
+
+    After a failure the old content is there.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+        if isinstance(data, Path):
+            shutil.copyfile(data, temporary)
+        else:
+            temporary.write_bytes(data)
 
 
 def remove_temporary(directory: str | Path, of: str = "*") -> None:

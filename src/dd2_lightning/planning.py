@@ -1,6 +1,5 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.progress import tracked
+from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
@@ -164,7 +164,10 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     """A batch of ``size`` samples, all zeros."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
-    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
+    labels, images = torch.zeros(size, dtype=torch.long), None
+    if getattr(stage, "adversarial", None):
+        images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
+    return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 
 def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
@@ -179,8 +182,9 @@ def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[Co
 
 def source_config(stage: DistillationStage) -> dict[str, Any]:
     """Settings of the stage that comes before, or the defaults while its directory is not there."""
-    path = Path(getattr(stage, "init_from", "")) / "config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    directory = getattr(stage, "init_from", "")
+    is_there = (Path(directory) / "config.json").is_file() or HubModel.named(directory)
+    found = Artifact.open(directory, ("init", "csd"), "model.init_from").config if is_there else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from dd2_lightning.cli import main
+from photographs import make_folder
 from runs import any_config, fit
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -54,12 +55,19 @@ def files(root, tmp_path_factory):
     (place / "cut.npz").write_bytes((place / "floats.npz").read_bytes()[:200])
     np.savez(place / "images.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
     np.savez(place / "large.npz", arr_0=np.zeros((4, 16, 16, 1), np.uint8))
+    (place / "teacher.yaml").write_text(yaml.safe_dump(any_config(root, "teacher", place / "run")))
+    make_folder(place / "two", ("blue", "red"), each=3)
+    make_folder(place / "one", ("blue",), each=1)
+    make_folder(place / "cut", ("blue",), each=3)
+    photograph = place / "cut/blue/001.jpg"
+    photograph.write_bytes(photograph.read_bytes()[:-100])
     return place
 
 
 @pytest.fixture
 def place(files, monkeypatch):
     """The working directory of a command that is refused, and leaves it as it is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files.parent / "cache"))
     monkeypatch.chdir(files)
     return files
 
@@ -84,6 +92,8 @@ def without(source: Path, target: Path, key: str) -> None:
 
 
 FIT = "fit --config ok.yaml "
+FOLDER = "fit --config teacher.yaml --data ImageFolderData --data.size 8 --data.channels 1 --data.folder "
+CLASSES = "--model.architecture.num_classes "
 SAMPLE = "sample --output x.npz --device cpu --model "
 QUALITY = "quality --output q.json --device cpu --features digits "
 
@@ -204,6 +214,18 @@ CASES = [
     ("cache --teacher teacher --num 10 --output cache --seed -1", 2, "--seed must be 0 or more"),
     ("cache --teacher teacher --num 10 --output cache --device gpu", 2, "--device gpu"),
     ("cache --teacher csd --num 10 --output cache", 1, "comes from stage 'csd', needed: teacher"),
+    # folders of images
+    (FOLDER + "nowhere", 2, "data.folder nowhere does not exist"),
+    (FOLDER + "file", 2, "data.folder file is a file"),
+    (FOLDER + "two", 2, "num_classes is 10, that of the data 2"),
+    (FOLDER + "two --data.size 12 " + CLASSES + "2", 2, "is for images 1x8x8 (channels, height, width), the data has"),
+    (FOLDER + "two --data.size 0", 2, "data.size must be at least 1"),
+    (FOLDER + "two --data.held_out 1", 2, "data.held_out must be in (0, 1)"),
+    (FOLDER + "two --data.resize 9", 2, "data.resize 9 is for data.crop random"),
+    (FOLDER + "empty " + CLASSES + "1", 1, "empty holds no images"),
+    (FOLDER + "one " + CLASSES + "1", 1, "one holds 1 image"),
+    (FOLDER + "one/blue " + CLASSES + "1 --data.size 32", 2, "is for images 1x8x8"),
+    (FOLDER + "cut " + CLASSES + "1", 1, "1 of 3 images in cut cannot be used: blue/001.jpg"),
     # checkpoints, timings, reports
     ("predict", 2, "--config"),
     ("predict --config ok.yaml", 1, "last.ckpt does not exist"),
@@ -232,7 +254,7 @@ def test_bad_input_is_one_line(place, capsys, line, status, words):
     with pytest.raises(SystemExit) as end:
         main(line.split())
     text = capsys.readouterr().err
-    message = [row for row in text.splitlines() if not row.startswith(("see dd2", "dd2: warning"))]
+    message = [row for row in text.splitlines() if not row.startswith(("see dd2", "dd2: warning", "decode "))]
     assert end.value.code == status, text
     assert len(message) == 1 and "error: " in message[0] and words in message[0], text
     assert "Traceback" not in text and "jsonargparse" not in text and "<class" not in text

@@ -79,12 +79,12 @@ class Extractor(nn.Module):
     def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
         super().__init__()
         self.features_list = features_list
-        self.project, self.fc = nn.Linear(3, 2048, bias=False), nn.Linear(2048, 1008)
+        self.project, self.fc = nn.Conv2d(3, 2048, 1, bias=False), nn.Linear(2048, 1008)
         self.load_state_dict(torch.load(feature_extractor_weights_path))
 
     def forward(self, x):
         assert x.dtype == torch.uint8
-        pooled = self.project((x.float() - 128).mean((2, 3)) / 128)
+        pooled = self.project((x.float() - 128) / 128).tanh().mean((2, 3))
         found = {"2048": pooled, "logits_unbiased": pooled.mm(self.fc.weight.T)}
         return tuple(found[name] for name in self.features_list)
 
@@ -95,9 +95,12 @@ def fidelity(monkeypatch, tmp_path):
     module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
     module.FeatureExtractorInceptionV3 = Extractor
     monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    resizing = ModuleType("torch_fidelity.interpolate_compat_tensorflow")
+    resizing.interpolate_bilinear_2d_like_tensorflow1x = lambda x, size, align_corners: x
+    for stub in (module, resizing):
+        monkeypatch.setitem(sys.modules, stub.__name__, stub)
     weights = {
-        "project.weight": torch.randn(2048, 3),
+        "project.weight": torch.randn(2048, 3, 1, 1),
         "fc.weight": torch.randn(1008, 2048),
         "fc.bias": torch.ones(1008),
     }
@@ -116,6 +119,16 @@ def test_inception_sees_bytes_and_gives_unbiased_logits(fidelity):
     assert not found.requires_grad and not network.training
     with pytest.raises(ValueError, match=r"RGB images \(B, 3, H, W\), got \(5, 1, 8, 8\)"):
         network.features(torch.zeros(5, 1, 8, 8))
+
+
+def test_inception_has_the_gradient_of_pixels_that_are_not_rounded(fidelity):
+    network, images = feature_network("inception", inception=fidelity), torch.rand(5, 3, 8, 8, requires_grad=True)
+    found, weights = network.features(images), torch.randn(5, 2048)
+    assert torch.equal(found, network.features(images.detach()))
+    (slope,) = torch.autograd.grad((weights * found).sum(), images)
+    rounded = (to_bytes(images).float() / 255).requires_grad_()
+    direct = network.network.project((255 * rounded - 128) / 128).tanh().mean((2, 3))
+    torch.testing.assert_close(slope, torch.autograd.grad((weights * direct).sum(), rounded)[0])
 
 
 def test_every_byte_survives_the_way_to_a_network_and_back():

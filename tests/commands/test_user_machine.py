@@ -130,7 +130,7 @@ def test_two_runs_do_not_share_a_directory(root, tmp_path):
     config = write(root, tmp_path / "run", max_steps=100_000)
     first = started("fit", "--config", config)
     try:
-        wait_for(tmp_path / "run/tensorboard")
+        wait_for(tmp_path / "run/config.yaml")
         second = dd2("fit", "--config", config)
         assert second.returncode == 1
         assert f"is being written by process {first.pid} on " in one_line(second.stderr)

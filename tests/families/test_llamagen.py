@@ -361,7 +361,7 @@ def test_sizes_survive_json():
         ("kv_heads", 1.0, "'kv_heads' must be a positive integer, got 1.0"),
         ("heads", 5, "'width' must be a multiple of 'heads', got 32 and 5"),
         ("heads", 16, "'heads' must have a multiple of 4 channels each, got 2"),
-        ("ch", 48, "'ch' must be a multiple of the 32 groups"),
+        ("ch", 30, "'ch' must be a multiple of 4"),
         ("decoder_ch_mult", [1, 2], "must have as many levels, got 1 and 2"),
         ("ffn_dim_multiplier", -1, "'ffn_dim_multiplier' must be a positive number"),
         ("continuous_input", 1, "'continuous_input' must be true or false, got 1"),

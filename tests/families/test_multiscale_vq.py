@@ -182,8 +182,14 @@ def test_rescaling_needs_a_scale():
 
 
 def test_widths_that_the_norms_cannot_group():
-    with pytest.raises(ValueError, match=r"ch.*multiple of the 32.* 48"):
-        small(ch=48)
+    with pytest.raises(ValueError, match=r"ch.*multiple of 4.* 30"):
+        small(ch=30)
+
+
+@pytest.mark.parametrize(("ch", "groups"), [(8, 2), (48, 12), (64, 32)])
+def test_groups_of_narrow_norms(ch, groups):
+    assert small(ch=ch).encoder.conv_in.out_channels == ch
+    assert small(ch=ch).encoder.down[0].block[0].norm1.num_groups == groups
 
 
 def test_pictures_of_another_size():

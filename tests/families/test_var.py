@@ -325,7 +325,7 @@ def test_sizes_survive_json():
         ("codes", 0, "'codes' must be a positive integer, got 0"),
         ("depth", 2.0, "'depth' must be a positive integer, got 2.0"),
         ("heads", 3, "'width' must be a multiple of 'heads', got 16 and 3"),
-        ("ch", 48, "'ch' must be a multiple of the 32 groups"),
+        ("ch", 30, "'ch' must be a multiple of 4"),
         ("l2_norm", "yes", "'l2_norm' must be true or false, got 'yes'"),
         ("mlp_ratio", -1, "'mlp_ratio' must be a positive number"),
         ("widht", 16, "unknown key 'widht'"),

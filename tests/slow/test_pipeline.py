@@ -108,7 +108,7 @@ def test_a_teacher_adapts_to_pictures_too(tmp_path, monkeypatch):
 
 
 def test_tensorboard_shows_scores_per_position(runs):
-    board = EventAccumulator(str(runs / "runs/var/csd/tensorboard"))
+    board = EventAccumulator(str(runs / "runs/var/csd"))
     board.Reload()
     scalars, images = board.Tags()["scalars"], board.Tags()["images"]
     for name in ("lr/guidance", "lr/generator", "ema_rate", "gradient_norm/guidance", "gradient_norm/generator"):

@@ -73,7 +73,7 @@ def test_a_run_that_starts_again_leaves_no_logs_of_the_one_before(root, tmp_path
     config = any_config(root, "csd", tmp_path / "run")
     for arguments in ((), ("--overwrite",)):
         fit(config, tmp_path, *arguments)
-    assert len(list((tmp_path / "run/tensorboard").glob("events.*"))) == 1
+    assert len(list((tmp_path / "run").glob("events.*"))) == 1
     found = left_behind(tmp_path / "run")
     assert [step for step, _ in found["log loss/generator"]] == [0, 1, 2, 3, 4, 5]
 

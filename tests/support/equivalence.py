@@ -21,10 +21,11 @@ SHARDED = {
 """FSDP2."""
 
 
-def config_of(root: Path, stage: str, output: Path, processes: int, strategy: str | dict = "ddp") -> dict:
-    """Twenty iterations with both phases of a stage; two processes split their share into two micro-batches."""
-    settings = {"accumulate": 2 if processes > 1 else 1}
-    config = any_config(root, stage, output, **settings)
+def config_of(
+    root: Path, stage: str, output: Path, processes: int, strategy: str | dict = "ddp", accumulate: int = 2
+) -> dict:
+    """Twenty iterations with both phases of a stage; two processes split their share into micro-batches."""
+    config = any_config(root, stage, output, accumulate=accumulate if processes > 1 else 1)
     if stage == "init":
         config["model"]["init_args"]["head_iterations"] = 5
     config["trainer"] |= {"max_steps": ITERATIONS, "val_check_interval": 10}
@@ -44,11 +45,17 @@ class SaveWeights(pl.Callback):
 
 
 def weights_of(
-    root: Path, stage: str, output: Path, processes: int, strategy: str | dict = "ddp", iterations: int = ITERATIONS
+    root: Path,
+    stage: str,
+    output: Path,
+    processes: int,
+    strategy: str | dict = "ddp",
+    iterations: int = ITERATIONS,
+    accumulate: int = 2,
 ) -> list[dict]:
     """The weights of every process at the end of ``dd2 fit``, which launches the second; it resumes what is there."""
     output.mkdir(exist_ok=True)
-    config = config_of(root, stage, output, processes, strategy)
+    config = config_of(root, stage, output, processes, strategy, accumulate)
     config["trainer"]["max_steps"] = iterations
     config["trainer"]["callbacks"] = [
         {"class_path": "equivalence.SaveWeights", "init_args": {"directory": str(output)}}

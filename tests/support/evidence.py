@@ -14,7 +14,7 @@ EVERYTHING = {"scalars": 0, "images": 0}
 
 def logs(root: Path) -> dict[str, Any]:
     """Every scalar and picture that TensorBoard shows, with its iteration."""
-    board = EventAccumulator(str(root / "tensorboard"), size_guidance=EVERYTHING).Reload()
+    board = EventAccumulator(str(root), size_guidance=EVERYTHING).Reload()
     tags = board.Tags()
     shown = {f"log {tag}": [(e.step, e.value) for e in board.Scalars(tag)] for tag in tags["scalars"]}
     return shown | {

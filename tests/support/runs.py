@@ -46,7 +46,15 @@ def stage_config(root: Path, stage: str, **model) -> dict:
         "dd1": {"second": 1, "split": 1, "optimizer": ADAM},
     }
     settings["align"] = {**settings["csd"], "init_from": str(root / "csd"), "align_guidance_updates": 6}
+    settings["frechet"] = {
+        "init_from": str(root / "csd"),
+        "features": [{"network": "random"}, {"network": "pixels", "weight": 0.5}],
+        "moment_samples": 80,
+        "moment_batch": 16,
+        "generator_optimizer": ADAM,
+    }
     names = {"init": "ARDiffusionInit", "csd": "CSDDistill", "align": "PerformanceAlign", "dd1": "DD1Distill"}
+    names["frechet"] = "FrechetAlign"
     sequences = "online" if stage in ("init", "dd1") else "none"
     return {
         "model": {

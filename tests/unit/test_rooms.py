@@ -24,7 +24,7 @@ FLOORS = [
     {"data", "images"},
     {"hub"},
     {"artifacts"},
-    {"families"},
+    {"families", "remote"},
     {"models"},
     {"devices", "files", "lightning_internals", "losses", "noise", "progress", "provenance", "sampling"},
     {"errors", "flow", "layout"},

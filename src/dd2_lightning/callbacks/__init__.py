@@ -4,7 +4,7 @@ from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationChec
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
 from dd2_lightning.callbacks.interrupt import Interrupted, StopOnSignal
-from dd2_lightning.callbacks.logs import ContinuedLogs
+from dd2_lightning.callbacks.logs import ContinuedLogs, StageLogger
 from dd2_lightning.callbacks.positions import PerPositionMonitor
 from dd2_lightning.callbacks.progress import IterationProgressBar
 
@@ -17,5 +17,6 @@ __all__ = [
     "IterationProgressBar",
     "PerPositionMonitor",
     "SampleGrid",
+    "StageLogger",
     "StopOnSignal",
 ]

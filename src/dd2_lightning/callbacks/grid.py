@@ -2,26 +2,56 @@
 
 import lightning.pytorch as pl
 import torch
-from einops import rearrange
+from torch import Tensor
 
-from dd2_lightning.callbacks.logs import last_iteration, writer_of
+from dd2_lightning.callbacks.logs import last_iteration, log_image, writer_of
 from dd2_lightning.callbacks.watched import watched
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.images.files import GAP, grid_scale, to_bytes
+from dd2_lightning.images.grids import mosaic
 
 
 class SampleGrid(pl.Callback):
-    """Log a grid of samples at every validation: one column a class, ``rows`` of them, the noise always the same."""
+    """Log a grid of samples at every validation, one column a class, the noise always the same.
 
-    def __init__(self, rows: int = 4, max_classes: int = 10):
-        self.rows, self.max_classes = rows, max_classes
+    What the teacher makes of the same noise stands beside it, where the stage distils one.
+
+    Args:
+        rows: samples of each class.
+        max_classes: classes shown.
+        max_width: pixels that one of the two grids may be wide; further classes are not shown.
+    """
+
+    def __init__(self, rows: int = 4, max_classes: int = 10, max_width: int = 1024):
+        self.rows, self.max_classes, self.max_width = rows, max_classes, max_width
+        self._teacher: Tensor | None = None
 
     @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer, stage = writer_of(trainer), watched(pl_module)
-        if trainer.sanity_checking or writer is None:
+        if trainer.sanity_checking or not trainer.loggers:
             return
+        stage = watched(pl_module)
         labels = torch.arange(min(stage.num_classes, self.max_classes), device=stage.device).repeat(self.rows)
-        images = stage.draw_images(Batch(labels, 0, 0, 0, len(labels)))
-        if images is not None:
-            grid = rearrange(images, "(row label) c h w -> c (row h) (label w)", row=self.rows)
-            writer.add_image("samples", grid.clamp(0, 1), last_iteration(trainer))
+        batch = Batch(labels, 0, 0, 0, len(labels))
+        images = stage.draw_images(batch)  # in all processes: parameters may be shared among them
+        writer = writer_of(trainer)
+        if writer is None or images is None:
+            return
+        if self._teacher is None:
+            teacher = stage.draw_teacher_images(batch)
+            self._teacher = images.new_empty(0) if teacher is None else self._grid(teacher)
+        panels = [self._grid(images), *([self._teacher] if len(self._teacher) else [])]
+        log_image(writer, "samples", side_by_side(panels), last_iteration(trainer))
+
+    def _grid(self, images: Tensor) -> Tensor:
+        """Images (rows * classes, channels, H, W), row by row, as one image of bytes; small ones are enlarged."""
+        scale = grid_scale(images.shape[-1], len(images))
+        columns = max(1, min(len(images) // self.rows, self.max_width // (images.shape[-1] * scale + GAP)))
+        shown = to_bytes(images.unflatten(0, (self.rows, -1))[:, :columns].flatten(0, 1))
+        return mosaic(shown.repeat_interleave(scale, -1).repeat_interleave(scale, -2), columns, GAP, 255)
+
+
+def side_by_side(panels: list[Tensor]) -> Tensor:
+    """Images of bytes (channels, H, W), of one height, with a white gap between them."""
+    gap = panels[0].new_full((*panels[0].shape[:2], 8 * GAP), 255)
+    return torch.cat([part for panel in panels for part in (gap, panel)][1:], -1)

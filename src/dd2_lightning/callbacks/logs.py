@@ -1,13 +1,44 @@
-"""TensorBoard logs that a killed and resumed run continues without gaps or repetitions."""
+"""TensorBoard logs that describe themselves; a killed and resumed run continues them without gaps or repetitions."""
 
+import json
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter, summary
+
+from dd2_lightning.callbacks.tags import describe
+from dd2_lightning.callbacks.watched import watched
+from dd2_lightning.images.files import to_bytes
+
+
+class StageLogger(TensorBoardLogger):
+    """TensorBoard logs in the directory of a run itself, so that they have its name, each tag with its description."""
+
+    def __init__(self, root: str | Path):
+        super().__init__(root, name="", version="", default_hp_metric=False)
+        self._described: set[str] = set()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = []
+        for tag, value in metrics.items():
+            metadata = None if tag in self._described else SummaryMetadata(summary_description=describe(tag))
+            values.append(Summary.Value(tag=tag, simple_value=float(value), metadata=metadata))
+        self._described |= metrics.keys()  # the first one of a file is enough
+        self.experiment.file_writer.add_summary(Summary(value=values), step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush; settings are in ``config.yaml``, Lightning's copy of them in ``hparams.yaml`` is not written."""
+        self.experiment.flush()
 
 
 def last_iteration(trainer: pl.Trainer) -> int:
@@ -21,6 +52,13 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
     return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
 
 
+def log_image(writer: SummaryWriter, tag: str, image: Tensor, step: int) -> None:
+    """Log an image (1 or 3, H, W), of [0, 1] or bytes, with its description."""
+    logged = summary.image(tag, to_bytes(image).cpu(), dataformats="CHW")
+    logged.value[0].metadata.summary_description = describe(tag)
+    writer._get_file_writer().add_summary(logged, step)
+
+
 def wait_for_own_second(directory: Path) -> None:
     """Wait until no log in a directory was begun in the present second.
 
@@ -32,16 +70,56 @@ def wait_for_own_second(directory: Path) -> None:
 
 
 class ContinuedLogs(pl.Callback):
-    """Hide what earlier files show from the first iteration on, and write all logs before a checkpoint."""
+    """Open the logs of a run: hide what earlier files show from the first iteration on, say what the run is.
+
+    All logs are written before a checkpoint is. Settings and validated quantities go to TensorBoard's HParams page.
+    """
+
+    def __init__(self) -> None:
+        self._compared = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer = writer_of(trainer)
-        if writer is not None and writer.file_writer is not None:
-            start = Event(session_log=SessionLog(status=SessionLog.START))
-            writer.file_writer.add_event(start, trainer.global_step)
+        if writer is None or writer.file_writer is None:
+            return
+        start = Event(session_log=SessionLog(status=SessionLog.START))
+        writer.file_writer.add_event(start, trainer.global_step)
+        writer.add_text("run", introduction(watched(pl_module).name, dict(pl_module.hparams)), trainer.global_step)
+        config = Path(trainer.log_dir or ".") / "config.yaml"
+        if config.is_file():
+            writer.add_text("config", f"```yaml\n{config.read_text()}\n```", trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is None or self._compared or trainer.sanity_checking:
+            return
+        self._compared = True
+        measured = {name: 0.0 for name in trainer.logged_metrics if name.startswith("val/")}
+        for part in summary.hparams(dict(flat(dict(pl_module.hparams))), measured):
+            writer._get_file_writer().add_summary(part)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if (writer := writer_of(trainer)) is not None:
             writer.flush()
+
+
+def introduction(stage: str, settings: dict[str, Any]) -> str:
+    """What a run is and what its horizontal axis counts, in Markdown."""
+    text = f"Stage **{stage}**. The horizontal axis is iterations of this stage, from 0."
+    source = settings.get("init_from")
+    if source and (config := Path(source) / "config.json").is_file():
+        origin = json.loads(config.read_text())
+        before, stage = origin["iterations"], origin["stage"]
+        text += f" It starts from `{source}`: the {before:,} iterations of **{stage}** are not counted."
+    return text
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted names and what the HParams page can show."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str | bool | int | float) else str(value)

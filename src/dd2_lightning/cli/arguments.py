@@ -1,7 +1,9 @@
 """Reading a command line: config files before options, and parser errors as one line."""
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any, NoReturn
 import yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
+
+INSTALLED = Path(__file__).parents[1] / "configs"
+"""Where the configs lie that come with the package."""
 
 
 class UsageError(Exception):
@@ -26,8 +31,24 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
+def installed_configs() -> list[str]:
+    """Names of the configs that come with the package: ``csd_var.yaml``, ``paper/var_d16/csd.yaml``."""
+    names = [path.relative_to(INSTALLED) for path in INSTALLED.rglob("*.yaml")]
+    return [str(name) for name in sorted(names, key=lambda name: (len(name.parts), name))]
+
+
+def find_config(name: str) -> str:
+    """Path of a config file: the file of this name or, with a message, the one that comes with the package."""
+    installed = INSTALLED / name.removeprefix("configs/")
+    if Path(name).exists() or not installed.is_file():
+        return name
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"dd2: {name} is no file here; reading the one that comes with dd2, {installed}", file=sys.stderr)
+    return str(installed)
+
+
 def configs_first(arguments: list[str]) -> list[str]:
-    """Reorder a command line so that its config files stand before all other options.
+    """Find the config files of a command line, and put them before all other options.
 
     The parser lets the last word on a setting win, and that is to be the command line's, wherever ``--config`` stands.
     """
@@ -35,7 +56,7 @@ def configs_first(arguments: list[str]) -> list[str]:
     while words:
         option, equals, value = words.pop(0).partition("=")
         if option in CONFIG_OPTIONS and (equals or words):
-            configs += [option, value if equals else words.pop(0)]
+            configs += [option, find_config(value if equals else words.pop(0))]
         else:
             others.append(option + equals + value)
     return configs + others
@@ -51,7 +72,8 @@ def read_config(program: str, path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(program, f"--config {path} does not exist") from None
+        guess = did_you_mean(path, installed_configs()) or "; dd2 configs list shows those that come with dd2"
+        raise UsageError(program, f"--config {path} does not exist{guess}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(program, f"--config {path} cannot be read: {getattr(error, 'strerror', error)}") from None
     except yaml.YAMLError as error:

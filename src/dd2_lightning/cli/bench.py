@@ -120,6 +120,7 @@ def measure(
     """
     import torch
 
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.report import to_json
     from dd2_lightning.files import check_writable, write_atomically
@@ -137,4 +138,5 @@ def measure(
         report["models"][name] = measured
         print(line.format(name=name, **measured), flush=True)
     write_atomically(Path(output), to_json(report))
+    finish("bench", f"times -> {output}")
     return report

@@ -44,6 +44,7 @@ def cache(
     from torch import multiprocessing
 
     from dd2_lightning.artifacts import Artifact, load_teacher
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.data.cache import SequenceCache
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.stages.sequences import describe_cache, fill
@@ -74,7 +75,7 @@ def cache(
         else:
             fill(sequences, network.to(device), sampling, mine, batch_size)
     done = len(sequences.shards) - len(sequences.missing())
-    print(f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}")
+    finish("cache", f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}", output=output, num=num)
 
 
 def sample_share(

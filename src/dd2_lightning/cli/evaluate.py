@@ -47,6 +47,7 @@ def evaluate(
         precision: of the networks that sample: 32 or bf16; metrics and likelihood are always in float32 or float64.
     """
     from dd2_lightning.artifacts import Artifact
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import check_precision, resolve_device
     from dd2_lightning.evaluation.config import STAGES, Models, open_samplers, read_samplers, standard_samplers
     from dd2_lightning.evaluation.evaluate import check_output, evaluate_samplers
@@ -73,4 +74,6 @@ def evaluate(
         ready = open_samplers(listed, opened)
     network = feature_network(features, path.parent, inception, chosen)
     settings = {"seed": seed, "reference_samples": reference_samples, "batch_size": batch_size, "precision": precision}
-    return evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
+    report = evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
+    finish("evaluate", f"{path.name}, table.md, samples.png, steps.png -> {path.parent}")
+    return report

@@ -42,6 +42,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "quality": Command("FID, KID, precision and recall of a file of images", "quality:quality"),
     "statistics": Command("feature statistics of a file of images", "quality:statistics"),
     "summary": Command("medians and ranges over the reports of several seeds", "summary:summary"),
+    "export": Command("write a run as a directory that needs no other", "export:export"),
+    "push": Command("publish a run on the Hugging Face Hub", "push:push"),
+    "configs": {
+        "list": Command("the configs that are installed with dd2", "configs:list_configs"),
+        "copy": Command("copy one, to edit it", "configs:copy_config"),
+    },
     "convert": {
         "var": Command("published VAR weights to a teacher", "convert:convert_var"),
         "llamagen": Command("published LlamaGen weights to a teacher", "convert:convert_llamagen"),
@@ -55,7 +61,11 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 """All commands, in the order of the help; a dictionary is a group."""
 
-GROUPS = {"convert": "published checkpoint files to a directory of ours", "bench": "time this machine"}
+GROUPS = {
+    "configs": "the configs that are installed with dd2",
+    "convert": "published checkpoint files to a directory of ours",
+    "bench": "time this machine",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

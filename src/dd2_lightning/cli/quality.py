@@ -32,6 +32,7 @@ def quality(
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
     """
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.measure import measure_quality, resolve_protocol
     from dd2_lightning.evaluation.report import results_path, to_json
@@ -56,6 +57,7 @@ def quality(
             print(f"{name:>16}  {'–' if value is None else value}")
     for message in results["warnings"]:
         print(f"{'warning':>16}  {message}")
+    finish("quality", f"results -> {path}")
     return results
 
 
@@ -77,6 +79,7 @@ def statistics(
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
     """
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.evaluation.measure import fit_features
     from dd2_lightning.files import check_writable
@@ -97,6 +100,6 @@ def statistics(
     fit = fit_features(file, network, batch_size, chosen)
     with collect_warnings() as messages:
         write_statistics(output, fit.compute(), network)
-    print(f"statistics of {len(file)} images -> {output}")
     for message in messages:
         print(f"warning: {message}")
+    finish("statistics", f"statistics of {len(file)} images -> {output}", output=output)

@@ -67,7 +67,7 @@ class RunDirectory:
 
     def _delete_run(self) -> None:
         (self.root / "config.json").unlink(missing_ok=True)
-        for path in (*self.root.glob("*.safetensors"), self.root / "config.yaml"):
-            path.unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard"):
-            shutil.rmtree(self.root / name, ignore_errors=True)
+        for pattern in ("*.safetensors", "config.yaml", "events.out.tfevents.*"):
+            for path in self.root.glob(pattern):
+                path.unlink()
+        shutil.rmtree(self.root / "checkpoints", ignore_errors=True)

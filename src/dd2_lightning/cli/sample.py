@@ -33,7 +33,7 @@ def sample(
     An ``.npz`` file may be larger than memory; the same command continues after an interruption.
 
     Args:
-        model: directory of a finished csd, align or dd1 stage.
+        model: directory of a finished csd, align, frechet or dd1 stage, or user/name of a model on the Hub.
         output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
             and ``labels``), or a directory, without an ending, for one PNG file an image.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
@@ -53,6 +53,7 @@ def sample(
     import torch
 
     from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.devices import autocast, check_precision, resolve_device
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
@@ -82,7 +83,7 @@ def sample(
     if kind == "npz":
         settings = {
             "model": state_hash(generator),
-            "model_config": sha256(Path(model) / "config.json"),
+            "model_config": sha256((generator.directory or Path(model)) / "config.json"),
             "protocol": protocol,
             "steps": steps,
             "split": split,
@@ -91,11 +92,12 @@ def sample(
             "seed": seed,
             "device": chosen.type,
             "precision": str(precision),
+            **({"trained_on": generator.trained_on} if generator.trained_on else {}),
         }
         SampleSet(path, classes, batch_size, settings).complete(draw)
     else:
         write_images(draw, classes, batch_size, path)
-    print(f"{len(classes)} images -> {output}")
+    finish(f"sample {kind}", f"{len(classes)} images -> {output}", output=output, model=model)
 
 
 def choose_labels(

@@ -17,6 +17,7 @@ import dd2_lightning.data as data
 import dd2_lightning.stages as stages
 from dd2_lightning.callbacks import AtomicCheckpointIO, Interrupted, IterationProgressBar
 from dd2_lightning.cli.arguments import UsageError, did_you_mean, one_line, raise_usage_error
+from dd2_lightning.data.images import ImageData
 from dd2_lightning.lightning_internals import end_launched_processes, end_with_failed_process, find_unused_parameters
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import Stage
@@ -43,6 +44,13 @@ def known_settings() -> set[str]:
     kinds = [getattr(room, name) for room in (stages, data) for name in room.__all__]
     kinds += [OptimizerSettings, Sampling]
     return {name for kind in kinds for name in inspect.signature(kind).parameters if name not in ("args", "kwargs")}
+
+
+def image_sizes(module: LightningDataModule) -> dict[str, Any] | None:
+    """What a stage that learns from images has to know of them."""
+    if not isinstance(module, ImageData):
+        return None
+    return {"num_classes": module.num_classes, "image_shape": module.image_shape}
 
 
 class StageParser(LightningArgumentParser):
@@ -102,6 +110,7 @@ class StageCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("data", "model.init_args.images", compute_fn=image_sizes, apply_on="instantiate")
         parser.add_class_arguments(Execution, "execution")
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="iterations between checkpoints (the last one is kept)"

@@ -12,7 +12,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dd2_lightning.callbacks import (
     ContinuedLogs,
@@ -21,10 +20,12 @@ from dd2_lightning.callbacks import (
     IterationCheckpoint,
     PerPositionMonitor,
     SampleGrid,
+    StageLogger,
     StopOnSignal,
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
 from dd2_lightning.cli.arguments import UsageError, checked_arguments
+from dd2_lightning.cli.finish import finish, finish_run
 from dd2_lightning.cli.run_directory import RunDirectory
 from dd2_lightning.cli.stage_cli import StageCLI
 from dd2_lightning.errors import DD2Error
@@ -94,10 +95,13 @@ class FitCLI(StageCLI):
         if settings.overwrite and settings.ckpt_path:
             raise ValueError("--overwrite starts again, --ckpt_path continues: give one of them")
         if settings.trainer.logger in (None, True) and not settings.trainer.fast_dev_run:
-            kwargs["logger"] = TensorBoardLogger(self.root, name="", version="tensorboard", default_hp_metric=False)
+            kwargs["logger"] = StageLogger(self.root)
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        """Train in a directory that nobody else writes into, once the data are there."""
+        if self.trainer.is_global_zero:
+            self.datamodule.prepare_data()
         if self.settings.trainer.fast_dev_run:
             super()._run_subcommand(subcommand)
             return
@@ -107,10 +111,10 @@ class FitCLI(StageCLI):
             self.config_init[subcommand]["ckpt_path"] = checkpoint
             if is_main:
                 run.prepare(settings.overwrite)
-                wait_for_own_second(self.root / "tensorboard")
+                wait_for_own_second(self.root)
             super()._run_subcommand(subcommand)
         if is_main and (self.root / "config.json").is_file():
-            print(f"{self.model.name}: {self.trainer.global_step:,} iterations -> {self.root}")
+            finish_run(self.model.name, self.root, dict(self.model.hparams))
 
 
 class CheckpointCLI(StageCLI):
@@ -133,6 +137,8 @@ class CheckpointCLI(StageCLI):
         if self.trainer.is_global_zero:
             print(f"checkpoint: {path}")
         super()._run_subcommand(subcommand)
+        if self.trainer.is_global_zero:
+            finish(self.command)
 
 
 class PredictCLI(CheckpointCLI):
@@ -175,3 +181,4 @@ class PlanCLI(StageCLI):
             LightningCLI._run_subcommand(self, subcommand)
         except ValueError as error:
             raise UsageError("dd2 plan", str(error)) from error
+        finish("plan")

@@ -20,6 +20,7 @@ SETTINGS = {
     "tokens": "teacher sequences: set data.sequences to cached or online",
     "noise": "pairs of noise and sequence: set data.class_path to PairData",
     "images": "images: set data.class_path to DigitsData",
+    "image_labels": "real images beside its labels: set data.real, as in {class_path: DigitsData}",
 }
 """What the tensors of a batch are, and the setting that provides them."""
 
@@ -44,13 +45,14 @@ class Batch:
     size: int  # samples of the global batch
     tokens: Tensor | None = None  # teacher sequences as indices (b, n)
     noise: Tensor | None = None  # what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs
-    images: Tensor | None = None  # (b, channels, H, W), where the data are images
+    images: Tensor | None = None  # real images, (b, channels, H, W), where the data have them
+    image_labels: Tensor | None = None  # labels of the images, (b,), where they are not ``labels``
     request: SequenceRequest | None = None  # the sequences that it lacks
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def required(self, name: Literal["tokens", "noise", "images"]) -> Tensor:
+    def required(self, name: Literal["tokens", "noise", "images", "image_labels"]) -> Tensor:
         """A tensor that the stage cannot do without; where it is missing, an error names the setting for it."""
         value: Tensor | None = getattr(self, name)
         if value is None:

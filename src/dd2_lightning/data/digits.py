@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dd2_lightning.data.images import ImageSet, PackagedData
 from dd2_lightning.errors import DD2Error
 
 
@@ -16,3 +17,15 @@ def load_digits_images() -> tuple[Tensor, Tensor]:
         ) from error
     digits = load_digits()
     return torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target).long()
+
+
+class DigitsData(PackagedData):
+    """The 1,797 handwritten digits of scikit-learn, 8x8 pixels, as (1, 8, 8) in [0, 1]."""
+
+    num_classes, image_shape, total = 10, (1, 8, 8), 1797
+
+    def __init__(self, batch_size: int = 64, seed: int = 0, held_out: int = 197):
+        super().__init__(batch_size, seed, held_out)
+
+    def everything(self) -> ImageSet:
+        return ImageSet(*load_digits_images())

@@ -1,7 +1,7 @@
 """Data modules whose i-th batch is a pure function of (seed, i): a run resumes exactly, whatever its processes."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -77,12 +77,16 @@ class IterationData(LightningDataModule):
     """A data module with one training batch an iteration, and one held-out batch."""
 
     @abstractmethod
-    def batches(self, rank: int, world_size: int) -> IterationBatches:
+    def batches(self, rank: int, world_size: int) -> Dataset:
         """Training batches of one process."""
 
     @abstractmethod
     def held_out_batch(self) -> Batch:
         """The batch for validation, test and prediction."""
+
+    def held_out_batches(self) -> Sequence[Batch]:
+        """The same samples in batches."""
+        return [self.held_out_batch()]
 
     def train_dataloader(self) -> DataLoader:
         """A loader that starts at the iteration where the trainer stands."""
@@ -94,6 +98,6 @@ class IterationData(LightningDataModule):
         return IterationLoader(self.batches(trainer.global_rank, trainer.world_size), batch_size=None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(cast(Dataset, [self.held_out_batch()]), batch_size=None)
+        return DataLoader(cast(Dataset, self.held_out_batches()), batch_size=None)
 
     test_dataloader = predict_dataloader = val_dataloader

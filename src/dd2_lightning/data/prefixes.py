@@ -1,11 +1,14 @@
 """What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
+from dataclasses import replace
 from typing import Literal, Protocol, cast
 
 import torch
+from torch.utils.data import Dataset
 
 from dd2_lightning.data.batch import Batch, SequenceRequest
 from dd2_lightning.data.cache import SequenceCache
+from dd2_lightning.data.images import ImageBatches, ImageData
 from dd2_lightning.data.iterations import EpochOrder, IterationBatches, IterationData
 from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
@@ -47,6 +50,17 @@ class CachedBatches(IterationBatches):
         return self.batch(iteration, labels, tokens=tokens, noise=self.cache.noise(rows))
 
 
+class WithImages(Dataset):
+    """Batches with real images beside their labels, which have labels of their own."""
+
+    def __init__(self, batches: IterationBatches, images: ImageBatches):
+        self.batches, self.images = batches, images
+
+    def __getitem__(self, iteration: int) -> Batch:
+        real = self.images[iteration]
+        return replace(self.batches[iteration], images=real.images, image_labels=real.labels)
+
+
 class PrefixData(IterationData):
     """Labels for every stage, and teacher-sampled sequences for those that read them.
 
@@ -61,6 +75,8 @@ class PrefixData(IterationData):
         cache_seed: of the cached sequences; None is ``seed``. Runs with different seeds can share one cache.
         validation_size: held-out teacher sequences for validation; they are always sampled online, once.
         seed: of labels, order and noise; follows ``seed_everything``.
+        real: image data whose training images come along, for stages that learn from real images; of its settings,
+            batch size and seed are not used.
     """
 
     def __init__(
@@ -73,6 +89,7 @@ class PrefixData(IterationData):
         cache_seed: int | None = None,
         validation_size: int = 500,
         seed: int = 0,
+        real: ImageData | None = None,
     ):
         super().__init__()
         check_at_least_one("data.", batch_size=batch_size, cache_size=cache_size, validation_size=validation_size)
@@ -82,7 +99,7 @@ class PrefixData(IterationData):
         self.batch_size, self.sequences, self.sampling = batch_size, sequences, sampling or Sampling()
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
-        self.validation_size, self.seed = validation_size, seed
+        self.validation_size, self.seed, self.real = validation_size, seed, real
         self.pair_steps: int | None = None  # see :class:`SequenceRequest`
 
     def request(self, purpose: str) -> SequenceRequest:
@@ -94,9 +111,21 @@ class PrefixData(IterationData):
         assert self.trainer is not None
         return cast(SequenceSource, self.trainer.lightning_module)
 
-    def batches(self, rank: int, world_size: int) -> IterationBatches:
+    def setup(self, stage: str = "fit") -> None:
+        if self.real is not None:
+            self.real.setup(stage)
+
+    def batches(self, rank: int, world_size: int) -> Dataset:
         """Labels or cached sequences; a cache that is not complete is completed by the stage first."""
         slices = (self.batch_size, self.seed, rank, world_size)
+        batches = self._sequences(*slices)
+        return (
+            batches
+            if self.real is None
+            else WithImages(batches, ImageBatches(self.real.train, *slices, self.real.augment))
+        )
+
+    def _sequences(self, *slices: int) -> IterationBatches:
         if self.sequences == "cached":
             assert self.cache_dir is not None
             cache = self.stage.open_cache(self.cache_dir, self.cache_size, self.cache_seed, self.request("cache"))

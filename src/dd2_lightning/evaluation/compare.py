@@ -18,7 +18,7 @@ from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals, Re
 from dd2_lightning.evaluation.samplers import ReferenceSampler, Sampler, Samples
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.metrics.diversity import WithinClassVariance
-from dd2_lightning.metrics.features import FeatureNetwork
+from dd2_lightning.metrics.features import FeatureNetwork, identity
 from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.metrics.path_length import feature_distance, path_length
 from dd2_lightning.metrics.quality import Quality
@@ -50,6 +50,7 @@ class Score:
     seconds_per_image: float | None = None  # decoding included
     parameters: int | None = None  # of the networks that sample, tokenizer excluded
     path_length: float | None = None  # perceptual, in the features of the network, see :func:`path_length`
+    trained_on: bool = False  # whether its training has seen the feature network, so that ``frechet`` is no headline
 
 
 class Evaluator:
@@ -83,6 +84,7 @@ class Evaluator:
         self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
         self.manifold_samples, self.progress, self.paths = manifold_samples, progress, paths
         self.precision, self.device = precision, teacher.codebook.device
+        self.identity = identity(network)
         self._sample_reference(reference_samples)
 
     @torch.no_grad()
@@ -136,6 +138,11 @@ class Evaluator:
                 accuracy.update(logits, batch.labels)
         score = Score(sampler.kind, sampler.snapped, **asdict(self.quality.compute()))
         score.steps, score.parameters = sampler.passes, sampler.parameters
+        score.trained_on = self.identity in sampler.trained_on
+        if score.trained_on:
+            seen = f"{sampler.name} was trained on these features ({self.identity})"
+            message = f"{seen}: its distances, precision and recall measure nothing; name other --features"
+            warnings.warn(message, SampleWarning, stacklevel=2)
         score.nll = known.nll if known else finite(nll.compute().item())
         if held_out is not None:  # on real images it was trained on a classifier is always right
             score.accuracy = accuracy.compute().item() if sampler.synthetic else held_out

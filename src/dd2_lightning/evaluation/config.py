@@ -25,6 +25,7 @@ from dd2_lightning.evaluation.samplers import (
     setting_names,
 )
 from dd2_lightning.metrics.warning import SampleWarning
+from dd2_lightning.remote import HubModel
 from dd2_lightning.sampling import Sampling
 
 Entry = dict[str, Any]  # a sampler as a config lists it
@@ -40,6 +41,7 @@ STANDARD: dict[str, list[Entry]] = {
     "init": [{"kind": "ar_diffusion"}],
     "csd": ONE_STEP,
     "align": ONE_STEP,
+    "frechet": ONE_STEP,
     "dd1": [{"kind": "dd1", "steps": 1}, {"kind": "dd1", "steps": 2}],
 }
 """How the models of each stage are sampled when no config says so."""
@@ -60,11 +62,11 @@ class Models:
         self.origin = Artifact.open(teacher, ("teacher",), "teacher")
         self.teacher = load_teacher(teacher).to(device)
         self.runs, self.sampling, self.device = Path(runs), sampling or Sampling(), device
-        self._opened: dict[Path, nn.Module] = {}
+        self._opened: dict[str | Path, nn.Module] = {}
 
     def open(self, model: str, stages: tuple[str, ...]) -> nn.Module:
         """Open the network of a directory that comes from one of these stages and was distilled from this teacher."""
-        path = self.runs / model
+        path = self.locate(model)
         artifact = Artifact.open(path, stages, "model")
         if path not in self._opened:
             self._check_origin(artifact)
@@ -72,16 +74,21 @@ class Models:
             self._opened[path] = load(path, teacher=self.teacher).to(self.device)
         return self._opened[path]
 
+    def locate(self, model: str) -> str | Path:
+        """The directory of a model in ``runs``, or its name where it is one on the Hub."""
+        path = self.runs / model
+        return model if not path.exists() and HubModel.named(model) else path
+
     def sample_as_distilled(self, models: list[str]) -> None:
         """Guide and truncate the teacher as the loss of the first of these models did that says so."""
-        settings = (distilled_with(Artifact.open(self.runs / model, STAGES, "model")) for model in models)
+        settings = (distilled_with(Artifact.open(self.locate(model), STAGES, "model")) for model in models)
         self.sampling = self.teacher.sampling_type(**next(filter(None, settings), {}))
 
     def _check_origin(self, student: Artifact) -> None:
-        check_hash(self.origin, student.config["teacher"]["sha256"], str(student.directory))
+        check_hash(self.origin, student.config["teacher"]["sha256"], str(student))
         scale = distilled_with(student).get("guidance_scale", self.sampling.guidance_scale)
         if scale != self.sampling.guidance_scale:
-            distilled = f"{student.directory} was distilled with guidance_scale {scale}"
+            distilled = f"{student} was distilled with guidance_scale {scale}"
             evaluated = f"the teacher is evaluated with {self.sampling.guidance_scale}"
             warnings.warn(f"{distilled}, {evaluated}", SampleWarning, stacklevel=5)
 

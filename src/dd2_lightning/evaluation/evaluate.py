@@ -8,10 +8,11 @@ import torch
 
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.compare import Evaluator, compare
-from dd2_lightning.evaluation.figures import blank_figure, save_comparison, save_curves
+from dd2_lightning.evaluation.figures import save_comparison, save_curves
 from dd2_lightning.evaluation.report import make_report, markdown, print_table, results_path, to_json
 from dd2_lightning.evaluation.samplers import Sampler
-from dd2_lightning.files import check_writable, write_atomically
+from dd2_lightning.files import check_writable, sha256, write_atomically
+from dd2_lightning.images.figures import blank_figure
 from dd2_lightning.images.files import check_not_directory
 from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.warning import collect_warnings
@@ -49,12 +50,19 @@ def evaluate_samplers(
         evaluator = Evaluator(teacher, network, **settings)
         scores = compare(evaluator, samplers, samples)
     report = make_report(scores, evaluator.seed, samples, teacher.codebook.device, messages=[*messages, *found])
+    report["weights"] = {sampler.name: weights for sampler in samplers if (weights := weights_of(sampler))}
     save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
     save_curves(report["contenders"], path.with_name("steps.png"))
     write_atomically(path.with_name("table.md"), markdown(report).encode())
     write_atomically(path, to_json(report))
     print_table(report)
     return report
+
+
+def weights_of(sampler: Sampler) -> str | None:
+    """SHA-256 of the file that a sampler's generator was loaded from, by which a model card finds its report."""
+    directory = getattr(getattr(sampler, "network", None), "directory", None)
+    return directory and sha256(directory / "generator.safetensors")
 
 
 def save_samples(samplers: list[Sampler], path: Path, seed: int, first: int, columns: int = 8) -> None:

@@ -1,35 +1,15 @@
-"""Figures with axes: samples side by side, and quality against steps. They need matplotlib."""
+"""Figures of a comparison: samples side by side, and quality against steps."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dd2_lightning.errors import DD2Error
-from dd2_lightning.files import write_atomically
+from dd2_lightning.images.figures import blank_figure, write_figure
 from dd2_lightning.images.grids import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-def blank_figure(width: float, height: float) -> "Figure":
-    """A figure of this size in inches; a DD2Error says that matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DD2Error("figures need matplotlib: pip install 'dd2-lightning[demo]'") from error
-    return FigureCanvasAgg(Figure((width, height), dpi=150)).figure
-
-
-def write_figure(figure: "Figure", path: str | Path) -> None:
-    """Write a figure as a PNG file, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(Path(path), buffer.getvalue())
 
 
 def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[str]) -> None:

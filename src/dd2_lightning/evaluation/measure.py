@@ -37,6 +37,9 @@ def measure_quality(
         if protocol and protocol.samples and len(images) < protocol.samples:
             message = f"{len(images):,} samples, protocol {protocol.name} takes {protocol.samples:,}"
             warnings.warn(f"{message}: these figures are not comparable", SampleWarning, stacklevel=1)
+        if identity(network) in (sample_settings(images) or {}).get("trained_on", ()):
+            message = f"{images.path} was drawn by a model that was trained on these features: they measure nothing"
+            warnings.warn(message, SampleWarning, stacklevel=1)
         quality = Quality(*reference.measured(network, limit, batch_size, device), limit).to(device)
         for pixels in tracked(images.batches(batch_size), "quality: samples", len(images), size=batch_size):
             features = features_of(network, pixels, device)
@@ -62,14 +65,20 @@ def fit_features(images: ImageFile, network: FeatureNetwork, batch_size: int, de
     return fit
 
 
+def sample_settings(images: ImageFile) -> dict[str, Any] | None:
+    """How ``dd2 sample`` drew a file, None if it did not; an ArtifactError for settings of something else."""
+    settings = read_arrays(images.path).get("settings")
+    try:
+        return None if settings is None else dict(json.loads(str(settings)))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{images.path}: its settings are not those of dd2 sample ({error})") from error
+
+
 def resolve_protocol(images: ImageFile, name: str | None) -> Protocol | None:
     """The protocol of this name, or the one in the samples' file; a ValueError if they differ."""
     protocol = None if name is None else protocol_named(name)
-    settings = read_arrays(images.path).get("settings")
-    try:
-        stored = None if settings is None else json.loads(str(settings)).get("protocol")
-    except (ValueError, AttributeError) as error:
-        raise ArtifactError(f"{images.path}: its settings are not those of dd2 sample ({error})") from error
+    settings = sample_settings(images)
+    stored = settings and settings.get("protocol")
     if protocol is None:
         return None if stored is None else protocol_named(stored)
     if settings is not None and stored != name:

@@ -75,8 +75,15 @@ RATIOS = {"frechet": "Fréchet", "nll": "NLL"}  # metrics in which one step is p
 
 
 def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
-    """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse."""
-    found = [[row[metric] for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
+    """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse.
+
+    The distance of a model that was trained on the features it is measured in counts as missing.
+    """
+
+    def number(row: Row) -> float | None:
+        return None if metric == "frechet" and row.get("trained_on") else row[metric]
+
+    found = [[number(row) for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
     if any(not several or None in several for several in found):
         return None
     one_step, teacher, other = map(min, found)
@@ -227,6 +234,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text())
         for name, row in report["contenders"].items():
+            row.setdefault("trained_on", False)  # reports from before there was a stage that does
             if missing := [field.name for field in fields(Score) if field.name not in row]:
                 raise ValueError(f"{name} has no {missing[0]}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -47,6 +47,8 @@ class Sampler(ABC):
     snapped: bool = field(init=False, default=False)  # whether nearest codes replace the tokens that are decoded
     passes: int | None = field(init=False, default=None)  # sequential passes through a backbone for one sample
     networks: tuple[nn.Module, ...] = field(init=False, default=())  # those it samples with, tokenizer excluded
+    # identities of the feature networks that its training has seen; their distances measure nothing
+    trained_on: tuple[str, ...] = field(init=False, default=())
     # ``(labels (B,), noise (B, n, C)) -> tokens`` where these are a smooth function of noise alone, so that images have
     # a path length
     smooth: Callable[[Tensor, Tensor], Tensor] | None = field(init=False, default=None)
@@ -140,7 +142,7 @@ class DistilledSampler(Sampler):
     :class:`TeacherSampler`.
     """
 
-    stages: ClassVar[tuple[str, ...]] = ("csd", "align")  # those that its directory may come from
+    stages: ClassVar[tuple[str, ...]] = ("csd", "align", "frechet")  # those that its directory may come from
     model: str | nn.Module  # directory of its finished stage; from Python also the network itself
     snapped: bool = False
     optional: bool = False  # leave it out, with a message, while the stage has not finished
@@ -155,6 +157,7 @@ class DistilledSampler(Sampler):
         else:
             assert open_model is not None, "a directory needs open_model"
             self.network = open_model(self.model, self.stages)
+        self.trained_on = getattr(self.network, "trained_on", ())
         return super().bind(teacher, sampling)
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd2_lightning.errors import ArtifactError
+from dd2_lightning.errors import ArtifactError, first_line
 from dd2_lightning.files import sha256
 from dd2_lightning.hub.cards import Card, DD1Card
 
@@ -56,12 +56,6 @@ def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
             f"{flag}: {path} is not the published {name}: its SHA-256 differs; delete and fetch it again"
         )
     return path
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str | None = None) -> dict[str, Tensor]:

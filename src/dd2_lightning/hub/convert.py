@@ -89,7 +89,6 @@ def convert(
     load_release(release, teacher, tensors, sources)
     origin = {role: {"file": path.name, "sha256": sha256(path)} for role, (_, path) in files.items()}
     write_teacher(output, teacher, source={"release": card.name, "arch": Path(arch).name, **origin})
-    print(f"{card.name} {arch} -> {output}")
 
 
 def check_grid(card: Card, arch: str, transformer: str, grid: int | None) -> None:

@@ -57,4 +57,3 @@ def convert_dd1(
     config = {"family": family, "split": split, "second": second, "teacher": teacher_reference(origin, output)}
     source = {"release": f"DD1 of {card.name}", "file": path.name, "sha256": sha256(path), "weights": weights}
     write_artifact(output, "dd1", {**config, "source": source}, {"generator": state})
-    print(f"DD1 of {card.name}, {path.name} ({weights}) -> {output}")

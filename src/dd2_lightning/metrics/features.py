@@ -12,6 +12,7 @@ from dd2_lightning.errors import DD2Error
 from dd2_lightning.hub.checkpoint import read_checkpoint
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.metrics.digits import load_classifier
+from dd2_lightning.metrics.simple import UNTRAINED
 
 
 class FeatureNetwork(Protocol):
@@ -24,7 +25,7 @@ class FeatureNetwork(Protocol):
         """Accuracy on real images it was not trained on; None if it does not classify the teacher's classes."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] -> features (B, d)."""
+        """Images (B, channels, H, W) in [0, 1] -> features (B, d), with a gradient if it is to be trained on."""
 
     def logits(self, features: Tensor) -> Tensor | None:
         """Class logits (B, classes) from features; None if it does not classify."""
@@ -57,7 +58,17 @@ class InceptionFeatures(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Inception reads RGB images (B, 3, H, W), got {tuple(images.shape)}")
-        return self.network(to_bytes(images))[0]
+        if not images.requires_grad:
+            return self.network(to_bytes(images))[0]
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+        def with_gradient(first_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            """What the first layer reads of rounded pixels, with the gradient of those that are not."""
+            smooth = (resize(255 * images, tuple(inputs[0].shape[2:]), align_corners=False) - 128) / 128
+            return inputs[0] + (smooth - smooth.detach())
+
+        with next(self.network.children()).register_forward_pre_hook(with_gradient):
+            return self.network(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
         return features @ self.network.fc.weight.T
@@ -68,19 +79,27 @@ def feature_network(
     directory: str | Path = ".",
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> FeatureNetwork:
     """Open a feature network, frozen, in evaluation mode: ``digits``, ``inception`` (by its weights file), or a class.
 
-    The classifier of the digits is kept in the directory. A user's class is ``my_module.MyFeatures``, see
-    :class:`FeatureNetwork`.
+    Args:
+        name: ``digits``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`:
+            ``my_module.MyFeatures``.
+        directory: of the digit classifier's file.
+        inception: weights of Inception.
+        device: of the network.
+        seed: of the digit classifier.
     """
     network: FeatureNetwork
     if name == "digits":
-        network = load_classifier(directory)
+        network = load_classifier(directory, seed)
     elif name == "inception":
         if inception is None:
             raise ValueError("--features inception needs --inception: its weights file")
         network = InceptionFeatures(inception)
+    elif name in UNTRAINED:
+        network = UNTRAINED[name]()
     else:
         network = import_network(name)
     return network.to(device).requires_grad_(False).eval() if isinstance(network, nn.Module) else network
@@ -89,7 +108,9 @@ def feature_network(
 def import_network(name: str) -> FeatureNetwork:
     """A user's feature network, by where its class is imported from; a ValueError says what it lacks."""
     if "." not in name:
-        raise ValueError(f"unknown feature network '{name}'; there are: digits, inception, or your own: module.Class")
+        raise ValueError(
+            f"unknown feature network '{name}'; there are: digits, inception, pixels, random, or your own: module.Class"
+        )
     try:
         network = resolve_name(name)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.linalg import eigh, eigvalsh
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
+from dd2_lightning.errors import NonFiniteLossError
 from dd2_lightning.metrics.warning import SampleWarning
 
 
@@ -49,7 +50,7 @@ class FeatureGaussian(Metric):
     products: Tensor
 
     def __init__(self, width: int):
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.width = width
         self.add_state("count", torch.zeros((), dtype=torch.long), "sum")
         self.add_state("total", torch.zeros(width, dtype=torch.float64), "sum")
@@ -73,3 +74,93 @@ class FeatureGaussian(Metric):
             warnings.warn(f"{few} far too large; it falls as 1/samples towards its value", SampleWarning, stacklevel=2)
         mean = self.total / count
         return Gaussian(mean, (self.products - count * mean.outer(mean)) / (count - 1), count)
+
+
+def square_root(covariance: Tensor) -> Tensor:
+    """Symmetric square root of a covariance (d, d), in float64."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def differentiable_distance(mean: Tensor, covariance: Tensor, reference_mean: Tensor, root: Tensor) -> Tensor:
+    """Squared Fréchet distance (), differentiable in ``mean`` (d,) and ``covariance`` (d, d), all in float64.
+
+    Args:
+        mean: of the samples.
+        covariance: of the samples.
+        reference_mean: (d,).
+        root: square root of the reference's covariance, (d, d).
+    """
+    values = torch.linalg.eigvalsh(root @ covariance @ root)
+    # eigenvalues that are rounding, where a covariance is singular: their roots have no derivative
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    overlap = (kept * torch.where(kept, values, 1).sqrt()).sum()
+    return (mean - reference_mean).square().sum() + covariance.trace() + root.square().sum() - 2 * overlap
+
+
+class RunningFrechet(nn.Module):
+    r"""Fréchet distance of a generator's features to a reference, from running moments (arXiv:2604.28190).
+
+    .. math:: \mu = \beta \mu' + (1-\beta)\, \overline{f}, \qquad
+              \Sigma = \beta M' + (1-\beta)\, \overline{f f^\top} - \mu \mu^\top
+
+    The gradient is that of the last batch of features f; the running moments μ', M' are constants. They, the reference
+    and the number of samples behind them are buffers in float64, so that a run that resumes has all of them.
+
+    Args:
+        width: d, of the features.
+        decay: β.
+    """
+
+    count: Tensor
+    mean: Tensor
+    products: Tensor
+    reference_mean: Tensor
+    reference_root: Tensor
+
+    def __init__(self, width: int, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        for name, shape in {"mean": (width,), "products": (width, width)}.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        for name, shape in {"reference_mean": (width,), "reference_root": (width, width)}.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    @torch.no_grad()
+    def start(self, generated: Gaussian, reference: Gaussian) -> None:
+        """Fill the moments from a fit to the generator's features, and set the reference."""
+        self.count.fill_(generated.count)
+        self.mean.copy_(generated.mean)
+        covariance = generated.covariance * (generated.count - 1) / generated.count
+        self.products.copy_(covariance + generated.mean.outer(generated.mean))
+        self.reference_mean.copy_(reference.mean)
+        self.reference_root.copy_(square_root(reference.covariance))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Distance () after a batch of features (B, d), which :meth:`update` takes in.
+
+        Raises:
+            NonFiniteLossError: for features or moments that are not finite.
+        """
+        f = features.double()
+        batch = f.mean(0), f.T @ f / len(f)
+        mean, products = (
+            self.decay * running + (1 - self.decay) * new
+            for running, new in zip((self.mean, self.products), batch, strict=True)
+        )
+        self.batches.append((batch[0].detach(), batch[1].detach()))
+        try:
+            covariance = products - mean.outer(mean)
+            return differentiable_distance(mean, covariance, self.reference_mean, self.reference_root)
+        except torch.linalg.LinAlgError as error:
+            reason = " ".join(str(error).split())
+            raise NonFiniteLossError(f"the moments of the generator's features have no distance: {reason}") from error
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the batches since the last call into the running moments, as one batch."""
+        for running, batches in zip((self.mean, self.products), zip(*self.batches, strict=True), strict=True):
+            running.lerp_(torch.stack(batches).mean(0), 1 - self.decay)
+        self.batches.clear()

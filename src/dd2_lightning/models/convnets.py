@@ -6,14 +6,15 @@ The layers are VQGAN's as VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525)
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 32
+GROUP = 4
+"""Channels a group of the normalisation where 32 groups, as published, do not go: ``ch`` is a multiple of it."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, eps 1e-6; a ``ValueError`` if 32 does not divide ``channels``."""
-    if channels % GROUPS:
-        raise ValueError(f"ch: the group norms need a multiple of {GROUPS} channels, got {channels}")
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+    """GroupNorm with 32 groups, or groups of 4 channels where 32 does not divide ``channels``; eps 1e-6."""
+    if channels % GROUP:
+        raise ValueError(f"ch: the group norms need a multiple of {GROUP} channels, got {channels}")
+    return nn.GroupNorm(channels // GROUP if channels % 32 else 32, channels, eps=1e-6)
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

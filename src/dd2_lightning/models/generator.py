@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,32 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Generator(nn.Module, ABC):
-    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
+    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens.
+
+    Attributes:
+        trained_on: identities of the feature networks whose features its training brought near to a reference.
+    """
+
+    trained_on: tuple[str, ...] = ()
 
     def __init__(self, student: Student | DD1Student, tokenizer: Tokenizer):
         super().__init__()
         self.student, self.tokenizer = student, tokenizer
         self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
+
+    directory: Path | None = None
+    """The directory that it was loaded from."""
+
+    def push_to_hub(self, repo: str, **options: Any) -> None:
+        """Publish it as ``user/name``; ``options`` are those of :func:`dd2_lightning.push_to_hub`.
+
+        A ``ValueError`` refuses a generator that was not loaded from a directory.
+        """
+        import dd2_lightning
+
+        if self.directory is None:
+            raise ValueError("this generator comes from no directory; load it with load_generator, then push it")
+        dd2_lightning.push_to_hub(self.directory, repo, **options)
 
     def starting_noise(self, labels: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """The noise given, or drawn if None: (B, n, C). Other shapes, and labels of no class, are a ``ValueError``."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, get_args
 
 from torch import nn
 
-from dd2_lightning.models.convnets import GROUPS
+from dd2_lightning.models.convnets import GROUP
 
 
 def is_positive(value: Any, *types: type) -> bool:
@@ -82,7 +82,7 @@ class ImageModelSizes(Sizes):
     width: int  # of the transformer
     depth: int  # its blocks
     heads: int  # attention heads
-    ch: int  # base width of the tokenizer's encoder and decoder, a multiple of 32
+    ch: int  # base width of the tokenizer's encoder and decoder, a multiple of 4
     num_res_blocks: int  # residual blocks a level of the encoder; the decoder has one more
     image_channels: int = 3  # channels of an image
     # False leaves out the tokenizer's encoder and decoder: the teacher can be distilled, not decode images
@@ -91,8 +91,8 @@ class ImageModelSizes(Sizes):
     def __post_init__(self):
         super().__post_init__()
         self.check_multiple("width", "heads")
-        if self.ch % GROUPS:
-            raise ValueError(f"'ch' must be a multiple of the {GROUPS} groups of GroupNorm, got {self.ch}")
+        if self.ch % GROUP:
+            raise ValueError(f"'ch' must be a multiple of {GROUP}, the channels of a group of GroupNorm, got {self.ch}")
 
 
 def count_parameters(*modules: nn.Module) -> int:

@@ -5,6 +5,7 @@ from dd2_lightning.stages.align import PerformanceAlign
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.csd import CSDDistill
 from dd2_lightning.stages.dd1 import DD1Distill
+from dd2_lightning.stages.frechet import FrechetAlign
 from dd2_lightning.stages.init import ARDiffusionInit
 from dd2_lightning.stages.teacher import TeacherTraining
 
@@ -13,6 +14,7 @@ __all__ = [
     "CSDDistill",
     "ContinuousInput",
     "DD1Distill",
+    "FrechetAlign",
     "PerformanceAlign",
     "Stage",
     "TeacherTraining",

@@ -140,6 +140,9 @@ class ContinuousInput(DistillationStage):
     def draw_images(self, batch: Batch) -> Tensor | None:
         return sample_images(self.ema, batch, self.sampling) if self.teacher.tokenizer.has_images else None
 
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        return sample_images(self.teacher, batch, self.sampling) if self.teacher.tokenizer.has_images else None
+
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         if self.ratio is not None and self.ratio > 1 + TOLERANCE:
             warnings.warn(

@@ -24,7 +24,7 @@ class PerformanceAlign(CSDDistill):
     """
 
     name = "align"
-    starts_from = "csd"
+    starts_from = ("csd",)
 
     def __init__(
         self, align_guidance_updates: int = 8000, guidance_updates: int = 2, head_time: float | None = None, **kwargs

@@ -18,11 +18,12 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.errors import ArtifactError, NonFiniteLossError
 from dd2_lightning.layout import Layout
 from dd2_lightning.lightning_internals import uncounted
+from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.stages.execution import Execution, shard
 from dd2_lightning.stages.settings import check_settings, jsonable
 from dd2_lightning.stages.updates import Losses, Update, watched_means
 
-FROZEN = "teacher."  # prefix of the state-dict keys that checkpoints leave out
+FROZEN = ("teacher.", "feature_networks.")  # prefixes of the state-dict keys that checkpoints leave out
 
 
 class Stage(pl.LightningModule):
@@ -77,6 +78,10 @@ class Stage(pl.LightningModule):
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         """Draw images (b, channels, H, W) for a batch's labels and random numbers; None where there are none yet."""
+        return None
+
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        """Images as :meth:`draw_images` makes them, by the teacher that is distilled; None if there is none."""
         return None
 
     @abstractmethod
@@ -185,6 +190,7 @@ class Stage(pl.LightningModule):
         if not self.trainer.is_global_zero:
             return
         run = {"iterations": self.trainer.global_step, "settings": dict(self.hparams), "version": __version__}
+        run |= {"commit": commit(), "hardware": hardware(self.device)}
         write_artifact(directory, self.artifact_kind or self.name, {**config, **run}, states)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -192,7 +198,7 @@ class Stage(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another stage; put the frozen teacher back so that loading stays strict."""
+        """Refuse the checkpoint of another stage; put frozen networks back so that loading stays strict."""
         found = checkpoint.get("stage")
         if found != self.name:
             raise ArtifactError(

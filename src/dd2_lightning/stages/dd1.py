@@ -13,6 +13,7 @@ from dd2_lightning.metrics.perceptual import lpips_distance
 from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
+from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.generator import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
@@ -127,8 +128,11 @@ class DD1Distill(GeneratorStage):
             for name, value in (("cross_entropy", jump.cross_entropy), ("accuracy", jump.hit)):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)
-        sampling = self.trainer.datamodule.sampling  # type: ignore[attr-defined]
-        self.log_likelihood(batch, self.draw(batch.required("noise"), batch.labels), sampling)
+        self.log_likelihood(batch, self.draw(batch.required("noise"), batch.labels), self.image_sampling)
+
+    @property
+    def image_sampling(self) -> Sampling:
+        return self.trainer.datamodule.sampling  # type: ignore[attr-defined]
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         config = {**self.provenance(), "split": self.split, "second": self.second}

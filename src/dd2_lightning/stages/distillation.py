@@ -15,6 +15,7 @@ from dd2_lightning.files import sha256
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.sequences import complete, complete_cache, describe_cache
@@ -25,7 +26,7 @@ class DistillationStage(Stage):
 
     teacher: CodebookTeacher  # loaded in ``configure_model`` from ``teacher_path``
     init_from: str
-    starts_from: ClassVar[str | None] = None  # the stage whose directory ``init_from`` names; None has no such setting
+    starts_from: ClassVar[tuple[str, ...]] = ()  # stages whose directory ``init_from`` may name
     learns_from_pairs: ClassVar[bool] = False  # whether it reads ``Batch.noise``
     teacher_sampling: Sampling
     draws: int
@@ -48,13 +49,13 @@ class DistillationStage(Stage):
         if hasattr(self, "teacher"):
             return
         self.teacher = load_teacher(self.teacher_path)
-        self.teacher_sha256 = sha256(Path(self.teacher_path) / "teacher.safetensors")
-        if self.starts_from is None:
-            self.build({})
-        else:
-            source = self.open_init(self.starts_from)
+        self.teacher_sha256 = sha256(self.open_teacher().file("teacher"))
+        if self.starts_from:
+            source = self.open_init()
             self.build(source.config)
             self.load(source)
+        else:
+            self.build({})
         self.prepare_networks()
 
     def build(self, source: dict[str, Any]) -> None:
@@ -67,9 +68,9 @@ class DistillationStage(Stage):
     def load(self, source: Artifact) -> None:
         """Fill the networks from the directory that ``init_from`` names."""
 
-    def open_init(self, stage: str) -> Artifact:
+    def open_init(self) -> Artifact:
         """The artifact that ``init_from`` names; refuses one of another stage, family or teacher."""
-        artifact = Artifact.open(self.init_from, (stage,), "model.init_from")
+        artifact = Artifact.open(self.init_from, self.starts_from, "model.init_from")
         check_family(artifact, self.teacher)
         check_hash(self.open_teacher(), artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
@@ -104,6 +105,22 @@ class DistillationStage(Stage):
         """The teacher's flow at tokens (b, n, C), with ``teacher_sampling``; a constant."""
         with torch.no_grad():
             return self.teacher.flow(q, labels, self.teacher_sampling)
+
+    def image_noise(self, batch: Batch) -> Tensor:
+        """The noise of a batch's images, (b, n, C)."""
+        return batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))
+
+    def draw_teacher_images(self, batch: Batch) -> Tensor | None:
+        """What the teacher's flow makes of the noise of :meth:`draw_images` (DD1's map)."""
+        if not self.teacher.tokenizer.has_images:
+            return None
+        codes = noise_to_codes(self.teacher.walk(batch.labels, self.image_sampling), self.image_noise(batch))
+        return self.teacher.decode(codes)
+
+    @property
+    def image_sampling(self) -> Sampling:
+        """Guidance and truncation of the teacher whose images are the target."""
+        return self.teacher_sampling
 
     def noised(self, batch: Batch, q: Tensor, t_min: float, *key: int | str) -> Noised:
         """Noise every token of (b, n, C) ``draws`` times, at flow times on [t_min, 1].

@@ -29,5 +29,4 @@ class GeneratorStage(DistillationStage):
     def draw_images(self, batch: Batch) -> Tensor | None:
         if not self.teacher.tokenizer.has_images:
             return None
-        noise = batch.randn("pictures", "noise", shape=(self.layout.length, self.teacher.token_dim))
-        return self.teacher.decode(self.draw(noise, batch.labels))
+        return self.teacher.decode(self.draw(self.image_noise(batch), batch.labels))

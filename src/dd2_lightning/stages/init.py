@@ -9,6 +9,7 @@ from dd2_lightning.data.batch import Batch
 from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.losses import fcs_loss, gts_loss
 from dd2_lightning.models.student import build_student
+from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.schedule import OptimizerSettings
@@ -92,6 +93,12 @@ class ARDiffusionInit(DistillationStage):
         error = self.losses(batch, "gts", "validation")
         self.log("val/gts", error.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.per_position["val_gts"] = error.mean(0)
+
+    def draw_images(self, batch: Batch) -> Tensor | None:
+        if not self.teacher.tokenizer.has_images:
+            return None
+        tokens = integrate_walk(self.student.walk(batch.labels), self.image_noise(batch), steps=10)
+        return self.teacher.decode(tokens)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         return {**self.provenance(), "head": self.head_config}, {"student": self.student}

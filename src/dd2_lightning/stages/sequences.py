@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd2_lightning.artifacts import Artifact
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import DD2Error
@@ -39,7 +40,7 @@ def describe_cache(
     pairs = {"solver": SOLVER, "steps": pair_steps, "noise": [teacher.layout.length, teacher.token_dim]}
     return {
         "format": FORMAT,
-        "teacher_sha256": sha256(Path(teacher_path) / "teacher.safetensors"),
+        "teacher_sha256": sha256(Artifact.open(teacher_path, ("teacher",), "teacher").file("teacher")),
         "sampling": json.loads(json.dumps(asdict(teacher.resolve_sampling(sampling)))),
         "num": num,
         "seed": seed,

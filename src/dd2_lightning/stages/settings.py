@@ -6,10 +6,14 @@ from dd2_lightning.errors import check_range
 from dd2_lightning.stages.schedule import OptimizerSettings
 
 RANGES = {
-    "[1, inf)": ("accumulate", "draws", "guidance_updates", "head_depth", "head_width"),
+    "[1, inf)": (
+        *("accumulate", "draws", "guidance_updates", "head_depth", "head_width"),
+        *("moment_batch", "moment_samples"),
+    ),
     "[0, inf)": (
         "align_guidance_updates",
         "commitment_weight",
+        "csd_weight",
         "distance_weight",
         "head_iterations",
         "head_octaves",
@@ -22,7 +26,7 @@ RANGES = {
     "(0, inf)": ("codebook_rms",),
     "(-inf, inf)": ("alpha", "t_logit_mean"),
     "[0, 1]": ("input_swaps", "label_dropout"),
-    "[0, 1)": ("ema_limit",),
+    "[0, 1)": ("ema_limit", "moment_decay"),
     "(0, 1]": ("head_time",),
     "(0, 1)": ("t_min", "t_min_generator", "t_min_guidance"),
 }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.families.registry import AnySampling, teacher_from_config
+from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.tokenizer import VQTokenizer
@@ -55,6 +55,19 @@ def sample_images(model: CodebookTeacher, batch: Batch, sampling: Sampling) -> T
     return model.decode(model.sample(batch.labels, sampling, uniforms=uniforms))
 
 
+def check_images(model: CodebookTeacher, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a teacher of other images than those of the data."""
+    if model.num_classes != num_classes:
+        raise ValueError(f"model.architecture.num_classes is {model.num_classes}, that of the data {num_classes}")
+    expected = getattr(model.tokenizer, "image_shape", image_shape)
+    if tuple(expected) != tuple(image_shape):
+        ours, theirs = ("x".join(map(str, shape)) for shape in (expected, image_shape))
+        raise ValueError(
+            f"model.architecture is for images {ours} (channels, height, width), the data has {theirs}: the side is "
+            f"that of the largest map of tokens times 2 for every level of ch_mult after the first"
+        )
+
+
 class TeacherTraining(Stage):
     """Train a teacher of any family on labelled images.
 
@@ -77,6 +90,8 @@ class TeacherTraining(Stage):
         sampling: for the sample grid.
         accumulate: micro-batches an update of the transformer is split into; those of the tokenizer, which counts
             its dead codes in all of a batch, are not.
+        images: ``num_classes`` and ``image_shape`` of the data. They give a published family's architecture its
+            ``num_classes`` and ``image_channels``, unless it has them. The command line takes them from the data.
     """
 
     name = "teacher"
@@ -97,9 +112,13 @@ class TeacherTraining(Stage):
         ema_limit: float = 0.99,
         sampling: AnySampling = Sampling(),
         accumulate: int = 1,
+        images: dict[str, Any] | None = None,
     ):
         super().__init__(accumulate)
-        self.family, self.architecture = family, architecture
+        if images and family in FAMILIES:
+            found = {"num_classes": images["num_classes"], "image_channels": images["image_shape"][0]}
+            architecture = {**found, **architecture}
+        self.family, self.architecture, self.images = family, architecture, images
         self.tokenizer_iterations = tokenizer_iterations
         self.reconstruction_weight, self.commitment_weight = reconstruction_weight, commitment_weight
         self.codebook_rms = codebook_rms
@@ -108,6 +127,8 @@ class TeacherTraining(Stage):
         self.ema_limit, self.sampling = ema_limit, sampling
         self.save_settings(TeacherTraining)
         self.model = require_codebook(teacher_from_config(family, architecture))
+        if images:
+            check_images(self.model, **images)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
     @property

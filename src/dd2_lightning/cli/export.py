@@ -1,0 +1,43 @@
+"""``dd2 export``: a directory that needs no other."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dd2_lightning.hub.export import Contents
+
+
+def export(
+    run: str,
+    /,
+    output: str,
+    guidance: bool = False,
+    raw: bool = False,
+    report: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Write a run as a directory that samples and decodes without its teacher, to be copied or published.
+
+    It holds the network, the tokenizer, config.json with checksums of all files, and a model card. Commands and
+    dd2.load_generator take it like any other directory.
+
+    Args:
+        run: directory of a finished stage, or user/name of a model on the Hub.
+        output: directory to write.
+        guidance: add the guidance network, from which stage 3 can continue.
+        raw: add the generator's weights without averaging.
+        report: directory of an evaluation for the model card; by default RUN/report or the one beside RUN, if it
+            measured this model.
+        license: of the model, like mit or cc-by-nc-4.0; by default that of the published weights behind it.
+    """
+    from dd2_lightning.cli.finish import finish
+    from dd2_lightning.hub.export import export
+
+    contents = export(run, output, guidance=guidance, raw=raw, report=report, license=license)
+    finish("export", f"{len(contents)} files, {size(contents)} -> {output}", output=output)
+
+
+def size(contents: "Contents") -> str:
+    """The size of files, as people say it."""
+    total = sum(item.stat().st_size if isinstance(item, Path) else len(item) for item in contents.values())
+    return f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:,.1f} kB"

@@ -1,0 +1,239 @@
+"""Stage 4: train a one-step generator on the Fréchet distance of its images' features (FD-loss, arXiv:2604.28190)."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from dd2_lightning.artifacts import Artifact
+from dd2_lightning.data import PrefixData
+from dd2_lightning.data.batch import Batch
+from dd2_lightning.errors import ArtifactError, DD2Error
+from dd2_lightning.losses import position_weight
+from dd2_lightning.metrics.features import identity
+from dd2_lightning.metrics.frechet import Gaussian, RunningFrechet
+from dd2_lightning.metrics.references import open_reference
+from dd2_lightning.metrics.simple import PixelFeatures
+from dd2_lightning.noise import SampleNoise
+from dd2_lightning.progress import tracked
+from dd2_lightning.stages.align import PerformanceAlign
+from dd2_lightning.stages.features import (
+    FeatureSettings,
+    check_features,
+    check_fit,
+    features_for_training,
+    fit_features,
+    open_networks,
+)
+from dd2_lightning.stages.updates import EMA, Losses, Update
+
+FLOOR = 0.01
+"""Added to a distance where its gradient is divided by it."""
+
+
+class FrechetAlign(PerformanceAlign):
+    r"""Lower the Fréchet distance between a generator's images and a reference, in the features of any networks.
+
+    .. math:: L = \sum_f w_f \frac{d_f}{\mathrm{stop}(d_f) + 0.01} + \lambda\, L_{CSD}
+
+    The distance d is that of running moments, see :class:`~dd2_lightning.metrics.frechet.RunningFrechet`; those of the
+    generator are filled before the first step. Tokens are decoded as the generator makes them, continuous and not
+    snapped to their codes, as in one-step sampling: so the decoder hands on the gradient. A reference of *real* images
+    is not bounded by the teacher. What was trained on is no measure any more: the artifact names its feature networks,
+    and evaluation leaves them out.
+
+    Without λ there is no guidance network, and an iteration is one generator update. With accumulation, each
+    micro-batch meets the running moments of the iteration before, and their mean is taken into them.
+
+    Args:
+        features: the feature networks and their references.
+        moment_samples: images that the generator's moments, and a teacher's reference, are filled with.
+        moment_batch: images at a time while they are.
+        moment_decay: β, the part of the running moments that an iteration leaves.
+        csd_weight: λ; above 0 guidance updates and L_CSD go on as in stage 2.
+        kwargs: as for :class:`PerformanceAlign`; ``init_from`` is the directory of a finished csd or align stage.
+
+    Raises:
+        ValueError: as :class:`PerformanceAlign`, without ``features``, and for one that is listed twice.
+    """
+
+    name = "frechet"
+    starts_from = ("csd", "align")
+
+    def __init__(
+        self,
+        features: list[FeatureSettings],
+        moment_samples: int = 50_000,
+        moment_batch: int = 500,
+        moment_decay: float = 0.999,
+        csd_weight: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(align_guidance_updates=0, **kwargs)
+        check_features(features)
+        if self.adversarial and not csd_weight:
+            raise ValueError("model.adversarial needs the guidance network: set model.csd_weight above 0")
+        self.features, self.csd_weight = features, csd_weight
+        self.moment_samples, self.moment_batch, self.moment_decay = moment_samples, moment_batch, moment_decay
+        self.save_settings(FrechetAlign)
+
+    def build(self, source: dict[str, Any]) -> None:
+        super().build(source)
+        self.teacher.tokenizer.check_pixels()
+        if not self.csd_weight:
+            del self.guidance
+        self.use_networks([PixelFeatures() for _ in self.features])  # for dd2 plan, which opens no files
+
+    def use_networks(self, networks: list[nn.Module]) -> None:
+        """Measure with these feature networks, from empty moments on."""
+        self.feature_networks = nn.ModuleList(networks)
+        self.distances = nn.ModuleList(RunningFrechet(network.width, self.moment_decay) for network in networks)
+
+    def load(self, source: Artifact) -> None:
+        source.load_into(self.generator, "generator")  # the EMA
+        if self.csd_weight:
+            source.load_into(self.guidance, "guidance")
+        self.ema.load_state_dict(self.generator.state_dict())
+        self.use_networks(open_networks(self.features, self.trainer.default_root_dir))
+
+    def trained_networks(self) -> list[nn.Module]:
+        return super().trained_networks() if self.csd_weight else list(self.generator.children())
+
+    def updates(self) -> list[Update]:
+        if self.csd_weight:
+            return super().updates()
+        ema = EMA(self.ema, self.generator, self.ema_limit)
+        return [Update("generator", self.generator, self.generator_loss, self.generator_optimizer, ema=ema)]
+
+    def generator_loss(self, batch: Batch, k: int) -> Losses:
+        """Sum of the distances, each divided by itself, and weighted L_CSD at the same samples."""
+        q = self.generate(self.generator, batch, "generator")
+        images = self.teacher.decode(q)
+        loss, watch = q.new_zeros(1, 1), dict[str, Tensor]()
+        for entry, network, measure in zip(self.features, self.feature_networks, self.distances, strict=True):
+            # every process has the features of all, with their gradients
+            features = self.all_gather(features_for_training(network, images), sync_grads=True).flatten(0, -2)
+            watch[f"frechet_{entry.network}{entry.seed or ''}"] = distance = measure(features)
+            loss = loss + (entry.weight * distance / (distance.detach() + FLOOR)).float()
+        if self.csd_weight:
+            csd = self.csd_loss(batch, q, "generator")
+            weight = position_weight(self.layout, *self.position_weights, device=q.device)
+            loss, watch["score_gap"] = loss + self.csd_weight * weight * csd.loss, csd.gap
+        return Losses(loss, watch, progress=tuple(watch))
+
+    def perform(self, update: Update, optimizer: LightningOptimizer, batch: Batch, k: int) -> None:
+        super().perform(update, optimizer, batch, k)
+        if update.name == "generator":
+            for distance in self.distances:
+                distance.update()
+
+    def on_train_start(self) -> None:
+        """Fill the moments, unless they came with a checkpoint."""
+        super().on_train_start()
+        self.feature_networks.eval()
+        if not all(distance.count for distance in self.distances):
+            for distance, *gaussians in zip(self.distances, self.fit_generator(), self.references(), strict=True):
+                distance.start(*gaussians)
+
+    def fit_generator(self) -> list[Gaussian]:
+        """Fits to the features of the generator's images, by feature network."""
+
+        def draw(labels: Tensor, noise: SampleNoise) -> Tensor:
+            eps = noise.randn("moments", self.layout.length, self.teacher.token_dim)
+            return self.generator.generate(eps, labels, self.head_time)
+
+        return self.fit(list(self.feature_networks), self.sampled(draw, "generator"), "generator")
+
+    def references(self) -> list[Gaussian]:
+        """What the generator's features are compared with, by feature network."""
+        sources = {"teacher": self.teacher_images, "real": self.real_images}
+        networks = dict(zip(self.features, self.feature_networks, strict=True))
+        found = {}
+        for name, images in sources.items():
+            chosen = {entry: network for entry, network in networks.items() if entry.reference == name}
+            if chosen:
+                found |= zip(chosen, self.fit(list(chosen.values()), images(), name), strict=True)
+        for entry in networks.keys() - found.keys():
+            reference = open_reference(entry.reference)
+            found[entry], _ = reference.measured(networks[entry], 1, self.moment_batch, self.device)
+            check_fit(found[entry].count, networks[entry], entry.reference)
+        return [found[entry] for entry in networks]
+
+    def fit(self, networks: list[nn.Module], batches: Iterator[Tensor], name: str) -> list[Gaussian]:
+        """Fits to the features of images, this process's share of which is given."""
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        with self.trainer.precision_plugin.train_step_context():
+            return fit_features(networks, batches, reduce, name)
+
+    def shares(self, total: int, name: str) -> Iterator[slice]:
+        """Batches of ``total`` images that fall to this process."""
+        size, world = self.moment_batch, self.trainer.world_size
+        starts = range(size * self.trainer.global_rank, total, size * world)
+        batches = (slice(start, min(start + size, total)) for start in starts)
+        return (
+            tracked(batches, f"moments: {name}", total, size=size * world) if self.trainer.is_global_zero else batches
+        )
+
+    @torch.no_grad()
+    def sampled(self, draw: Callable[[Tensor, SampleNoise], Tensor], name: str) -> Iterator[Tensor]:
+        """Images of ``draw(labels, noise) -> tokens``; sample i has class i mod classes."""
+        for rows in self.shares(self.moment_samples, name):
+            noise = SampleNoise(self.data.seed, rows.start, rows.stop - rows.start, self.device)
+            labels = torch.arange(rows.start, rows.stop, device=self.device) % self.num_classes
+            yield self.teacher.decode(draw(labels, noise))
+
+    def teacher_images(self) -> Iterator[Tensor]:
+        """A sample of the teacher."""
+
+        def draw(labels: Tensor, noise: SampleNoise) -> Tensor:
+            uniforms = noise.rand("moments of the teacher", self.layout.length)
+            return self.teacher.sample(labels, self.data.sampling, uniforms=uniforms)
+
+        return self.sampled(draw, "teacher")
+
+    def real_images(self) -> Iterator[Tensor]:
+        """The real images that the data module has to learn from."""
+        if self.data.real is None:
+            raise DD2Error("model.features: reference real needs data.real, as in {class_path: DigitsData}")
+        images = self.data.real.train
+        for rows in self.shares(images.size, "real images"):
+            yield images.pixels(rows).to(self.device)
+
+    @property
+    def data(self) -> PrefixData:
+        """The data module of the run."""
+        return cast(PrefixData, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def identities(self) -> list[str]:
+        """Which feature networks it trains on: class and hash of the weights."""
+        return [identity(network) for network in self.feature_networks]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if self.csd_weight:
+            super().validation_step(batch, batch_idx)
+        else:
+            self.log_likelihood(batch, self.generate(self.ema, batch, "validation"), self.teacher_sampling)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["features"] = self.identities
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the moments of other feature networks with an ``ArtifactError``."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["features"] != self.identities:
+            raise ArtifactError(
+                f"the checkpoint has moments of {', '.join(checkpoint['features'])}; model.features are now "
+                f"{', '.join(self.identities)}: resume with the same, or start again in another directory"
+            )
+
+    def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+        config = {**self.provenance(), "head": self.head_config, "head_time": self.head_time}
+        networks = {"generator": self.ema, "generator_raw": self.generator}
+        if self.csd_weight:
+            networks["guidance"] = self.guidance
+        return {**config, "features": self.identities}, networks

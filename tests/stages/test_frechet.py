@@ -1,0 +1,173 @@
+"""Stage 4: the Fréchet distance of features as a loss."""
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dd2_lightning.artifacts import load_generator
+from dd2_lightning.data import DigitsData
+from dd2_lightning.data.images import ImageSet
+from dd2_lightning.metrics.features import identity
+from dd2_lightning.metrics.frechet import FeatureGaussian, frechet_distance
+from dd2_lightning.metrics.references import write_statistics
+from dd2_lightning.metrics.simple import PixelFeatures, RandomFeatures
+from dd2_lightning.noise import SampleNoise
+from dd2_lightning.stages import FrechetAlign
+from equivalence import deviation, weights_of
+from evidence import left_behind, unequal
+from faults import die_at
+from processes import forked
+from runs import fit, stage_config
+
+
+@pytest.fixture(scope="module")
+def run(var_run):
+    """A finished run of six iterations."""
+    fit(config_of(var_run, var_run / "frechet"), var_run)
+    return var_run
+
+
+def config_of(root, output, **model):
+    config = stage_config(root, "frechet", **model)
+    config["trainer"]["default_root_dir"] = str(output)
+    return config
+
+
+def gaussian_of(images, network):
+    fit = FeatureGaussian(network.width)
+    fit.update(network.features(images))
+    return fit.compute()
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Run a config up to its first step: the stage, with its moments filled."""
+
+    def start(config, root):
+        seen = []
+
+        def stop(self, batch, index):
+            seen.append(self)
+            raise Stopped
+
+        monkeypatch.setattr(FrechetAlign, "training_step", stop)
+        with pytest.raises(Stopped):
+            fit(config, root)
+        return seen[0]
+
+    return start
+
+
+def test_moments_are_those_of_the_generator_and_the_teacher(run, tmp_path, started):
+    stage = started(config_of(run, tmp_path), tmp_path)
+    labels, noise = torch.arange(80) % 3, SampleNoise(0, 0, 80)
+    teacher, n, C = stage.teacher, stage.layout.length, stage.teacher.token_dim
+    with torch.no_grad():
+        tokens = stage.generator.generate(noise.randn("moments", n, C), labels, stage.head_time)
+    indices = teacher.sample(labels, stage.data.sampling, uniforms=noise.rand("moments of the teacher", n))
+    for network, distance in zip((RandomFeatures(), PixelFeatures()), stage.distances, strict=True):
+        f = network.features(teacher.decode(tokens)).double()
+        assert torch.allclose(distance.mean, f.mean(0), atol=1e-6)
+        assert torch.allclose(distance.products, f.T @ f / 80, atol=1e-5)
+        reference = gaussian_of(teacher.decode(indices), network)
+        assert torch.allclose(distance.reference_mean, reference.mean, atol=1e-6)
+        assert torch.allclose(distance.reference_root @ distance.reference_root, reference.covariance, atol=1e-5)
+        assert distance.count == 80
+
+
+def test_real_images_are_a_reference(run, tmp_path, started, monkeypatch):
+    """All training images of the image data, and no other."""
+    images = torch.rand(90, 1, 3, 3)
+    sets = ImageSet(images[:70], torch.arange(70) % 3), ImageSet(images[70:], torch.arange(20) % 3)
+    monkeypatch.setattr(DigitsData, "load", lambda self: sets)
+    config = config_of(run, tmp_path, features=[{"network": "random", "reference": "real"}])
+    config["data"]["init_args"]["real"] = {"class_path": "DigitsData"}
+    (distance,) = started(config, tmp_path).distances
+    assert torch.allclose(distance.reference_mean, gaussian_of(images[:70], RandomFeatures()).mean, atol=1e-6)
+
+
+def test_a_file_of_statistics_is_a_reference(run, tmp_path, started):
+    gaussian, path = gaussian_of(torch.rand(70, 1, 3, 3), RandomFeatures()), tmp_path / "s.safetensors"
+    write_statistics(path, gaussian, RandomFeatures())
+    config = config_of(run, tmp_path / "run", features=[{"network": "random", "reference": str(path)}])
+    (distance,) = started(config, tmp_path).distances
+    assert torch.allclose(distance.reference_mean, gaussian.mean)
+
+
+def test_the_distance_falls(run, tmp_path):
+    """That of the artifact's images, of noise that was not trained on, to a large sample of the teacher."""
+    config = config_of(run, tmp_path, features=[{"network": "random"}], moment_decay=0.8, moment_samples=200)
+    config["model"]["init_args"]["generator_optimizer"] = {"lr": 3e-3, "betas": [0.9, 0.95]}
+    config["data"]["init_args"]["batch_size"] = 32
+    config["trainer"] |= {"max_steps": 25, "val_check_interval": 25}
+    fit(config, tmp_path)
+    network, labels, noise = RandomFeatures(), torch.arange(600) % 3, SampleNoise(1, 0, 600)
+    before, after = (load_generator(path) for path in (run / "csd", tmp_path))
+    teacher = before.tokenizer
+    indices = load_teacher_of(run).sample(labels, uniforms=noise.rand("teacher", before.layout.length))
+    reference = gaussian_of(teacher.decode(teacher.codebook[indices]), network)
+    eps = noise.randn("generator", before.layout.length, before.token_dim)
+    first, last = (
+        frechet_distance(gaussian_of(g.decode(g.sample(labels, eps)), network), reference) for g in (before, after)
+    )
+    assert last < 0.5 * first
+
+
+def load_teacher_of(root):
+    from dd2_lightning.artifacts import load_teacher
+
+    return load_teacher(root / "teacher")
+
+
+def test_the_artifact_is_a_generator_and_names_its_features(run):
+    config = json.loads((run / "frechet/config.json").read_text())
+    assert config["stage"] == "frechet" and config["head_time"] == 0.4
+    assert config["features"] == [identity(RandomFeatures()), identity(PixelFeatures())]
+    assert not (run / "frechet/guidance.safetensors").exists()
+    assert load_generator(run / "frechet").sample(torch.tensor([0, 1])).shape == (2, 14, 4)
+    raw, ema = (load_file(run / f"frechet/{name}.safetensors") for name in ("generator_raw", "generator"))
+    assert any(not torch.equal(raw[key], ema[key]) for key in raw)
+
+
+def test_csd_goes_on_beside_it(run, tmp_path):
+    fit(config_of(run, tmp_path, csd_weight=0.1), tmp_path)
+    before, after = (load_file(path / "guidance.safetensors") for path in (run / "csd", tmp_path))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_killed_run_resumes_bit_for_bit(run, tmp_path):
+    parts = run / "frechet parts"
+    config = config_of(run, parts)
+
+    def killed():
+        die_at(3, signal.SIGKILL)
+        fit(config, tmp_path)
+
+    assert forked(killed, tmp_path / "log")[0] == -9
+    names = {key.split(".")[0] for key in torch.load(parts / "checkpoints/last.ckpt", weights_only=True)["state_dict"]}
+    assert names == {"generator", "ema", "distances"}
+    fit(config, tmp_path, "--ckpt_path", "auto")
+    assert unequal(left_behind(run / "frechet"), left_behind(parts)) == []
+
+
+@pytest.mark.parametrize(("iterations", "tolerance"), [(1, 1e-6), (20, 1e-5)])
+def test_two_processes_equal_one(run, tmp_path, iterations, tolerance):
+    (alone,) = weights_of(run, "frechet", tmp_path / "one", 1, iterations=iterations)
+    first, second = weights_of(run, "frechet", tmp_path / "two", 2, iterations=iterations, accumulate=1)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert deviation(alone, first) < tolerance
+    assert deviation(alone, load_start(run, alone)) > 1e-4
+
+
+def load_start(root, like):
+    start = load_file(root / "csd/generator.safetensors")
+    return {
+        key: start[key.removeprefix("generator.")] if key.startswith("generator.") else v for key, v in like.items()
+    }
