@@ -22,7 +22,7 @@ import torch
 from dd2_lightning.data.decoding import CODECS, BrokenImageError, check_codecs, decode
 from dd2_lightning.data.images import ImageSet
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.files import DirectoryLock, write_atomically
+from dd2_lightning.files import directory_lock, write_atomically
 from dd2_lightning.noise import stream
 from dd2_lightning.progress import tracked
 
@@ -132,7 +132,7 @@ class ImageFolder:
         """
         if self.progress()[0] == len(self.files):
             return
-        with DirectoryLock(self.cache):
+        with directory_lock(self.cache):
             done, broken = self.progress()
             if not done:
                 manifest = {**self.settings, "files": self.files}
