@@ -81,15 +81,10 @@ def feature_network(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> FeatureNetwork:
-    """Open a feature network, frozen, in evaluation mode: ``digits``, ``inception`` (by its weights file), or a class.
+    """Open a feature network, frozen, in evaluation mode.
 
-    Args:
-        name: ``digits``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`:
-            ``my_module.MyFeatures``.
-        directory: of the digit classifier's file.
-        inception: weights of Inception.
-        device: of the network.
-        seed: of the digit classifier.
+    It is ``digits`` (a classifier of this seed, kept in the directory), ``inception`` (by its weights file),
+    ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`: ``my_module.MyFeatures``.
     """
     network: FeatureNetwork
     if name == "digits":
