@@ -2,6 +2,7 @@
 #
 #   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
+#   make frechet                  stage 4: the Fréchet distance of features as the loss
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
@@ -13,7 +14,7 @@
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues; hours
 #   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
-#   make test | lint | docs      (docs: the API in docs/api)
+#   make test | lint | docs      (docs: the site in docs/_build)
 
 FAMILY ?= var
 IMAGES ?= digits
@@ -70,7 +71,7 @@ sequences = $(if $(SEQUENCES),--data.cache_size $(SEQUENCES))
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align dd1 evaluate benchmark mnist scarce tables growing ablations reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align frechet dd1 evaluate benchmark mnist scarce tables growing ablations reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -80,6 +81,7 @@ adapt:    $(dir $(TEACHER))adapt/config.json
 init:     $(RUNS)/init/config.json
 csd:      $(RUNS)/csd/config.json
 align:    $(RUNS)/align/config.json
+frechet:  $(RUNS)/frechet/config.json
 dd1:      $(RUNS)/dd1/config.json
 evaluate: $(RUNS)/report/results.json
 
@@ -111,6 +113,10 @@ $(RUNS)/align/config.json: | $(RUNS)/csd/config.json install
 	$(FIT) --config configs/align_$(NAME).yaml --trainer.default_root_dir $(@D) \
 		--model.teacher $(TEACHER) --model.init_from $(RUNS)/csd $(call steps,$(@D))
 
+$(RUNS)/frechet/config.json: | $(RUNS)/align/config.json install
+	$(FIT) --config configs/frechet_$(NAME).yaml --trainer.default_root_dir $(@D) \
+		--model.teacher $(TEACHER) --model.init_from $(RUNS)/align $(call steps,$(@D))
+
 $(RUNS)/dd1/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(NAME).yaml --trainer.default_root_dir $(@D) \
 		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call steps,$(@D))
@@ -119,8 +125,8 @@ $(RUNS)/dd1-%/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(NAME).yaml --trainer.default_root_dir $(@D) --trainer.max_steps $* \
 		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences)
 
-# DD1 runs that are there are in the table
-$(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json) | install
+# runs of DD1 and stage 4 that are there are in the table
+$(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json $(RUNS)/frechet/config.json) | install
 	$(DD2) evaluate --config configs/evaluate_$(NAME).yaml $(LINE_UP) \
 		--teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --device cpu --output $@
 
@@ -189,9 +195,7 @@ test: | install
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: | install
-	$(BIN)/python -m pdoc --docformat google --math --output-directory docs/api \
-		$(addprefix dd2_lightning.,flow losses sampling layout noise models families data stages callbacks evaluation \
-		artifacts hub cli costs planning timing metrics images)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
 
 lint: | install
 	$(BIN)/ruff check .

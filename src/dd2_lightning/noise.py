@@ -38,11 +38,11 @@ class SampleNoise:
         self._drawn: dict[tuple, Tensor] = {}
 
     def randn(self, key: str, *shape: int) -> Tensor:
-        """Standard normal (count, *shape), for the purpose that ``key`` names."""
+        """Standard normal ``(count, *shape)``, for the purpose that ``key`` names."""
         return self._draw(torch.randn, key, shape)
 
     def rand(self, key: str, *shape: int) -> Tensor:
-        """Uniform on [0, 1), (count, *shape)."""
+        """Uniform on [0, 1), ``(count, *shape)``."""
         return self._draw(torch.rand, key, shape)
 
     def for_generators(self, n: int, C: int) -> tuple[Tensor, Tensor]:

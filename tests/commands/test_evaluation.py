@@ -27,7 +27,9 @@ from dd2_lightning.families.table.model import TableTeacher
 from dd2_lightning.images.files import save_grid
 from dd2_lightning.images.grids import mosaic
 from dd2_lightning.metrics.digits import load_classifier, train_classifier
+from dd2_lightning.metrics.features import identity
 from dd2_lightning.metrics.path_length import feature_distance, path_length
+from dd2_lightning.metrics.warning import collect_warnings
 from dd2_lightning.models.generator import OneStepGenerator
 from helpers import circle
 from toys import TOKENS, toy_student, toy_teacher
@@ -155,6 +157,24 @@ def test_ratios():
     assert ratios(rows) == {"frechet": None, "nll": None}
     del rows["independent"]
     assert ratios(rows) == {"frechet": None, "nll": None}
+
+
+def test_what_was_trained_on_is_no_headline(teacher, generator, classifier):
+    """The row says so, a warning too, and nothing is derived from its distance; its likelihood counts."""
+    evaluator = Evaluator(teacher, classifier, reference_samples=200, manifold_samples=0, paths=0, progress=False)
+    for trained_on in ((), ("another network",), (identity(classifier),)):
+        seen = OneStepGenerator(generator.student, teacher.tokenizer, 0.4)
+        seen.trained_on = trained_on
+        sampler = OneStepSampler(name="one-step", model=seen).bind(teacher)
+        with collect_warnings() as messages:
+            score = evaluator.score(sampler, 100)
+        assert score.trained_on == any("one-step was trained on these features" in message for message in messages)
+        assert score.trained_on == (trained_on == (identity(classifier),))
+    rows = {name: asdict(Score(name, frechet=d, nll=d, steps=1)) for name, d in (("teacher", 1), ("independent", 5))}
+    rows |= {"one-step": asdict(Score("one_step", frechet=2.0, nll=2.0, steps=1, trained_on=True))}
+    assert ratios(rows) == {"frechet": None, "nll": 0.25}
+    rows["dd1"] = asdict(Score("dd1", frechet=5.0, nll=5.0, steps=1))
+    assert gap_closed(rows) == {"frechet": None, "nll": 0.75}
 
 
 def test_the_gap_to_the_teacher_that_is_closed():

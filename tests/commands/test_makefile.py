@@ -88,6 +88,13 @@ def test_the_baseline_needs_a_teacher_only(tmp_path, family):
     assert stages(text, family) == [] and "--ckpt_path auto" in text
 
 
+@pytest.mark.parametrize("family", STAGES)
+def test_stage_4_starts_from_stage_3(tmp_path, family):
+    text = plan(tmp_path, "frechet", family)
+    assert stages(text, family) == STAGES[family] and f"--config configs/frechet_{family}.yaml" in text
+    assert f"--model.init_from {tmp_path}/align" in text
+
+
 def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):
     finish(tmp_path, *STAGES["var"])
     report = tmp_path / "report" / "results.json"
@@ -148,7 +155,7 @@ def test_ablations_run_stage_1_first_and_several_at_a_time():
     assert all("-P 3 " in line for line in lines[:2])
 
 
-TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark"]
+TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "frechet", "dd1", "evaluate", "lint", "benchmark"]
 TARGETS += ["mnist", "tables", "growing", "scarce", "ablations", "reliability"]
 
 

@@ -13,10 +13,12 @@ from dd2_lightning.stages import (
     ContinuousInput,
     CSDDistill,
     DD1Distill,
+    FrechetAlign,
     PerformanceAlign,
     Stage,
     TeacherTraining,
 )
+from dd2_lightning.stages.features import FeatureSettings
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
 from runs import STAGES, any_config, fails, fit
@@ -120,6 +122,8 @@ NAN, INF = math.nan, math.inf
         (CSDDistill, CSD, "t_min_generator", (0, 1), "in (0, 1)"),
         (PerformanceAlign, CSD, "align_guidance_updates", (-1,), "0 or more"),
         (PerformanceAlign, CSD, "guidance_updates", (0,), "at least 1"),
+        (FrechetAlign, {**CSD, "features": [FeatureSettings("random")]}, "moment_samples", (0,), "at least 1"),
+        (FrechetAlign, {**CSD, "features": [FeatureSettings("random")]}, "csd_weight", (-1, NAN), "0 or more"),
         (ContinuousInput, TEACHER, "label_dropout", (-0.1, 1.1, NAN), "in [0, 1]"),
         (DD1Distill, {**TEACHER, "second": 1, "split": 1}, "distance_weight", (-1, INF, NAN), "0 or more"),
         (TeacherTraining, VAR, "input_swaps", (-0.1, 1.1, NAN), "in [0, 1]"),

@@ -57,11 +57,11 @@ def llamagen_teacher(**sizes) -> LlamaGenTeacher:
     return randomise(LlamaGenTeacher(LlamaGenConfig(**{**pixels, **heads, **shape, **sizes})))
 
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/custom_teacher.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs/own_teacher.md").read_text()
 
 
 def code_of_the_document() -> list[str]:
-    """The Python blocks of ``docs/custom_teacher.md``: a module, and how it is used."""
+    """The Python blocks of ``docs/own_teacher.md``: a module, and how it is used."""
     return re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
 
 

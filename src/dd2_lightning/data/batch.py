@@ -82,9 +82,9 @@ class Batch:
         return globally_drawn[self.start : self.start + len(self)]
 
     def randn(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal (b, *shape)."""
+        """Standard normal ``(b, *shape)``."""
         return self.local_rows(torch.randn((self.size, *shape), generator=self.stream(*key), device=self.labels.device))
 
     def rand(self, *key: int | str, shape: tuple[int, ...]) -> Tensor:
-        """Uniform on [0, 1), (b, *shape)."""
+        """Uniform on [0, 1), ``(b, *shape)``."""
         return self.local_rows(torch.rand((self.size, *shape), generator=self.stream(*key), device=self.labels.device))

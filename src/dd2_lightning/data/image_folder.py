@@ -93,8 +93,8 @@ class ImageFolderData(ImageData):
     def held_out_batches(self) -> Sequence[Batch]:
         return HeldOutBatches(self.held_out, self.validation_size, self.batch_size, self.seed)
 
-    def batches(self, rank: int, world_size: int) -> ImageBatches:
-        return ImageBatches(self.decoded, self.batch_size, self.seed, rank, world_size, self.augment)
+    def batches_of(self, size: int, seed: int, rank: int, world_size: int) -> ImageBatches:
+        return ImageBatches(self.decoded, size, seed, rank, world_size, self.augment)
 
     def augment(self, pixels: Tensor, batch: Batch) -> Tensor:
         """Crop decoded images (b, channels, side, side) to (b, channels, size, size) and mirror some of them."""

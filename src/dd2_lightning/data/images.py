@@ -92,7 +92,11 @@ class ImageData(IterationData):
             self.train, self.held_out = self.load()
 
     def batches(self, rank: int, world_size: int) -> ImageBatches:
-        return ImageBatches(self.train, self.batch_size, self.seed, rank, world_size)
+        return self.batches_of(self.batch_size, self.seed, rank, world_size)
+
+    def batches_of(self, size: int, seed: int, rank: int, world_size: int) -> ImageBatches:
+        """Training batches of any size, for a data module that has these images beside its own data."""
+        return ImageBatches(self.train, size, seed, rank, world_size)
 
     def held_out_batch(self) -> Batch:
         return Batch(self.held_out.labels, 0, self.seed, 0, self.held_out.size, images=self.held_out.pixels())

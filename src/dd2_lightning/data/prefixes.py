@@ -119,11 +119,7 @@ class PrefixData(IterationData):
         """Labels or cached sequences; a cache that is not complete is completed by the stage first."""
         slices = (self.batch_size, self.seed, rank, world_size)
         batches = self._sequences(*slices)
-        return (
-            batches
-            if self.real is None
-            else WithImages(batches, ImageBatches(self.real.train, *slices, self.real.augment))
-        )
+        return batches if self.real is None else WithImages(batches, self.real.batches_of(*slices))
 
     def _sequences(self, *slices: int) -> IterationBatches:
         if self.sequences == "cached":

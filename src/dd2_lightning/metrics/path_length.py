@@ -81,7 +81,7 @@ def path_length(
     """Measure the path length of a generator on ``samples`` paths; path i has class i mod ``num_classes``.
 
     Args:
-        draw: images (B, channels, H, W) of classes (B,) and noise (B, *shape).
+        draw: images (B, channels, H, W) of classes (B,) and noise ``(B, *shape)``.
         shape: of the noise of one image, (n, C).
         distance: squared distances (B,) of two batches of images.
         epsilon: how far apart the two images of a path, at a random place of it, are.

@@ -111,4 +111,4 @@ class Teacher(nn.Module, ABC):
     def dd1_student(self) -> "DD1Student":
         """A trainable network for the baseline DD1, with the teacher's weights wherever it has the same layers."""
         name = type(self).__name__
-        raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/custom_teacher.md)")
+        raise InputTypeError(f"{name} has no network for DD1: override dd1_student (docs/own_teacher.md)")

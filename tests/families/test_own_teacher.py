@@ -1,4 +1,4 @@
-"""A teacher of one's own: the code and the commands of ``docs/custom_teacher.md``, as they stand there."""
+"""A teacher of one's own: the code and the commands of ``docs/own_teacher.md``, as they stand there."""
 
 import json
 import re
