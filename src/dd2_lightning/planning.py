@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from dd2_lightning.artifacts import Artifact
@@ -228,7 +230,7 @@ class PlanTrainer(Trainer):
 
 def print_plan(plan: Plan, memory: float, throughput: float) -> None:
     """Print a plan as tables, for GPUs of so many bytes and operations a second."""
-    console = Console()
+    console, size = Console(), partial(decimal, precision=2)
     fits, activations = plan.fits(memory), plan.micro_batch * plan.activations
 
     def show(*header: str, rows: Iterable[tuple[str, ...]]) -> None:
@@ -270,11 +272,3 @@ def print_plan(plan: Plan, memory: float, throughput: float) -> None:
         style="dim",
         highlight=False,
     )
-
-
-def size(number: int) -> str:
-    """Bytes in kB, MB or GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:,.2f} {unit}"
-    return f"{number} B"

@@ -34,13 +34,7 @@ def collect(
 ) -> Contents:
     """The files of a self-contained directory: networks, ``config.json`` with their checksums, and a model card.
 
-    Args:
-        run: directory of any finished stage, or one that was exported.
-        name: what the model is loaded by.
-        guidance: with the guidance network, which stage 3 starts from.
-        raw: with the generator's weights without averaging.
-        report: directory of an evaluation for the card; by default one beside or in the run that measured this model.
-        license: of the model; by default that of the published weights it comes from, if there are such.
+    The model is loaded by its ``name``; other arguments are the options of ``dd2 export``.
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")

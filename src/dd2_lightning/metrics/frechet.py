@@ -85,11 +85,7 @@ def square_root(covariance: Tensor) -> Tensor:
 def differentiable_distance(mean: Tensor, covariance: Tensor, reference_mean: Tensor, root: Tensor) -> Tensor:
     """Squared Fréchet distance (), differentiable in ``mean`` (d,) and ``covariance`` (d, d), all in float64.
 
-    Args:
-        mean: of the samples.
-        covariance: of the samples.
-        reference_mean: (d,).
-        root: square root of the reference's covariance, (d, d).
+    The ``root`` is the square root of the reference's covariance, (d, d).
     """
     values = torch.linalg.eigvalsh(root @ covariance @ root)
     # eigenvalues that are rounding, where a covariance is singular: their roots have no derivative
@@ -106,10 +102,6 @@ class RunningFrechet(nn.Module):
 
     The gradient is that of the last batch of features f; the running moments μ', M' are constants. They, the reference
     and the number of samples behind them are buffers in float64, so that a run that resumes has all of them.
-
-    Args:
-        width: d, of the features.
-        decay: β.
     """
 
     count: Tensor
@@ -139,11 +131,7 @@ class RunningFrechet(nn.Module):
         self.reference_root.copy_(square_root(reference.covariance))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Distance () after a batch of features (B, d), which :meth:`update` takes in.
-
-        Raises:
-            NonFiniteLossError: for features or moments that are not finite.
-        """
+        """Distance () after a batch of features (B, d), which :meth:`update` takes in."""
         f = features.double()
         batch = f.mean(0), f.T @ f / len(f)
         mean, products = (
