@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dd2_lightning.callbacks.logs import last_iteration, writer_of
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.data.named import describe_images
 from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
 from dd2_lightning.images.grids import mosaic
 from dd2_lightning.layout import Layout
@@ -286,4 +287,5 @@ class TeacherTraining(Stage):
         return sample_images(self.ema, batch, self.sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        return {"family": self.family, "architecture": self.ema.config}, {"teacher": self.ema}
+        data = describe_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+        return {"family": self.family, "architecture": self.ema.config, **data}, {"teacher": self.ema}
