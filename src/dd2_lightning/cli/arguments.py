@@ -87,9 +87,10 @@ def read_config(program: str, path: str) -> dict[str, Any]:
 
 def checked_arguments(program: str, arguments: list[str]) -> list[str]:
     """A command line with its config files, which must be readable, in front."""
+    arguments = configs_first(arguments)
     for path in config_files(arguments):
         read_config(program, path)
-    return configs_first(arguments)
+    return arguments
 
 
 def config_with(arguments: list[str], key: str) -> str | None:

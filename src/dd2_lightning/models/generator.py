@@ -20,13 +20,9 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Generator(nn.Module, ABC):
-    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens.
+    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
 
-    Attributes:
-        trained_on: identities of the feature networks whose features its training brought near to a reference.
-    """
-
-    trained_on: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()  # identities of the feature networks that it was trained on
 
     def __init__(self, student: Student | DD1Student, tokenizer: Tokenizer):
         super().__init__()
