@@ -9,6 +9,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from dd2_lightning.cli.summary import summary
+from dd2_lightning.data import DigitsData
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
@@ -22,7 +23,7 @@ from dd2_lightning.evaluation.samplers import (
     TeacherSampler,
 )
 from dd2_lightning.families.table.model import TableTeacher
-from dd2_lightning.metrics.digits import load_classifier, train_classifier
+from dd2_lightning.metrics.classifier import load_classifier, train_classifier
 from dd2_lightning.metrics.features import identity
 from dd2_lightning.metrics.path_length import feature_distance, path_length
 from dd2_lightning.metrics.warning import collect_warnings
@@ -45,13 +46,13 @@ def generator(teacher):
 def kept(tmp_path_factory):
     """A directory with a trained classifier."""
     directory = tmp_path_factory.mktemp("report")
-    load_classifier(directory)
+    load_classifier(directory, DigitsData())
     return directory
 
 
 @pytest.fixture(scope="module")
 def classifier(kept):
-    return load_classifier(kept)
+    return load_classifier(kept, DigitsData())
 
 
 # --- comparison with a second teacher sample --------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
 def test_classifier_is_accurate_and_the_same_every_time(classifier, kept):
     assert classifier.held_out_accuracy >= 0.96
     torch.manual_seed(99)  # must not matter
-    again = train_classifier()
+    again = train_classifier(DigitsData().everything(), 10)
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
     images, labels = load_digits_images()
@@ -120,19 +121,19 @@ def test_classifier_is_accurate_and_the_same_every_time(classifier, kept):
 def test_kept_classifier_is_read_and_a_damaged_one_replaced(kept, monkeypatch):
     path = kept / "classifier.safetensors"
     whole, trained = path.read_bytes(), []
-    model = load_classifier(kept)
+    model = load_classifier(kept, DigitsData())
 
-    def train(seed):
+    def train(images, classes, seed):
         trained.append(seed)
         return model
 
-    monkeypatch.setattr("dd2_lightning.metrics.digits.train_classifier", train)
-    load_classifier(kept)
+    monkeypatch.setattr("dd2_lightning.metrics.classifier.train_classifier", train)
+    load_classifier(kept, DigitsData())
     assert trained == []
     path.write_bytes(whole[:1000])
-    load_classifier(kept)
+    load_classifier(kept, DigitsData())
     assert trained == [0] and path.read_bytes() == whole
-    load_classifier(kept, seed=1)
+    load_classifier(kept, DigitsData(), seed=1)
     assert trained == [0, 1]
     path.write_bytes(whole)
 
@@ -195,7 +196,8 @@ def test_the_gap_to_the_teacher_that_is_closed():
 
 
 def every_kind(teacher, generator):
-    one_step = OneStepSampler(model=generator).bind(teacher)
+    one_step, real = OneStepSampler(model=generator).bind(teacher), RealImages()
+    real.data = DigitsData()
     return [
         TeacherSampler().bind(teacher),
         one_step,
@@ -204,7 +206,7 @@ def every_kind(teacher, generator):
         ARDiffusionSampler(model=generator.student).bind(teacher),
         IndependentSampler().bind(teacher),
         SkipSampler(skipped=1).bind(teacher),
-        RealImages().bind(teacher),
+        real.bind(teacher),
     ]
 
 

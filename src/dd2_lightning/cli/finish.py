@@ -19,6 +19,7 @@ NEXT: dict[str, tuple[str, ...]] = {
     "fit init": (CSD, CURVES),
     "fit csd": (CSD.replace("csd_", "align_"), DRAW, CURVES),
     "fit align": (DRAW, COMPARE, PUBLISH),
+    "fit frechet": (DRAW, COMPARE, PUBLISH),
     "fit dd1": (DRAW, COMPARE, PUBLISH),
     "validate": ("dd2 predict with the same options draws images",),
     "test": ("dd2 predict with the same options draws images",),

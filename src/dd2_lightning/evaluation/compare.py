@@ -121,7 +121,7 @@ class Evaluator:
         if isinstance(sampler, IndependentSampler):
             sampler.marginals = self.marginals
         if isinstance(sampler, RealImages):
-            samples = len(sampler.images)
+            samples = sampler.images.size
         self.quality.reset()
         variance = self._within_class_variance()
         nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(self.device)

@@ -17,7 +17,7 @@ from dd2_lightning.hub.model_card import find_report, model_card
 MAIN = {"teacher": "teacher", "init": "student"}
 """Name of the file with the network of a stage, where it is not the ``generator``."""
 
-LOCAL = ("teacher", "init_from", "lpips_weights")
+LOCAL = ("teacher", "init_from", "lpips_weights", "features")
 """Settings that name files of the machine a run was made on."""
 
 Contents = dict[str, Path | bytes]
@@ -38,7 +38,8 @@ def collect(
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")
-    wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and ("csd", "align", "dd1")}
+    has_raw = ("csd", "align", "frechet", "dd1")
+    wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and has_raw}
     for extra, stages in wanted.items():
         if stages and stage not in stages:
             raise ValueError(

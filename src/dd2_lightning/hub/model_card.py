@@ -16,6 +16,7 @@ KINDS = {
     "init": "The AR-diffusion model that stage 1 of {paper} makes of {teacher}; stage 2 starts from it.",
     "csd": "A one-step image generator, distilled from {teacher} by {paper}.",
     "align": "A one-step image generator, distilled from {teacher} by {paper} and aligned (stage 3).",
+    "frechet": "A one-step image generator, distilled from {teacher} by {paper} and trained on Fréchet distances.",
     "dd1": "A generator of one or two steps, distilled from {teacher} by Distilled Decoding 1 (arXiv 2412.17153).",
 }
 """The first sentence, by stage."""
@@ -130,6 +131,7 @@ def details(config: dict[str, Any]) -> str:
         "sizes": ", ".join(f"{key} {value}" for key, value in sizes.items()),
         "velocity head": ", ".join(f"{key} {value}" for key, value in config.get("head", {}).items()),
         "head time": config.get("head_time"),
+        "trained on the features": ", ".join(config.get("features", [])),
         "iterations": config.get("iterations"),
         "hardware": config.get("hardware"),
         "dd2-lightning": config.get("version"),

@@ -117,7 +117,7 @@ class DD1Distill(GeneratorStage):
             return (end - q).square().sum(-1)
         if not hasattr(self, "_lpips"):
             assert self.lpips_weights is not None
-            self._lpips = lpips_distance(self.lpips_weights, q.device)
+            self._lpips = lpips_distance(self.lpips_weights)
         return self._lpips(self.teacher.decode(end), self.teacher.decode(q))[:, None]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.data.images import ImageData
 from dd2_lightning.errors import DD2Error, NonFiniteLossError, check_range
 from dd2_lightning.metrics.features import feature_network
 from dd2_lightning.metrics.frechet import FeatureGaussian, Gaussian
@@ -17,11 +18,11 @@ class FeatureSettings:
     """A feature network, and what the features of generated images are brought near to.
 
     Attributes:
-        network: digits, inception, pixels, random, or a class of your own: my_module.MyFeatures, a ``torch.nn.Module``.
+        network: classifier, inception, pixels, random, or a ``torch.nn.Module`` of your own: my_module.MyFeatures.
         reference: teacher (a sample of it), real (the images of ``data.real``), or a file: images or statistics, as
             ``dd2 quality`` reads them.
         weights: weights file of Inception.
-        seed: of a network that is trained when it is needed: digits. 0 is the one that ``dd2 evaluate`` measures with.
+        seed: of the classifier, which is trained when it is needed; 0 is the one that ``dd2 evaluate`` measures with.
         weight: of its distance in the loss.
     """
 
@@ -43,13 +44,14 @@ def check_features(features: list[FeatureSettings]) -> None:
             raise ValueError("model.features: inception needs its weights file: {network: inception, weights: FILE}")
 
 
-def open_networks(features: list[FeatureSettings], directory: str | Path) -> list[nn.Module]:
-    """Open feature networks, frozen; those that are trained here are kept in ``DIRECTORY/features``."""
+def open_networks(
+    features: list[FeatureSettings], directory: str | Path, images: Callable[[], ImageData]
+) -> list[nn.Module]:
+    """Open feature networks, frozen; those that are trained here, on ``images``, are kept in ``DIRECTORY/features``."""
     networks = []
     for entry in features:
-        network = feature_network(
-            entry.network, Path(directory) / f"features/{entry.seed}", entry.weights, seed=entry.seed
-        )
+        kept, data = Path(directory) / f"features/{entry.seed}", images() if entry.network == "classifier" else None
+        network = feature_network(entry.network, kept, entry.weights, data=data, seed=entry.seed)
         if not isinstance(network, nn.Module):
             raise DD2Error(f"model.features: {entry.network} is no torch.nn.Module, so it cannot be trained on")
         networks.append(network)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.data.images import ImageData
+from dd2_lightning.data.named import images_of
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.losses import position_weight
 from dd2_lightning.metrics.features import identity
@@ -88,7 +90,7 @@ class FrechetAlign(PerformanceAlign):
         if self.csd_weight:
             source.load_into(self.guidance, "guidance")
         self.ema.load_state_dict(self.generator.state_dict())
-        self.use_networks(open_networks(self.features, self.trainer.default_root_dir))
+        self.use_networks(open_networks(self.features, self.trainer.default_root_dir, self.classified_images))
 
     def trained_networks(self) -> list[nn.Module]:
         return super().trained_networks() if self.csd_weight else list(self.generator.children())
@@ -144,6 +146,11 @@ class FrechetAlign(PerformanceAlign):
             found[entry], _ = reference.measured(networks[entry], 1, self.moment_batch, self.device)
             check_fit(found[entry].count, networks[entry], entry.reference)
         return [found[entry] for entry in networks]
+
+    def classified_images(self) -> ImageData:
+        """What classifiers are trained on: the real images of the data module, or the teacher's."""
+        real, teacher = self.trainer.datamodule.real, self.open_teacher()  # type: ignore[attr-defined]
+        return real or images_of(teacher.directory, teacher.config)
 
     @property
     def identities(self) -> list[str]:
