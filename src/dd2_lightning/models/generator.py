@@ -29,8 +29,7 @@ class Generator(nn.Module, ABC):
         self.student, self.tokenizer = student, tokenizer
         self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
 
-    directory: Path | None = None
-    """The directory that it was loaded from."""
+    directory: Path | None = None  # the directory that it was loaded from
 
     def push_to_hub(self, repo: str, **options: Any) -> None:
         """Publish it as ``user/name``; ``options`` are those of :func:`dd2_lightning.push_to_hub`.

@@ -25,8 +25,7 @@ from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.tokenizer import DiscriminatorSettings, adaptive_weight
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-SHOWN = 10
-"""Images whose reconstructions are logged, below them."""
+SHOWN = 10  # images whose reconstructions are logged, below them
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
