@@ -63,7 +63,7 @@ def test_killed_before_the_artifact_is_written(root, tmp_path, monkeypatch):
         patch.setattr(Stage, "write_artifact", lambda self, directory: signal.raise_signal(signal.SIGKILL))
         assert forked(lambda: fit(config, tmp_path), tmp_path / "log")[0] == -9
     assert not (tmp_path / "run/config.json").exists()
-    monkeypatch.setattr(Stage, "perform", None)
+    monkeypatch.setattr(Stage, "training_step", lambda self, batch, batch_idx: pytest.fail("it is trained again"))
     fit(config, tmp_path, "--ckpt_path", "auto")
     assert (tmp_path / "run/config.json").exists()
 

@@ -52,8 +52,7 @@ DESCRIPTIONS = {
 }
 """By tag, without the ending for positions; by quantity; or by the part before the slash."""
 
-LINEAR = ("accuracy",)
-"""Quantities whose heat map has a linear colour scale."""
+LINEAR = ("accuracy",)  # quantities whose heat map has a linear colour scale
 
 
 def describe(tag: str) -> str:

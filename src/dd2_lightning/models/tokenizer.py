@@ -18,13 +18,14 @@ PIXELS_MISSING = (
 
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient."""
+    """Losses of a VQ tokenizer on a batch, scalars (), and what it draws; ``loss`` and ``pixels`` have gradients."""
 
     loss: Tensor  # weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment
     reconstruction: Tensor  # mean squared error of pixels in [0, 1]
     codebook: Tensor  # squared distance of the codes from the latents
     commitment: Tensor  # the same distance, as the encoder is charged for it, unweighted
     perplexity: Tensor  # exponential of the entropy of code usage in the batch, between 1 and V
+    pixels: Tensor  # the reconstructions (B, channels, S, S), in about [-1, 1]
 
 
 class Tokenizer(nn.Module):
@@ -40,6 +41,10 @@ class Tokenizer(nn.Module):
 
         @property
         def codebook(self) -> Tensor: ...
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The codes of indices (B, n): (B, n, C)."""
+        return self.codebook[indices]
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
@@ -141,4 +146,5 @@ class VQTokenizer(Tokenizer, ABC):
             codebook.detach(),
             commitment.detach(),
             perplexity(counts),
+            pixels,
         )
