@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from benchmarks.training import Config, overridden, read_config
+from dd2_lightning.data.named import Named
 from dd2_lightning.errors import DD2Error, check_at_least_one, check_range
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -22,6 +23,7 @@ class Setting:
     title: str
     teacher: str
     configs: str
+    data: Named | None = None
     sampling: dict[str, Any] | None = None
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
