@@ -79,9 +79,9 @@ def measure(runs: Path, teacher_path: Path, samples: int, reference_samples: int
     sampling = teacher.resolve_sampling(Sampling(settings["teacher_sampling"]["guidance_scale"]))
     data = DigitsData()
     data.setup()
-    networks: dict[str, Any] = {LABEL: feature_network("digits", runs), "MLP": MLPFeatures(data.train)}
+    networks: dict[str, Any] = {LABEL: feature_network("classifier", runs, data=data), "MLP": MLPFeatures(data.train)}
     networks |= {name: feature_network(name) for name in ("pixels", "random")}
-    networks["trained on"] = feature_network("digits", runs / "features", seed=1)
+    networks["trained on"] = feature_network("classifier", runs / "features", data=data, seed=1)
     reference = drawn(ReferenceSampler(name="reference").bind(teacher, sampling), reference_samples)
     rows = {"teacher": TeacherSampler(name="teacher").bind(teacher, sampling)}
     for name, path in models.items():

@@ -13,8 +13,7 @@ import yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 
-INSTALLED = Path(__file__).parents[1] / "configs"
-"""Where the configs lie that come with the package."""
+INSTALLED = Path(__file__).parents[1] / "configs"  # where the configs lie that come with the package
 
 
 class UsageError(Exception):
@@ -87,9 +86,10 @@ def read_config(program: str, path: str) -> dict[str, Any]:
 
 def checked_arguments(program: str, arguments: list[str]) -> list[str]:
     """A command line with its config files, which must be readable, in front."""
+    arguments = configs_first(arguments)
     for path in config_files(arguments):
         read_config(program, path)
-    return configs_first(arguments)
+    return arguments
 
 
 def config_with(arguments: list[str], key: str) -> str | None:

@@ -76,6 +76,16 @@ class Batch:
         """Some consecutive samples of it."""
         return replace(self._each(lambda value: value[rows]), start=self.start + rows.start)
 
+    def thinned(self, size: int) -> "Batch":
+        """Equally spaced samples of it, ``size`` of all processes together; an error if it cannot give its share."""
+        step, rest = divmod(self.size, size)
+        if rest or not step or len(self) % step:
+            raise DD2Error(
+                f"data.batch_size {self.size} ({len(self)} a process) must be a multiple of the {size} samples of an "
+                f"update (model.tokenizer_batch_size)"
+            )
+        return replace(self._each(lambda value: value[::step]), start=self.start // step, size=size)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **changed)

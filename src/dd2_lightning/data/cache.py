@@ -13,7 +13,8 @@ Shards are read memory-mapped: a process touches the rows of its own batches onl
 """
 
 import io
-from contextlib import AbstractContextManager
+import json
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ SHARD_SIZE = 10_000
 class SequenceCache:
     """A directory of teacher sequences, which is made if missing; another cache is never overwritten.
 
+    Sequence i is a function of seed and i, so one of more sequences continues a smaller one, and serves for fewer.
+
     The manifest must say ``description``, see :func:`~dd2_lightning.stages.sequences.describe_cache`. Where there is
     none yet, a shard has ``shard_size`` sequences.
     """
@@ -38,8 +41,12 @@ class SequenceCache:
     def __init__(self, directory: str | Path, description: dict[str, Any], shard_size: int = SHARD_SIZE):
         self.directory = Path(directory)
         advice = "delete it or name another directory (data.cache_dir, dd2 cache --output)"
-        found = open_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
-        self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
+        path, self.num = self.directory / "manifest.json", description["num"]
+        fixed = {key: value for key, value in description.items() if key != "num"}
+        found = open_manifest(path, fixed, advice, shard_size=shard_size, num=self.num)
+        if found["num"] < self.num:
+            write_atomically(path, json.dumps({**found, "num": self.num}, indent=2).encode())
+        self.seed, self.shard_size = found["seed"], found["shard_size"]
         self.pairs: dict[str, Any] = found.get("pairs") or {}
         self._maps: dict[int, np.memmap] = {}
 
@@ -54,9 +61,15 @@ class SequenceCache:
         return self.directory / f"{shard:05d}.npy"
 
     def missing(self) -> list[int]:
-        return [
-            k for k in self.shards if not (self.path(k).with_suffix(".sha256").is_file() and self.path(k).is_file())
-        ]
+        return [shard for shard in self.shards if not self._is_complete(shard)]
+
+    def _is_complete(self, shard: int) -> bool:
+        """Whether a shard has its checksum and all sequences, some of which the cache may have had no need for."""
+        if not (self.path(shard).with_suffix(".sha256").is_file() and self.path(shard).is_file()):
+            return False
+        with suppress(ValueError, EOFError):  # of a damaged file, which its checksum will tell
+            return len(np.load(self.path(shard), mmap_mode="r", allow_pickle=False)) >= len(self.rows(shard))
+        return True
 
     def rows(self, shard: int) -> Tensor:
         """Numbers of the sequences of a shard."""
@@ -75,6 +88,7 @@ class SequenceCache:
         buffer, path = io.BytesIO(), self.path(shard)
         np.save(buffer, records, allow_pickle=False)
         remove_temporary(self.directory, f"{path.stem}.*")  # of a process that was killed while it wrote this one
+        path.with_suffix(".sha256").unlink(missing_ok=True)  # of fewer sequences
         write_atomically(path, buffer.getvalue())
         write_atomically(path.with_suffix(".sha256"), f"{sha256(path)}  {path.name}\n".encode())
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dd2_lightning.data.digits import load_digits_images
+from dd2_lightning.data.images import ImageData
 from dd2_lightning.evaluation.samplers import Sampler, Samples, teacher_networks
 from dd2_lightning.noise import SampleNoise
 
@@ -80,24 +80,30 @@ class SkipSampler(IndependentSampler):
         return torch.cat([drawn, self.teacher.embed(rest) if drawn.is_floating_point() else rest], 1)
 
 
+@dataclass(kw_only=True, eq=False)
 class RealImages(Sampler):
-    """The real digits. Their token sequences are the tokenizer's; their images have not been through it."""
+    """Real images. Their token sequences are the tokenizer's; their images have not been through it."""
 
     kind = title = "real"
     synthetic = False
+    data: ImageData = field(init=False)  # the images; to be set before :meth:`bind`
 
     def setup(self) -> None:
-        device = self.teacher.codebook.device
-        self.images, self.labels = (tensor.to(device) for tensor in load_digits_images())
+        self.images = self.data.everything()
+        self.labels = self.images.labels.to(self.teacher.codebook.device)
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         return self.draw(labels, noise).indices
 
     def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
         rows = ClassRows(self.labels, self.teacher.num_classes).draw(labels, noise.rand("real"))
-        return Samples(labels, self.images[rows], self.teacher.encode(self.images[rows]))
+        return self._read(labels, rows)
+
+    def _read(self, labels: Tensor, rows: Tensor) -> Samples:
+        images = self.images.pixels(rows.cpu()).to(labels.device)
+        return Samples(labels, images, self.teacher.encode(images))
 
     def batches(self, samples: int, seed: int, batch_size: int, precision: str | int = "32") -> Iterator[Samples]:
         """Every real image once, whatever the number of samples."""
-        for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield Samples(labels, images, self.teacher.encode(images))
+        for rows in torch.arange(self.images.size).split(batch_size):
+            yield self._read(self.labels[rows], rows)

@@ -27,6 +27,13 @@ def perplexity(counts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def spacing(codebook: Tensor) -> Tensor:
+    """Distance of every code (V, C) from its nearest neighbour, (V,)."""
+    distances = torch.cdist(codebook, codebook)
+    return distances.fill_diagonal_(torch.inf).amin(1)
+
+
+@torch.no_grad()
 def reseed_dead_codes(codebook: Tensor, counts: Tensor, vectors: Tensor, rng: torch.Generator) -> None:
     """Replace codes that no token chose by random vectors of the batch, in place.
 

@@ -22,13 +22,14 @@ PIXELS_MISSING = (
 
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient."""
+    """Losses of a VQ tokenizer on a batch, scalars (), and what it draws; ``loss`` and ``pixels`` have gradients."""
 
     loss: Tensor  # weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment
     reconstruction: Tensor  # mean squared error of pixels in [0, 1]
     codebook: Tensor  # squared distance of the codes from the latents
     commitment: Tensor  # the same distance, as the encoder is charged for it, unweighted
     perplexity: Tensor  # exponential of the entropy of code usage in the batch, between 1 and V
+    pixels: Tensor  # the reconstructions (B, channels, S, S), in about [-1, 1]
 
 
 class Tokenizer(nn.Module):
@@ -151,4 +152,5 @@ class VQTokenizer(Tokenizer, ABC):
             codebook.detach(),
             commitment.detach(),
             perplexity(counts),
+            pixels,
         )

@@ -154,10 +154,12 @@ class ContinuousInput(DistillationStage):
                 f"{1 + TOLERANCE} is the goal: train it for more iterations",
                 stacklevel=2,
             )
+        original = self.open_teacher()
         config = {
             "family": family_of(self.teacher),
             "architecture": self.ema.config,
-            "original": teacher_reference(self.open_teacher(), self.trainer.default_root_dir),
+            "original": teacher_reference(original, self.trainer.default_root_dir),
             "cross_entropy_ratio": self.ratio,
+            **{key: original.config[key] for key in ("data",) if key in original.config},
         }
         return config, {"teacher": self.ema}

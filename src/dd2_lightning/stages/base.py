@@ -121,6 +121,7 @@ class Stage(pl.LightningModule):
         A :class:`NonFiniteLossError` is raised before the step changes anything.
         """
         count = self.accumulate if update.accumulate else 1
+        batch = batch if update.batch_size is None else batch.thinned(update.batch_size)
         if len(batch) % count:
             raise ValueError(f"model.accumulate {count} does not divide the batch of {len(batch)} a process")
         lr = update.learning_rate(batch.iteration, k, self.trainer.max_steps)

@@ -14,7 +14,7 @@ from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.generator import GeneratorStage
+from dd2_lightning.stages.distillation import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
 
@@ -117,7 +117,7 @@ class DD1Distill(GeneratorStage):
             return (end - q).square().sum(-1)
         if not hasattr(self, "_lpips"):
             assert self.lpips_weights is not None
-            self._lpips = lpips_distance(self.lpips_weights, q.device)
+            self._lpips = lpips_distance(self.lpips_weights)
         return self._lpips(self.teacher.decode(end), self.teacher.decode(q))[:, None]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.data.images import ImageData
+from dd2_lightning.data.named import images_of
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.losses import position_weight
 from dd2_lightning.metrics.features import identity
@@ -25,8 +27,7 @@ from dd2_lightning.stages.features import (
 from dd2_lightning.stages.moments import MomentImages
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-FLOOR = 0.01
-"""Added to a distance where its gradient is divided by it."""
+FLOOR = 0.01  # added to a distance where its gradient is divided by it
 
 
 class FrechetAlign(PerformanceAlign):
@@ -50,9 +51,6 @@ class FrechetAlign(PerformanceAlign):
         moment_decay: β, the part of the running moments that an iteration leaves.
         csd_weight: λ; above 0 guidance updates and L_CSD go on as in stage 2.
         kwargs: as for :class:`PerformanceAlign`; ``init_from`` is the directory of a finished csd or align stage.
-
-    Raises:
-        ValueError: as :class:`PerformanceAlign`, without ``features``, and for one that is listed twice.
     """
 
     name = "frechet"
@@ -85,14 +83,16 @@ class FrechetAlign(PerformanceAlign):
     def use_networks(self, networks: list[nn.Module]) -> None:
         """Measure with these feature networks, from empty moments on."""
         self.feature_networks = nn.ModuleList(networks)
-        self.distances = nn.ModuleList(RunningFrechet(network.width, self.moment_decay) for network in networks)
+        self.distances = nn.ModuleList(
+            RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
+        )
 
     def load(self, source: Artifact) -> None:
         source.load_into(self.generator, "generator")  # the EMA
         if self.csd_weight:
             source.load_into(self.guidance, "guidance")
         self.ema.load_state_dict(self.generator.state_dict())
-        self.use_networks(open_networks(self.features, self.trainer.default_root_dir))
+        self.use_networks(open_networks(self.features, self.trainer.default_root_dir, self.classified_images))
 
     def trained_networks(self) -> list[nn.Module]:
         return super().trained_networks() if self.csd_weight else list(self.generator.children())
@@ -125,6 +125,12 @@ class FrechetAlign(PerformanceAlign):
             for distance in self.distances:
                 distance.update()
 
+    def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
+        if name == "generator":
+            for distance in self.distances:
+                distance.check_finite()
+        super()._check_finite(losses, name, iteration)
+
     def on_train_start(self) -> None:
         """Fill the moments, unless they came with a checkpoint."""
         super().on_train_start()
@@ -148,6 +154,11 @@ class FrechetAlign(PerformanceAlign):
             found[entry], _ = reference.measured(networks[entry], 1, self.moment_batch, self.device)
             check_fit(found[entry].count, networks[entry], entry.reference)
         return [found[entry] for entry in networks]
+
+    def classified_images(self) -> ImageData:
+        """What classifiers are trained on: the real images of the data module, or the teacher's."""
+        real, teacher = self.trainer.datamodule.real, self.open_teacher()  # type: ignore[attr-defined]
+        return real or images_of(teacher.directory, teacher.config)
 
     @property
     def identities(self) -> list[str]:

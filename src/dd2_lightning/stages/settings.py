@@ -4,11 +4,12 @@ from typing import Any
 
 from dd2_lightning.errors import check_range
 from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.stages.tokenizer import DiscriminatorSettings
 
 RANGES = {
     "[1, inf)": (
         *("accumulate", "draws", "guidance_updates", "head_depth", "head_width"),
-        *("moment_batch", "moment_samples"),
+        *("moment_batch", "moment_samples", "tokenizer_batch_size"),
     ),
     "[0, inf)": (
         "align_guidance_updates",
@@ -19,6 +20,7 @@ RANGES = {
         "head_octaves",
         "input_iterations",
         "input_noise",
+        "perceptual_weight",
         "position_weights",
         "reconstruction_weight",
         "tokenizer_iterations",
@@ -38,7 +40,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     for interval, names in RANGES.items():
         check_range("model.", interval, **{name: settings[name] for name in names if name in settings})
     for name, value in settings.items():
-        if isinstance(value, OptimizerSettings):
+        if isinstance(value, OptimizerSettings | DiscriminatorSettings):
             value.check(f"model.{name}.")
     if not any(settings.get("position_weights", [1])):
         raise ValueError("model.position_weights must not all be 0: nothing would be learned")

@@ -72,6 +72,7 @@ class Update:
     clock: int | None = None
     logged_as: str | None = None  # name of the loss in logs and errors; None is ``name``
     accumulate: bool = True  # whether a batch may be split into micro-batches
+    batch_size: int | None = None  # samples of a batch that it reads, of all processes together; None is all
     begin: Callable[[], None] | None = None  # called once, in iteration ``start``, before the first step
 
     @property
