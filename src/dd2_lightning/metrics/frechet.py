@@ -85,11 +85,7 @@ def square_root(covariance: Tensor) -> Tensor:
 def differentiable_distance(mean: Tensor, covariance: Tensor, reference_mean: Tensor, root: Tensor) -> Tensor:
     """Squared Fréchet distance (), differentiable in ``mean`` (d,) and ``covariance`` (d, d), all in float64.
 
-    Args:
-        mean: of the samples.
-        covariance: of the samples.
-        reference_mean: (d,).
-        root: square root of the reference's covariance, (d, d).
+    The ``root`` is the square root of the reference's covariance, (d, d).
     """
     values = torch.linalg.eigvalsh(root @ covariance @ root)
     # eigenvalues that are rounding, where a covariance is singular: their roots have no derivative
@@ -107,10 +103,7 @@ class RunningFrechet(nn.Module):
     The gradient is that of the last batch of features f; the running moments μ', M' are constants. They, the reference
     and the number of samples behind them are buffers in float64, so that a run that resumes has all of them.
 
-    Args:
-        width: d, of the features.
-        decay: β.
-        name: of the feature network, for messages.
+    The ``name`` of the feature network is for messages.
     """
 
     count: Tensor

@@ -27,8 +27,7 @@ from dd2_lightning.stages.features import (
 from dd2_lightning.stages.moments import MomentImages
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-FLOOR = 0.01
-"""Added to a distance where its gradient is divided by it."""
+FLOOR = 0.01  # added to a distance where its gradient is divided by it
 
 
 class FrechetAlign(PerformanceAlign):
@@ -52,9 +51,6 @@ class FrechetAlign(PerformanceAlign):
         moment_decay: β, the part of the running moments that an iteration leaves.
         csd_weight: λ; above 0 guidance updates and L_CSD go on as in stage 2.
         kwargs: as for :class:`PerformanceAlign`; ``init_from`` is the directory of a finished csd or align stage.
-
-    Raises:
-        ValueError: as :class:`PerformanceAlign`, without ``features``, and for one that is listed twice.
     """
 
     name = "frechet"
