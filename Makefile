@@ -3,7 +3,7 @@
 #   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make frechet                  stage 4: the Fréchet distance of features as the loss
-#   make frechet_benchmark        stage 4 of the seeds 0, 1, 2, to real images and to the teacher -> benchmarks/frechet_$(FAMILY).json
+#   make frechet_benchmark        stage 4 with seeds 0, 1, 2, to real images and to the teacher -> benchmarks/frechet_$(FAMILY).json
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
