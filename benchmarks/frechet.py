@@ -1,8 +1,8 @@
 """Stage 4 on the digits: distances to held-out real images in features that were not trained on.
 
-``make frechet_benchmark`` reads ``runs/NAME/seedN`` and writes ``benchmarks/frechet_NAME.json`` and ``.md``. All rows have
-as many samples, since the bias of the distance falls with their number, and are compared with the same held-out images, of
-which there are few (197 digits), so that their share of the bias is the same. KID has no bias.
+``make frechet_benchmark`` reads ``runs/NAME/seedN`` and writes ``benchmarks/frechet_NAME.json`` and ``.md``. All rows
+have as many samples, since the bias of the distance falls with their number, and are compared with the same held-out
+images, of which there are few (197 digits), so that their share of the bias is the same. KID has no bias.
 """
 
 from collections.abc import Callable
