@@ -102,9 +102,9 @@ class Artifact:
             config = json.loads(path.read_text())
             stage, version = config["stage"], config["format"]
         except KeyError as error:
-            raise ArtifactError(f"{purpose}: config.json of {name} has no key {error}; {advice}") from error
+            raise ArtifactError(f"{purpose}: {name}/config.json has no key {error}; {advice}") from error
         except (ValueError, TypeError, OSError) as error:
-            raise ArtifactError(f"{purpose}: config.json of {name} is damaged ({error}); {advice}") from error
+            raise ArtifactError(f"{purpose}: {name}/config.json is damaged ({error}); {advice}") from error
         if version != FORMAT:
             raise ArtifactError(f"{purpose}: {name} has format {version}, this version reads format {FORMAT}")
         if stage not in stages:
@@ -114,7 +114,7 @@ class Artifact:
             needed["architecture"] = config["teacher"]
         for key, holder in needed.items():
             if key not in holder or not isinstance(holder[key], KINDS.get(key, object)):
-                raise ArtifactError(f"{purpose}: config.json of {name} has no key '{key}' or a wrong one; {advice}")
+                raise ArtifactError(f"{purpose}: {name}/config.json has no key '{key}' or a wrong one; {advice}")
         if hub is None:
             return cls(directory, config)
         check_downloaded_family(config["family"], f"{purpose}: {name}")
@@ -278,7 +278,7 @@ def new_teacher(artifact: Artifact, architecture: dict[str, Any]) -> Teacher:
     try:
         return teacher_from_config(artifact.config["family"], architecture)
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"config.json of {artifact}: {error}") from error
+        raise ArtifactError(f"{artifact}/config.json: {error}") from error
 
 
 def new_student(artifact: Artifact, teacher: Teacher) -> Student | DD1Student:

@@ -1,5 +1,6 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -184,8 +185,9 @@ def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[Co
 def source_config(stage: DistillationStage) -> dict[str, Any]:
     """Settings of the stage that comes before, or the defaults while its directory is not there."""
     directory = getattr(stage, "init_from", "")
-    is_there = (Path(directory) / "config.json").is_file() or HubModel.named(directory)
-    found = Artifact.open(directory, ("init", "csd"), "model.init_from").config if is_there else {}
+    hub, path = HubModel.named(directory), Path(directory) / "config.json"
+    path = hub.fetch("config.json", "model.init_from") if hub else path
+    found = json.loads(path.read_text()) if path.is_file() else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 

@@ -124,7 +124,7 @@ def test_a_perceptual_term_without_its_package(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name the file of its weights in model\.lpips_weights"):
         stage_with(tmp_path, perceptual_weight=1.0)
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DD2Error, match=r"pip install dd2-lightning\[perceptual\]"):
+    with pytest.raises(DD2Error, match=r"pip install 'dd2-lightning\[lpips\]'"):
         stage_with(tmp_path, perceptual_weight=1.0, lpips_weights="vgg.pt")
 
 

@@ -56,8 +56,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.shape[:-1].numel()
     if x.device.type != "cpu" or not 1 < rows <= FEW_ROWS or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
-    y = (weight @ x.reshape(rows, -1).contiguous().T).T.contiguous().view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
+    columns = x.reshape(rows, -1).contiguous().T
+    y = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
+    return y.T.contiguous().view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):

@@ -85,7 +85,8 @@ def describe_codes(codebook: Tensor) -> str:
     rms = codebook.float().square().mean().sqrt().item()
     return (
         f"{len(codebook):,} codes of {codebook.shape[1]} numbers, rms {rms:.2f} (noise: 1); the nearest other code is "
-        f"{middle:.2f} away ({low:.2f} to {high:.2f} for 9 in 10)"
+        f"{middle:.2f} away ({low:.2f} to {high:.2f} for 9 in 10), "
+        f"as far as noise reaches at t = {middle / (middle + 2):.2f}"
     )
 
 
