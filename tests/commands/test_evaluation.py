@@ -217,7 +217,8 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     samplers = every_kind(teacher, generator)
     report = evaluate_samplers(samplers, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
-    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings"}
+    keys = {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings", "weights"}
+    assert set(report) == keys
     rows = report["contenders"]
     assert list(rows) == [sampler.name for sampler in samplers]
     for name, row in rows.items():
