@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -36,7 +36,7 @@ from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
-from dd2_lightning.models.tokenizer import PIXELS
+from dd2_lightning.models.tokenizer import PIXELS, VQTokenizer
 from dd2_lightning.progress import tracked
 from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
@@ -226,7 +226,7 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
     labels, images = torch.zeros(size, dtype=torch.long), None
     if getattr(stage, "adversarial", None):
-        images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
+        images = torch.zeros(size, *cast(VQTokenizer, stage.teacher.tokenizer).image_shape)
     return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 

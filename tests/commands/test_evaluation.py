@@ -17,7 +17,6 @@ from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, time_samplers
 from dd2_lightning.evaluation.evaluate import evaluate_samplers
-from dd2_lightning.evaluation.figures import save_comparison, save_curves
 from dd2_lightning.evaluation.reconstruction import measure_reconstruction
 from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, ratios
 from dd2_lightning.evaluation.samplers import (

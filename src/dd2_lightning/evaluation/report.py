@@ -80,7 +80,7 @@ def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, 
     The distance of a model that was trained on the features it is measured in counts as missing.
     """
 
-    def number(row: Row) -> float | None:
+    def number(row: Row) -> Any:
         return None if metric == "frechet" and row.get("trained_on") else row[metric]
 
     found = [[number(row) for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
