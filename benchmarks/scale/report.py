@@ -114,10 +114,16 @@ def draw_ratios(content: Content, path: Path) -> None:
         ax.set(yscale="log", xlabel=f"teacher's entropy, nats {label}")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    for entry in content["settings"].values():
-        panels[0].annotate(
-            entry["title"], (entry["teacher"]["nats"], 1), (0, 4), textcoords="offset points", rotation=60
-        )
+    for ax, key in zip(panels, ("nats", "nats_per_token"), strict=True):
+        for i, entry in enumerate(content["settings"].values()):
+            if ratio := entry["ratio"]["frechet"]:
+                place, offset = (entry["teacher"][key], ratio["median"]), (7, -9 if i % 2 else 4)
+                ax.annotate(entry["title"], place, offset, textcoords="offset points", fontsize=8, color="0.3")
+    ticks = [30, 50, 100, 200, 400]
+    panels[0].set(xscale="log", xlim=(28, 1000))
+    panels[0].set_xticks(ticks, map(str, ticks))
+    panels[0].minorticks_off()
+    panels[1].set_xlim(1.4, 7)
     panels[0].set_ylabel("left by DD2 / left by DD1")
     panels[1].legend(frameon=False, title="below 1: DD2 is closer")
     figure.tight_layout()
