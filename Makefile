@@ -13,6 +13,8 @@
 #   make growing                  DD2 and DD1 on tables of 2 to 6 tokens -> benchmarks/growing/
 #   make ablations                the paper's choices one at a time, PROCESSES runs at once -> docs/ablations.md,
 #                                 benchmarks/ablations.json; interrupted, it continues; hours
+#   make scale                    DD2 and DD1 at growing numbers of tokens and codes, PROCESSES runs at once -> docs/scale.md,
+#                                 benchmarks/scale.json; interrupted, it continues; a day. PHOTOS=folder adds photographs
 #   make reliability              50 kills, two processes, bfloat16, faults -> docs/reliability.md, benchmarks/reliability.json
 #   make test | lint | docs      (docs: the site in docs/_build)
 
@@ -71,7 +73,7 @@ sequences = $(if $(SEQUENCES),--data.cache_size $(SEQUENCES))
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align frechet dd1 evaluate benchmark mnist scarce tables growing ablations reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align frechet dd1 evaluate benchmark mnist scarce tables growing ablations scale scale_teachers reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -185,6 +187,25 @@ ablations: | install
 	-$(call missing_runs,init)
 	-$(call missing_runs,csd)
 	$(ABLATIONS) report
+
+PHOTOS ?=
+SCALE   = OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
+
+# teachers of the study: families and image sets; photographs where there is a folder
+scale_teachers:
+	$(MAKE) teacher FAMILY=var
+	$(MAKE) adapt FAMILY=llamagen
+	$(MAKE) teacher FAMILY=var IMAGES=mnist
+	$(MAKE) teacher FAMILY=llamagen IMAGES=mnist
+	$(if $(PHOTOS),$(MAKE) runs/photos16_llamagen/teacher/config.json runs/photos64_llamagen/teacher/config.json)
+
+runs/photos%_llamagen/teacher/config.json: | install
+	$(FIT) --config benchmarks/configs/teacher_photos$*.yaml --trainer.default_root_dir $(@D) --data.folder $(PHOTOS)
+
+# a run that fails does not keep the others from being done
+scale: scale_teachers
+	-$(SCALE) missing | xargs -r -L 1 -P $(PROCESSES) env $(SCALE) run
+	$(SCALE) report
 
 # tiny runs; what is done lies in runs/reliability and is not done again
 reliability: | install

@@ -104,6 +104,7 @@ class Run:
             "seed": self.seed,
             "seconds": self.seconds,
             "shares": shares,
+            "batch_size": self.study.batch_size,
             "most": self.study.most,
             "points": [self.study.points, self.study.point_samples, self.study.samples],
             "teacher": sha256(Path(self.teacher) / "teacher.safetensors"),
@@ -161,7 +162,7 @@ class Run:
     def train(self, ruler: Ruler, part: str, before: float, seconds: float) -> Content:
         """Train a stage for so many seconds, after those that the run has taken before."""
         model: Content = {"teacher": self.teacher}
-        data: Content = {"seed": self.seed}
+        data: Content = {"seed": self.seed, "batch_size": self.study.batch_size}
         made = {"init": "sequences", "dd1": "pairs"}.get(part)
         if made in self.content["parts"]:
             number = self.content["parts"][made]["number"]

@@ -42,6 +42,7 @@ class Study:
     seeds: list[int]
     seconds: float
     shares: dict[str, dict[str, float]]
+    batch_size: int
     most: int
     points: int
     point_samples: int
@@ -50,7 +51,7 @@ class Study:
     settings: dict[str, Setting]
 
     def __post_init__(self):
-        for name in ("most", "points", "point_samples", "samples", "reference_samples"):
+        for name in ("batch_size", "most", "points", "point_samples", "samples", "reference_samples"):
             check_at_least_one("", **{name: getattr(self, name)})
         check_range("", "(0, inf)", seconds=self.seconds)
         for method, parts in METHODS.items():

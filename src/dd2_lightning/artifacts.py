@@ -84,10 +84,7 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: str | Path, stages: tuple[str, ...], purpose: str) -> "Artifact":
-        """Read ``config.json``; an ``ArtifactError`` if it is missing, unreadable, or from none of the ``stages``.
-
-        For messages, ``purpose`` is the setting that names the directory: ``init_from``, ``--model``.
-        """
+        """Read ``config.json``, which must be of one of the ``stages``; for errors, ``purpose`` is what names it."""
         directory, hub = Path(directory), HubModel.named(directory)
         path = directory / "config.json" if hub is None else hub.fetch("config.json", purpose)
         if not path.is_file():
@@ -105,9 +102,9 @@ class Artifact:
             config = json.loads(path.read_text())
             stage, version = config["stage"], config["format"]
         except KeyError as error:
-            raise ArtifactError(f"{purpose}: config.json of {name} has no key {error}; {advice}") from error
+            raise ArtifactError(f"{purpose}: {name}/config.json has no key {error}; {advice}") from error
         except (ValueError, TypeError, OSError) as error:
-            raise ArtifactError(f"{purpose}: config.json of {name} is damaged ({error}); {advice}") from error
+            raise ArtifactError(f"{purpose}: {name}/config.json is damaged ({error}); {advice}") from error
         if version != FORMAT:
             raise ArtifactError(f"{purpose}: {name} has format {version}, this version reads format {FORMAT}")
         if stage not in stages:
@@ -117,7 +114,7 @@ class Artifact:
             needed["architecture"] = config["teacher"]
         for key, holder in needed.items():
             if key not in holder or not isinstance(holder[key], KINDS.get(key, object)):
-                raise ArtifactError(f"{purpose}: config.json of {name} has no key '{key}' or a wrong one; {advice}")
+                raise ArtifactError(f"{purpose}: {name}/config.json has no key '{key}' or a wrong one; {advice}")
         if hub is None:
             return cls(directory, config)
         check_downloaded_family(config["family"], f"{purpose}: {name}")
@@ -214,10 +211,7 @@ def check_family(student: Artifact, teacher: Teacher) -> None:
 
 
 def difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not.
-
-    It names the first mismatched key with both shapes, and the first few that are missing or unexpected.
-    """
+    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not."""
     report = []
     shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in wanted.items() if key in found}
     mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
@@ -264,12 +258,9 @@ def write_teacher(directory: str | Path, teacher: Teacher, **provenance: Any) ->
 def load_teacher(directory: str | Path, revision: str | None = None) -> CodebookTeacher:
     """Open a teacher: frozen, in evaluation mode, on the CPU.
 
-    A teacher without a codebook is opened too; code that needs the codebook calls ``require_codebook``.
-
-    Args:
-        directory: of a finished teacher or adapt stage, or ``user/name`` of a model on the Hub; an ``ArtifactError``
-            if it is not in order, or of an unknown family.
-        revision: branch, tag or commit on the Hub.
+    The directory is that of a finished teacher or adapt stage, or ``user/name`` of a model on the Hub, at a
+    ``revision``: branch, tag or commit; an ``ArtifactError`` says what is not in order. A teacher without a codebook is
+    opened too; code that needs the codebook calls ``require_codebook``.
     """
     artifact = Artifact.open(at_revision(directory, revision), ("teacher",), "teacher")
     teacher = new_teacher(artifact, artifact.config["architecture"])
@@ -287,7 +278,7 @@ def new_teacher(artifact: Artifact, architecture: dict[str, Any]) -> Teacher:
     try:
         return teacher_from_config(artifact.config["family"], architecture)
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"config.json of {artifact}: {error}") from error
+        raise ArtifactError(f"{artifact}/config.json: {error}") from error
 
 
 def new_student(artifact: Artifact, teacher: Teacher) -> Student | DD1Student:
@@ -331,12 +322,10 @@ def load_generator(
 ) -> Generator:
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
-    Args:
-        directory: of a finished csd, align, frechet or dd1 stage, one that was exported, or ``user/name`` of a model on
-            the Hub; an ``ArtifactError`` if it, or its teacher where it needs one, is not in order.
-        weights: ``ema`` (those that are evaluated and published) or ``raw``.
-        teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
-        revision: branch, tag or commit on the Hub.
+    The directory is that of a finished csd, align, frechet or dd1 stage, one that was exported, or ``user/name`` of a
+    model on the Hub, at a ``revision``: branch, tag or commit. Weights are ``ema``, those that are evaluated and
+    published, or ``raw``. It decodes with the tokenizer of its teacher, which may be open already. An ``ArtifactError``
+    says what is not in order.
     """
     artifact = Artifact.open(at_revision(directory, revision), ("csd", "align", "frechet", "dd1"), "generator")
     student, tokenizer = load_networks(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])

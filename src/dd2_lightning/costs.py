@@ -185,7 +185,7 @@ def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> i
     """Backbone and classifier at one position of a walk, all earlier ones being in the cache."""
     labels = torch.zeros(1, dtype=torch.long)
     q = teacher.prepare(torch.zeros(1, layout.length, dtype=torch.long))
-    cache = Cache()
+    cache = Cache(layout.length)
     if position:
         teacher.backbone(q[:, : layout.offsets[position - 1]], labels, cache)
     with count_flops() as flops:

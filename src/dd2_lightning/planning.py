@@ -1,8 +1,10 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from dd2_lightning.artifacts import Artifact
@@ -181,8 +184,9 @@ def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[Co
 def source_config(stage: DistillationStage) -> dict[str, Any]:
     """Settings of the stage that comes before, or the defaults while its directory is not there."""
     directory = getattr(stage, "init_from", "")
-    is_there = (Path(directory) / "config.json").is_file() or HubModel.named(directory)
-    found = Artifact.open(directory, ("init", "csd"), "model.init_from").config if is_there else {}
+    hub, path = HubModel.named(directory), Path(directory) / "config.json"
+    path = hub.fetch("config.json", "model.init_from") if hub else path
+    found = json.loads(path.read_text()) if path.is_file() else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 
@@ -226,7 +230,7 @@ class PlanTrainer(Trainer):
 
 def print_plan(plan: Plan, memory: float, throughput: float) -> None:
     """Print a plan as tables, for GPUs of so many bytes and operations a second."""
-    console = Console()
+    console, size = Console(), partial(decimal, precision=2)
     fits, activations = plan.fits(memory), plan.micro_batch * plan.activations
 
     def show(*header: str, rows: Iterable[tuple[str, ...]]) -> None:
@@ -268,11 +272,3 @@ def print_plan(plan: Plan, memory: float, throughput: float) -> None:
         style="dim",
         highlight=False,
     )
-
-
-def size(number: int) -> str:
-    """Bytes in kB, MB or GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:,.2f} {unit}"
-    return f"{number} B"

@@ -242,10 +242,10 @@ def test_loading_is_refused_in_one_line(be, server, published, tmp_path, capsys,
     with fails(capsys, 1, "hf://user/other is no model of dd2-lightning: it has no config.json"):
         main([*line, "user/other"])
     server.repositories["user/other"].commit({"config.json": b'{"model_type": "bert"}'})
-    with fails(capsys, 1, "config.json of hf://user/other has no key 'stage'; it is no model of dd2-lightning"):
+    with fails(capsys, 1, "hf://user/other/config.json has no key 'stage'; it is no model of dd2-lightning"):
         main([*line, "user/other"])
     server.repositories["user/other"].commit({"config.json": b'{"format": 1, "stage": "csd", "family": "var"}'})
-    with fails(capsys, 1, "config.json of hf://user/other has no key 'teacher'"):
+    with fails(capsys, 1, "hf://user/other/config.json has no key 'teacher'"):
         main([*line, "user/other"])
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the client tries again and again
     be(url=closed_port(), cache="empty")

@@ -185,7 +185,7 @@ class Broken(Untouched):
 @pytest.mark.parametrize(
     ("entry", "settings", "status", "words"),
     [
-        ({"network": "fid"}, {}, 2, "unknown feature network 'fid'"),
+        ({"network": "fid"}, {}, 1, "model.features: unknown feature network 'fid'"),
         ({"network": "inception"}, {}, 2, "inception needs its weights file"),
         ({"network": "random", "weight": 0}, {}, 2, "model.features.weight must be positive"),
         ({"network": "random"}, {"moment_samples": 64}, 1, "64 images of the generator for 64 features"),
@@ -231,7 +231,7 @@ def test_moments_that_are_not_finite_cost_nothing(run, tmp_path, capsys, monkeyp
     monkeypatch.setattr(RunningFrechet, "calls", 0, raising=False)
     monkeypatch.setattr(RunningFrechet, "forward", forward)
     config = config_of(run, tmp_path, features=[{"network": "random"}])
-    with fails(capsys, 1, "the moments of the generator's features have no distance"):
+    with fails(capsys, 1, "features of the generator's images, or their moments, are not finite: RandomFeatures"):
         config["trainer"]["max_steps"] = 10
         fit(config, tmp_path)
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6

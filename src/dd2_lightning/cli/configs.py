@@ -19,8 +19,12 @@ def copy_config(name: str, /, output: str | None = None) -> None:
     """Copy a config, or a folder of them, to edit it.
 
     Args:
-        name: as dd2 configs list shows it; a folder like paper/var_d16; or . for all of them.
+        name: as dd2 configs list shows it, or a folder of them, . for all.
         output: file or directory to write; its own name in this directory by default.
+
+    Examples:
+        dd2 configs copy csd_var.yaml --output mine.yaml
+        dd2 configs copy paper/var_d16
     """
     from dd2_lightning.cli.finish import finish
     from dd2_lightning.errors import ArtifactError

@@ -50,6 +50,10 @@ def evaluate(
         batch_size: samples at a time; it changes no number.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks that sample: 32 or bf16; metrics and likelihood are always in float32 or float64.
+
+    Examples:
+        dd2 evaluate --config evaluate_var.yaml
+        dd2 evaluate --models '[runs/var/csd, runs/var/align]' --samples 5000 --output runs/var/quick
     """
     from dd2_lightning.artifacts import Artifact
     from dd2_lightning.cli.finish import finish

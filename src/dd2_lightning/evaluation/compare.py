@@ -114,10 +114,9 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, sampler: Sampler, samples: int, known: Score | None = None) -> Score:
-        """Measure samples of one sampler, without its speed; real images are as many as there are.
+        """Measure samples of one sampler, without its speed; diversity still has to pass :func:`check_diversity`.
 
-        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again. Diversity
-        still has to pass :func:`check_diversity`.
+        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
         """
         if isinstance(sampler, IndependentSampler):
             sampler.marginals = self.marginals
@@ -187,10 +186,7 @@ def check_diversity(scores: dict[str, Score], tolerance: float = 0.05) -> None:
 def time_samplers(
     samplers: list[Sampler], seed: int = 0, batch_size: int = 100, rounds: int = 7, precision: str | int = "32"
 ) -> dict[str, float]:
-    """Seconds an image by name: the median over ``rounds``, decoding included, random numbers not.
-
-    The samplers take turns, see :func:`~dd2_lightning.evaluation.timing.interleaved`.
-    """
+    """Seconds an image by name: the median over ``rounds`` in turn, decoding included, random numbers not."""
     teacher = samplers[0].teacher
     device = teacher.codebook.device
     labels = torch.arange(batch_size, device=device) % teacher.num_classes

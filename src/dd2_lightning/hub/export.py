@@ -20,8 +20,7 @@ MAIN = {"teacher": "teacher", "init": "student"}
 LOCAL = ("teacher", "init_from", "lpips_weights", "features")
 """Settings that name files of the machine a run was made on."""
 
-Contents = dict[str, Path | bytes]
-"""Files by name: a path where one is taken as it is."""
+Contents = dict[str, Path | bytes]  # files by name: a path where one is taken as it is
 
 
 def collect(
@@ -34,13 +33,7 @@ def collect(
 ) -> Contents:
     """The files of a self-contained directory: networks, ``config.json`` with their checksums, and a model card.
 
-    Args:
-        run: directory of any finished stage, or one that was exported.
-        name: what the model is loaded by.
-        guidance: with the guidance network, which stage 3 starts from.
-        raw: with the generator's weights without averaging.
-        report: directory of an evaluation for the card; by default one beside or in the run that measured this model.
-        license: of the model; by default that of the published weights it comes from, if there are such.
+    The model is loaded by its ``name``; other arguments are the options of ``dd2 export``.
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")

@@ -38,14 +38,9 @@ COMMANDS = {
 
 
 def find_report(run: Path, weights: str, given: str | Path | None = None) -> Path | None:
-    """Directory of the report of an evaluation that measured a model; None if there is none in or beside its run.
+    """Directory of the report that measured these weights (their SHA-256); None if there is none in or beside the run.
 
     A report that is ``given`` and measured other weights is an ``ArtifactError``.
-
-    Args:
-        run: directory of the model.
-        weights: SHA-256 of the file with its network.
-        given: directory of the report, or its JSON file.
     """
     if given is not None:
         path = Path(given)
@@ -72,13 +67,10 @@ def release_of(config: dict[str, Any]) -> tuple[Card | None, dict[str, Any]]:
 
 
 def model_card(name: str, config: dict[str, Any], report: Path | None = None, license: str | None = None) -> str:
-    """A model card as Markdown, its metadata first.
+    """A model card as Markdown, its metadata first, of a model that is loaded by its name: ``user/name``, a directory.
 
-    Args:
-        name: what the model is loaded by: ``user/name``, or a directory.
-        config: ``config.json`` of the exported directory.
-        report: directory of a report that measured it.
-        license: of the model; by default that of the release it comes from.
+    From ``config.json`` of the exported directory and the directory of a report that measured it. The license is by
+    default that of the release it comes from.
     """
     card, origin = release_of(config)
     metadata: dict[str, Any] = {"license": license or (card.licence.lower() if card else None)}

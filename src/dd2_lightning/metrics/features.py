@@ -85,14 +85,9 @@ def feature_network(
 ) -> FeatureNetwork:
     """Open a feature network, frozen, in evaluation mode.
 
-    Args:
-        named: ``classifier``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`, perhaps
-            with its settings: ``my_module.MyFeatures``.
-        directory: of the classifier's file.
-        inception: weights of Inception.
-        device: of the network.
-        data: images that the classifier is trained on.
-        seed: of the classifier.
+    It is ``classifier`` (of this seed, trained on ``data`` and kept in the directory), ``inception`` (by its weights
+    file), ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`, perhaps with its settings:
+    ``my_module.MyFeatures``.
     """
     network: FeatureNetwork
     if named == "classifier":

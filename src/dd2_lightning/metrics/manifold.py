@@ -10,7 +10,6 @@ Distances are exact to float64's rounding, so that no pair is on the wrong side 
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,21 +58,14 @@ class Manifold:
         return torch.cat([squared.topk(self.k + 1, largest=False).values[:, -1] for _, squared in distances])
 
 
-class Fractions(NamedTuple):
-    """Share of samples in the manifold of the reference, and of the reference in the manifold of the samples."""
-
-    precision: float
-    recall: float
-
-
-def precision_recall(reference: Manifold, samples: Manifold) -> Fractions:
+def precision_recall(reference: Manifold, samples: Manifold) -> tuple[float, float]:
     """Precision and recall of samples; both numbers depend on how many there are."""
     precise = torch.zeros(len(samples.features), dtype=torch.bool, device=samples.features.device)
     recalled = 0
     for rows, squared in squared_distances(reference.features, samples.features):
         precise |= (squared <= reference.squared_radii[rows, None]).any(0)
         recalled += int((squared <= samples.squared_radii).any(1).sum())
-    return Fractions(precise.double().mean().item(), recalled / len(reference.features))
+    return precise.double().mean().item(), recalled / len(reference.features)
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Iterator[tuple[slice, Tensor]]:

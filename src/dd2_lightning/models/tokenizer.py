@@ -42,6 +42,10 @@ class Tokenizer(nn.Module):
         @property
         def codebook(self) -> Tensor: ...
 
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The codes of indices (B, n): (B, n, C)."""
+        return self.codebook[indices]
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
         raise PixelsMissingError(PIXELS_MISSING)

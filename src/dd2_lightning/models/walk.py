@@ -44,7 +44,9 @@ class Walk(Generic[AnyFlow]):
     def __iter__(self) -> Iterator[AnyFlow]:
         while self.position < self.layout.num_positions:
             current = self.position
-            yield self._advance(self.tokens)
+            with torch.no_grad():  # the cache is overwritten in place
+                flow = self._advance(self.tokens)
+            yield flow
             if self.position == current:
                 raise RuntimeError(f"position {current}: append() its tokens before going on")
 

@@ -67,10 +67,6 @@ class Adversary(nn.Module, NoAdversary):
               L_\theta = \mathrm{softplus}(-l_{fake}).
 
     It starts at l = 0, where the generator's term has no gradient.
-
-    Args:
-        guidance: the guidance network.
-        settings: weights of the terms.
     """
 
     def __init__(self, guidance: Student, settings: AdversarialSettings):

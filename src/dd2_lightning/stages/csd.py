@@ -13,7 +13,7 @@ from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, positi
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.adversarial import AdversarialSettings, adversary_of
-from dd2_lightning.stages.generator import GeneratorStage
+from dd2_lightning.stages.distillation import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update
 

@@ -14,7 +14,7 @@ from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.generator import GeneratorStage
+from dd2_lightning.stages.distillation import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
 

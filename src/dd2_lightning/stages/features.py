@@ -47,15 +47,14 @@ def check_features(features: list[FeatureSettings]) -> None:
 def open_networks(
     features: list[FeatureSettings], directory: str | Path, images: Callable[[], ImageData]
 ) -> list[nn.Module]:
-    """Open feature networks, frozen; those that are trained here, on ``images``, are kept in ``DIRECTORY/features``.
-
-    Raises:
-        DD2Error: for one that cannot be trained on.
-    """
+    """Open feature networks, frozen; those that are trained here, on ``images``, are kept in ``DIRECTORY/features``."""
     networks = []
     for entry in features:
         kept, data = Path(directory) / f"features/{entry.seed}", images() if entry.network == "classifier" else None
-        network = feature_network(entry.network, kept, entry.weights, data=data, seed=entry.seed)
+        try:
+            network = feature_network(entry.network, kept, entry.weights, data=data, seed=entry.seed)
+        except ValueError as error:
+            raise DD2Error(f"model.features: {error}") from error
         if not isinstance(network, nn.Module):
             raise DD2Error(f"model.features: {entry.network} is no torch.nn.Module, so it cannot be trained on")
         networks.append(network)
@@ -63,11 +62,7 @@ def open_networks(
 
 
 def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
-    """Features (B, d) in float32, with a gradient where images (B, channels, H, W) have one.
-
-    Raises:
-        DD2Error: if the network has none.
-    """
+    """Features (B, d) in float32, with a gradient where images (B, channels, H, W) have one."""
     with torch.autocast(images.device.type, enabled=False):
         features = network.features(images.float())
     if images.requires_grad and not features.requires_grad:
@@ -79,17 +74,9 @@ def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
 def fit_features(
     networks: list[nn.Module], batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor], name: str
 ) -> list[Gaussian]:
-    """Fits to the features of images, by network.
+    """Fits to the features of images, by network, from this process's batches (B, channels, H, W).
 
-    Args:
-        networks: feature networks.
-        batches: this process's share of the images, (B, channels, H, W) each.
-        reduce: sum over processes.
-        name: what the images are of, for messages.
-
-    Raises:
-        DD2Error: for fewer images than features.
-        NonFiniteLossError: for features that are not finite.
+    ``reduce`` sums over processes; ``name`` says in messages what the images are of.
     """
     fits: list[FeatureGaussian] | None = None
     for images in batches:

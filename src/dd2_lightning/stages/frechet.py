@@ -27,8 +27,7 @@ from dd2_lightning.stages.features import (
 from dd2_lightning.stages.moments import MomentImages
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-FLOOR = 0.01
-"""Added to a distance where its gradient is divided by it."""
+FLOOR = 0.01  # added to a distance where its gradient is divided by it
 
 
 class FrechetAlign(PerformanceAlign):
@@ -52,9 +51,6 @@ class FrechetAlign(PerformanceAlign):
         moment_decay: β, the part of the running moments that an iteration leaves.
         csd_weight: λ; above 0 guidance updates and L_CSD go on as in stage 2.
         kwargs: as for :class:`PerformanceAlign`; ``init_from`` is the directory of a finished csd or align stage.
-
-    Raises:
-        ValueError: as :class:`PerformanceAlign`, without ``features``, and for one that is listed twice.
     """
 
     name = "frechet"
@@ -87,7 +83,9 @@ class FrechetAlign(PerformanceAlign):
     def use_networks(self, networks: list[nn.Module]) -> None:
         """Measure with these feature networks, from empty moments on."""
         self.feature_networks = nn.ModuleList(networks)
-        self.distances = nn.ModuleList(RunningFrechet(network.width, self.moment_decay) for network in networks)
+        self.distances = nn.ModuleList(
+            RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
+        )
 
     def load(self, source: Artifact) -> None:
         source.load_into(self.generator, "generator")  # the EMA
@@ -126,6 +124,12 @@ class FrechetAlign(PerformanceAlign):
         if update.name == "generator":
             for distance in self.distances:
                 distance.update()
+
+    def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
+        if name == "generator":
+            for distance in self.distances:
+                distance.check_finite()
+        super()._check_finite(losses, name, iteration)
 
     def on_train_start(self) -> None:
         """Fill the moments, unless they came with a checkpoint."""

@@ -12,7 +12,7 @@ from dd2_lightning.callbacks.logs import last_iteration, writer_of
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.named import describe_images
 from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
-from dd2_lightning.images.grids import mosaic
+from dd2_lightning.images.files import mosaic
 from dd2_lightning.layout import Layout
 from dd2_lightning.metrics.perceptual import lpips_distance
 from dd2_lightning.models.codebook import perplexity, spacing
@@ -25,8 +25,7 @@ from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.tokenizer import DiscriminatorSettings, adaptive_weight
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-SHOWN = 10
-"""Images whose reconstructions are logged, below them."""
+SHOWN = 10  # images whose reconstructions are logged, below them
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
