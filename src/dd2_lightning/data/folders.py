@@ -190,8 +190,4 @@ def describe_changes(before: dict[str, int], now: dict[str, int]) -> str:
         "removed": sorted(before.keys() - now.keys()),
         "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
     }
-    return ", ".join(
-        f"{len(names):,} {kind} ({list_names(names)})"
-        for kind, names in kinds.items()
-        if names
-    )
+    return ", ".join(f"{len(names):,} {kind} ({list_names(names)})" for kind, names in kinds.items() if names)
