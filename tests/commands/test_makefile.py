@@ -156,7 +156,7 @@ def test_ablations_run_stage_1_first_and_several_at_a_time():
 
 
 TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "frechet", "dd1", "evaluate", "lint", "benchmark"]
-TARGETS += ["mnist", "scale", "tables", "growing", "scarce", "ablations", "reliability"]
+TARGETS += ["frechet_benchmark", "mnist", "scale", "tables", "growing", "scarce", "ablations", "reliability"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -154,13 +154,12 @@ def test_a_killed_run_resumes_bit_for_bit(run, tmp_path):
     assert unequal(left_behind(run / "frechet"), left_behind(parts)) == []
 
 
-@pytest.mark.parametrize(("iterations", "tolerance"), [(1, 1e-6), (20, 1e-5)])
-def test_two_processes_equal_one(run, tmp_path, iterations, tolerance):
+def test_two_processes_equal_one(run, tmp_path):
     """Features of both are gathered with their gradients, and the moments are those of both."""
-    (alone,) = weights_of(run, "frechet", tmp_path / "one", 1, iterations=iterations)
-    first, second = weights_of(run, "frechet", tmp_path / "two", 2, iterations=iterations, accumulate=1)
+    (alone,) = weights_of(run, "frechet", tmp_path / "one", 1, iterations=2)
+    first, second = weights_of(run, "frechet", tmp_path / "two", 2, iterations=2, accumulate=1)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
-    assert deviation(alone, first) < tolerance
+    assert deviation(alone, first) < 1e-6
     start = load_file(run / "csd/generator.safetensors")
     assert max((alone[f"generator.{key}"] - value).abs().max() for key, value in start.items()) > 5e-4
 

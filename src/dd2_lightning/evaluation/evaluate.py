@@ -10,7 +10,7 @@ from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.baselines import RealImages
 from dd2_lightning.evaluation.compare import Evaluator, compare
 from dd2_lightning.evaluation.figures import save_comparison, save_curves
-from dd2_lightning.evaluation.reconstruction import measure_tokenizer
+from dd2_lightning.evaluation.reconstruction import measure_reconstruction
 from dd2_lightning.evaluation.report import make_report, markdown, print_table, results_path, to_json
 from dd2_lightning.evaluation.samplers import Sampler
 from dd2_lightning.files import check_writable, sha256, write_atomically
@@ -52,10 +52,9 @@ def evaluate_samplers(
     with collect_warnings() as found:
         evaluator = Evaluator(teacher, network, **settings)
         scores = compare(evaluator, samplers, samples)
-        real = [sampler.data for sampler in samplers if isinstance(sampler, RealImages)]
-        tokenizer = measure_tokenizer(teacher, real[0], network, evaluator.batch_size) if real else None
     report = make_report(scores, evaluator.seed, samples, teacher.codebook.device, messages=[*messages, *found])
-    report["tokenizer"] = tokenizer
+    for real in [sampler for sampler in samplers if isinstance(sampler, RealImages)][:1]:
+        report["tokenizer"] = measure_reconstruction(teacher, network, real.data, evaluator.batch_size)
     report["weights"] = {sampler.name: weights for sampler in samplers if (weights := weights_of(sampler))}
     save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
     save_curves(report["contenders"], path.with_name("steps.png"))
