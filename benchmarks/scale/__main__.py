@@ -5,11 +5,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.command import run_command
+from benchmarks.scale.report import draw_curves, draw_ratios, markdown, summarise
 from benchmarks.scale.ruler import describe, open_ruler
 from benchmarks.scale.runs import Run
 from benchmarks.scale.study import METHODS, read_study
 from dd2_lightning.devices import resolve_device
 from dd2_lightning.evaluation.report import to_json
+from dd2_lightning.files import write_atomically
 
 SETTINGS, OUTPUT = "benchmarks/scale/settings.yaml", "runs/scale"
 
@@ -84,9 +86,31 @@ def missing(seconds: float | None = None, output: str = OUTPUT, device: str = "c
                     print(name, method, seed)
 
 
+def report(
+    output: str = OUTPUT,
+    results: str = "benchmarks/scale.json",
+    document: str = "docs/scale.md",
+    settings: str = SETTINGS,
+) -> None:
+    """Write figures and page of the runs that are there.
+
+    Args:
+        output: directory of the study.
+        results: JSON file of all figures.
+        document: Markdown file; its figures go into ``images`` beside it.
+        settings: YAML file.
+    """
+    content, page = summarise(read_study(settings), Path(output)), Path(document)
+    write_atomically(Path(results), to_json(content))
+    draw_ratios(content, page.parent / "images" / "scale.png")
+    draw_curves(content, page.parent / "images" / "scale_curves.png")
+    write_atomically(page, markdown(content).encode())
+    print(f"{results}, {document}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command."""
-    run_command("benchmarks.scale", {"prepare": prepare, "run": run, "missing": missing}, arguments)
+    run_command("benchmarks.scale", {"prepare": prepare, "run": run, "missing": missing, "report": report}, arguments)
 
 
 if __name__ == "__main__":

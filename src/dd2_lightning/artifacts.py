@@ -263,12 +263,9 @@ def write_teacher(directory: str | Path, teacher: Teacher, **provenance: Any) ->
 def load_teacher(directory: str | Path, revision: str | None = None) -> CodebookTeacher:
     """Open a teacher: frozen, in evaluation mode, on the CPU.
 
-    A teacher without a codebook is opened too; code that needs the codebook calls ``require_codebook``.
-
-    Args:
-        directory: of a finished teacher or adapt stage, or ``user/name`` of a model on the Hub; an ``ArtifactError``
-            if it is not in order, or of an unknown family.
-        revision: branch, tag or commit on the Hub.
+    The directory is that of a finished teacher or adapt stage, or ``user/name`` of a model on the Hub, at a
+    ``revision``: branch, tag or commit; an ``ArtifactError`` says what is not in order. A teacher without a codebook is
+    opened too; code that needs the codebook calls ``require_codebook``.
     """
     artifact = Artifact.open(at_revision(directory, revision), ("teacher",), "teacher")
     with sizes_of(artifact):

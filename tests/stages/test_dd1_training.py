@@ -326,7 +326,7 @@ def test_pictures_are_compared_where_lpips_is_installed(monkeypatch, tmp_path):
     with pytest.raises(ArtifactError, match=r"vgg\.pt is no state dict of LPIPS"):
         lpips_distance(weights)
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DD2Error, match=r"pip install dd2-lightning\[perceptual\]"):
+    with pytest.raises(DD2Error, match=r"pip install 'dd2-lightning\[lpips\]'"):
         lpips_distance(weights)
 
 

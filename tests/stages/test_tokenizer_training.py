@@ -124,7 +124,7 @@ def test_a_perceptual_term_without_its_package(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name the file of its weights in model\.lpips_weights"):
         stage_with(tmp_path, perceptual_weight=1.0)
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DD2Error, match=r"pip install dd2-lightning\[perceptual\]"):
+    with pytest.raises(DD2Error, match=r"pip install 'dd2-lightning\[lpips\]'"):
         stage_with(tmp_path, perceptual_weight=1.0, lpips_weights="vgg.pt")
 
 
@@ -159,6 +159,8 @@ def test_the_stage_logs_reconstructions_and_says_how_codes_lie(tmp_path, capsys)
     fit(teacher_config(tmp_path, **OFF), tmp_path)
     assert "8 codes of 2 numbers, rms 2.00 (noise: 1); the nearest other code is" in capsys.readouterr().out
     found = left_behind(tmp_path / "digits")
+    assert found["config/data/class_path"] == "dd2_lightning.data.digits.DigitsData"
+    assert found["config/data/init_args/batch_size"] == 16
     assert {"log val/reconstruction", "log val/perplexity"} <= found.keys()
     for _, picture in found["picture reconstructions"]:
         assert Image.open(io.BytesIO(picture)).size == (10 * 9 - 1, 2 * 9 - 1)

@@ -121,8 +121,8 @@ def test_every_image_is_read_once_with_its_class(folder):
     data = folder_data(folder)
     assert (data.num_classes, data.image_shape, data.folder.classes) == (3, (3, 16, 16), ["blue", "green", "red"])
     assert (data.train.size, data.held_out.size) == (22, 2)
-    images = torch.cat([data.train.pixels(), data.held_out.pixels()])
-    labels = torch.cat([data.train.labels, data.held_out.labels])
+    images, labels = data.everything().pixels(), data.everything().labels
+    assert torch.equal(images, torch.cat([data.held_out.pixels(), data.train.pixels()]))
     assert labels.bincount().tolist() == [8, 8, 8]
     files = {tuple(decode(path, 16, 3, False).flatten().tolist()): path.parent.name for path in folder.rglob("*.*")}
     found = {tuple((255 * x).round().int().flatten().tolist()): int(y) for x, y in zip(images, labels, strict=True)}

@@ -13,8 +13,7 @@ import yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 
-INSTALLED = Path(__file__).parents[1] / "configs"
-"""Where the configs lie that come with the package."""
+INSTALLED = Path(__file__).parents[1] / "configs"  # where the configs lie that come with the package
 
 
 class UsageError(Exception):

@@ -11,7 +11,12 @@ from dd2_lightning.sampling import Sampling
 
 
 def bench_sample(
-    sampling: Sampling = Sampling(guidance_scale=2.0), head_width: int = 1024, head_depth: int = 4, **common
+    sampling: Sampling = Sampling(guidance_scale=2.0),
+    head_width: int = 1024,
+    head_depth: int = 4,
+    precision: str | int = "32",
+    graphs: bool = False,
+    **common,
 ) -> dict[str, Any]:
     """Time a teacher against a one-step generator, at published sizes with random weights.
 
@@ -21,16 +26,18 @@ def bench_sample(
         sampling: guidance and truncation of the teacher.
         head_width: width of the generator's velocity head.
         head_depth: its residual blocks.
+        precision: of the networks: 32 or bf16.
+        graphs: replay CUDA graphs, which launch all kernels of a sample at once; on a CPU nothing changes.
         common: as for :func:`measure`.
     """
     from dd2_lightning.timing.sampling import time_sampling
 
     return measure(
-        partial(time_sampling, sampling=sampling, head=(head_width, head_depth)),
+        partial(time_sampling, sampling=sampling, head=(head_width, head_depth), precision=precision, graphs=graphs),
         "{name}: teacher {median_seconds[teacher]:.3f} s in {steps} steps, "
         "one step {median_seconds[one_step]:.3f} s ({ratio:.1f}x), "
         "decoder {median_seconds[decoder]:.3f} s ({ratio_with_decoder:.1f}x with it)",
-        {"sampling": vars(sampling)},
+        {"sampling": vars(sampling), "precision": str(precision), "graphs": graphs},
         **common,
     )
 
@@ -89,7 +96,8 @@ def bench_flow(draws: int = 4, rounds: int = 5, **common) -> dict[str, Any]:
     return measure(
         partial(time_flow, draws=draws),
         "{name}: posterior mean {median_seconds[fused]:.3f} s, as written {median_seconds[stored]:.3f} s; "
-        "with gradient {median_seconds[fused_gradient]:.3f} s, {median_seconds[stored_gradient]:.3f} s",
+        "with gradient {median_seconds[fused_gradient]:.3f} s, {median_seconds[stored_gradient]:.3f} s; "
+        "{median_seconds[single_gradient]:.3f} s of it without double precision",
         {"draws": draws},
         rounds=rounds,
         **common,

@@ -59,7 +59,7 @@ def convert_dd1(
         second: positions that are finished before the second call; known for published files.
     """
     from dd2_lightning.cli.finish import finish
-    from dd2_lightning.hub import dd1
+    from dd2_lightning.hub import convert
 
-    dd1.convert_dd1(checkpoint, teacher, output, weights, split, second)
+    convert.convert_dd1(checkpoint, teacher, output, weights, split, second)
     finish("convert dd1", f"DD1, {checkpoint} ({weights}) -> {output}", output=output)

@@ -46,12 +46,9 @@ NEXT: dict[str, tuple[str, ...]] = {
 
 
 def finish(command: str, wrote: str = "", **values: Any) -> None:
-    """Print what a command wrote and what to do next.
+    """Print what a command wrote, ``what -> where``, and what :data:`NEXT` has for it.
 
-    Args:
-        command: key of :data:`NEXT`; nothing comes after one that is not there.
-        wrote: ``what -> where``; nothing where the command has said it, or writes nothing.
-        values: of the words in braces, which are quoted for the shell; ``models`` is ``output`` as a list.
+    The ``values`` of words in braces are quoted for the shell; ``models`` is ``output`` as a list.
     """
     if wrote:
         print(wrote)
@@ -62,13 +59,7 @@ def finish(command: str, wrote: str = "", **values: Any) -> None:
 
 
 def finish_run(stage: str, directory: Path, settings: dict[str, Any]) -> None:
-    """Print the last lines of a ``fit`` that has finished.
-
-    Args:
-        stage: name of the stage.
-        directory: of the run.
-        settings: of the stage.
-    """
+    """Print the last lines of a ``fit`` that has finished, of a stage with these settings."""
     config = json.loads((directory / "config.json").read_text())
     original = stage == "teacher" and not config["architecture"].get("continuous_input", True)
     family = config["family"] if config["family"] in ("var", "llamagen") else "var"

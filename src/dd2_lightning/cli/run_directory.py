@@ -67,7 +67,7 @@ class RunDirectory:
 
     def _delete_run(self) -> None:
         (self.root / "config.json").unlink(missing_ok=True)
-        for pattern in ("*.safetensors", "config.yaml", "events.out.tfevents.*"):
+        for pattern in ("*.safetensors", "config.yaml", "time.json", "events.out.tfevents.*"):
             for path in self.root.glob(pattern):
                 path.unlink()
         shutil.rmtree(self.root / "checkpoints", ignore_errors=True)

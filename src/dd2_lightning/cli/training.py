@@ -19,6 +19,7 @@ from dd2_lightning.callbacks import (
     Interrupted,
     IterationCheckpoint,
     PerPositionMonitor,
+    RunClock,
     SampleGrid,
     StageLogger,
     StopOnSignal,
@@ -80,7 +81,7 @@ class FitCLI(StageCLI):
         settings = self.settings
         callbacks = [PerPositionMonitor(), SampleGrid(), ContinuedLogs(), StopOnSignal(), *super().callbacks()]
         if not settings.trainer.fast_dev_run:
-            callbacks.insert(0, ExportArtifact())
+            callbacks[:0] = [RunClock(), ExportArtifact()]
             if settings.trainer.enable_checkpointing is not False:
                 callbacks.append(IterationCheckpoint(self.root / "checkpoints", settings.checkpoint_every))
         return callbacks

@@ -12,15 +12,9 @@ Named = dict[str, Any] | str
 
 
 def make_named(named: Named, room: str, what: str) -> Any:
-    """Make an object of a class by its name and settings.
+    """Make an object of a class by its name and settings; ``what`` begins the message of a ``ValueError``.
 
-    Args:
-        named: name, or name and settings.
-        room: module of names without a dot.
-        what: begins messages.
-
-    Raises:
-        ValueError: if there is no such class, or it does not take the settings.
+    Names without a dot are those of the module ``room``.
     """
     name, settings = (named, {}) if isinstance(named, str) else (named.get("class_path"), named.get("init_args", {}))
     if not isinstance(name, str) or not isinstance(settings, dict):
@@ -48,12 +42,7 @@ def images_of(teacher: Path, config: dict[str, Any]) -> ImageData:
 
 
 def open_images(named: Named) -> ImageData:
-    """The images of a run, loaded.
-
-    Raises:
-        ValueError: if that is no data module of images.
-        DD2Error: if they are not there.
-    """
+    """The images of a run, loaded."""
     data = make_named(named, "dd2_lightning.data", "data")
     if not isinstance(data, ImageData):
         raise ValueError(f"data: {type(data).__name__} has no images; take DigitsData, or an ImageData of your own")

@@ -82,15 +82,11 @@ class SkipSampler(IndependentSampler):
 
 @dataclass(kw_only=True, eq=False)
 class RealImages(Sampler):
-    """Real images. Their token sequences are the tokenizer's; their images have not been through it.
-
-    Attributes:
-        data: the images; to be set before :meth:`bind`.
-    """
+    """Real images. Their token sequences are the tokenizer's; their images have not been through it."""
 
     kind = title = "real"
     synthetic = False
-    data: ImageData = field(init=False)
+    data: ImageData = field(init=False)  # the images; to be set before :meth:`bind`
 
     def setup(self) -> None:
         self.images = self.data.everything()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dd2_lightning.images.figures import blank_figure, write_figure
-from dd2_lightning.images.grids import mosaic
+from dd2_lightning.images.files import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

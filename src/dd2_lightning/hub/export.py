@@ -20,8 +20,7 @@ MAIN = {"teacher": "teacher", "init": "student"}
 LOCAL = ("teacher", "init_from", "lpips_weights", "features")
 """Settings that name files of the machine a run was made on."""
 
-Contents = dict[str, Path | bytes]
-"""Files by name: a path where one is taken as it is."""
+Contents = dict[str, Path | bytes]  # files by name: a path where one is taken as it is
 
 
 def collect(

@@ -21,8 +21,7 @@ from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.files import write_atomically
 from dd2_lightning.noise import stream
 
-VERSION = 1
-"""Architecture and training; stored classifiers of another version are trained again."""
+VERSION = 1  # architecture and training; stored classifiers of another version are trained again
 
 BATCH, SAMPLES, HELD_OUT = 64, 30_000, 0.165
 """Images a step, images in all epochs together (of 12 at least), and the share that measures the accuracy."""
@@ -37,7 +36,7 @@ class ImageClassifier(nn.Module):
 
     held_out: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int):
+    def __init__(self, shape: tuple[int, ...], num_classes: int):
         super().__init__()
         self.shape, (channels, *sides), width = shape, shape, 16
         stride = 2 if min(sides) > 16 else 1

@@ -102,6 +102,8 @@ class RunningFrechet(nn.Module):
 
     The gradient is that of the last batch of features f; the running moments μ', M' are constants. They, the reference
     and the number of samples behind them are buffers in float64, so that a run that resumes has all of them.
+
+    The ``name`` of the feature network is for messages.
     """
 
     count: Tensor
@@ -110,9 +112,9 @@ class RunningFrechet(nn.Module):
     reference_mean: Tensor
     reference_root: Tensor
 
-    def __init__(self, width: int, decay: float):
+    def __init__(self, width: int, decay: float, name: str = ""):
         super().__init__()
-        self.decay = decay
+        self.decay, self.name = decay, name
         self.batches: list[tuple[Tensor, Tensor]] = []
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         for name, shape in {"mean": (width,), "products": (width, width)}.items():
@@ -142,9 +144,16 @@ class RunningFrechet(nn.Module):
         try:
             covariance = products - mean.outer(mean)
             return differentiable_distance(mean, covariance, self.reference_mean, self.reference_root)
-        except torch.linalg.LinAlgError as error:
-            reason = " ".join(str(error).split())
-            raise NonFiniteLossError(f"the moments of the generator's features have no distance: {reason}") from error
+        except torch.linalg.LinAlgError:
+            self.check_finite()
+            raise
+
+    def check_finite(self) -> None:
+        """Refuse, with a ``NonFiniteLossError``, features and moments that are not finite."""
+        if not all(moment.isfinite().all() for moment in (self.products, *(products for _, products in self.batches))):
+            raise NonFiniteLossError(
+                f"features of the generator's images, or their moments, are not finite: {self.name}"
+            )
 
     @torch.no_grad()
     def update(self) -> None:

@@ -18,7 +18,7 @@ def lpips_distance(weights: str | Path) -> Callable[[Tensor, Tensor], Tensor]:
     try:
         from lpips import LPIPS
     except ImportError as error:
-        raise DD2Error("LPIPS needs the package of its authors: pip install dd2-lightning[perceptual]") from error
+        raise DD2Error("LPIPS needs the package of its authors: pip install 'dd2-lightning[lpips]'") from error
     metric = LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     try:
         metric.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))

@@ -30,6 +30,8 @@ class CodebookTeacher(Teacher):
         super().__init__()
         self.backbone, self.classifier, self.tokenizer = backbone, classifier, tokenizer
         self.layout, self.num_classes, self.token_dim = backbone.layout, backbone.num_classes, backbone.token_dim
+        self.positions: Tensor
+        self.register_buffer("positions", self.layout.position_of_token(torch.device("cpu")), persistent=False)
 
     @property
     def codebook(self) -> Tensor:
@@ -116,8 +118,7 @@ class CodebookTeacher(Teacher):
         def logits_of(rows: slice) -> Tensor:
             logits = self.classifier(features[:, rows].flatten(0, 1), labels[:, rows].flatten()).float()
             if guided:
-                positions = self.layout.position_of_token(tokens.device)[span]
-                logits = self.guide(*logits.chunk(2), sampling, positions)
+                logits = self.guide(*logits.chunk(2), sampling, self.positions[span])
             return finish(logits)
 
         size = max(1, LOGITS // (codes * features.shape[0] * features.shape[2]))

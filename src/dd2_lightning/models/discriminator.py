@@ -9,16 +9,8 @@ from dd2_lightning.models.convnets import group_norm
 class PatchDiscriminator(nn.Module):
     """Images (B, channels, S, S) in [-1, 1] to scores of overlapping patches, (B, 1, h, h); real ones are positive.
 
-    Its norms are over groups of channels, not over the batch, so that a score depends on its image alone.
-
-    Args:
-        image_channels: of the images.
-        side: S, to check that it is large enough.
-        width: channels of the first layer, a multiple of 4; they double from layer to layer, up to 8 times.
-        layers: layers that halve the side.
-
-    Raises:
-        ValueError: for images that are too small for so many layers.
+    Its norms are over groups of channels, not over the batch, so that a score depends on its image alone. Channels, a
+    multiple of 4, double from layer to layer, up to 8 times; ``layers`` of them halve the side.
     """
 
     def __init__(self, image_channels: int, side: int, width: int = 64, layers: int = 3):

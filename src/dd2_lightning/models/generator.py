@@ -20,21 +20,16 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Generator(nn.Module, ABC):
-    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens.
+    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
 
-    Attributes:
-        trained_on: identities of the feature networks whose features its training brought near to a reference.
-    """
-
-    trained_on: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()  # identities of the feature networks that it was trained on
 
     def __init__(self, student: Student | DD1Student, tokenizer: Tokenizer):
         super().__init__()
         self.student, self.tokenizer = student, tokenizer
         self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
 
-    directory: Path | None = None
-    """The directory that it was loaded from."""
+    directory: Path | None = None  # the directory that it was loaded from
 
     def push_to_hub(self, repo: str, **options: Any) -> None:
         """Publish it as ``user/name``; ``options`` are those of :func:`dd2_lightning.push_to_hub`.

@@ -29,18 +29,13 @@ class LayerCache:
 
 
 class Cache:
-    """The state of a backbone along a walk over sequences of ``length`` tokens.
-
-    Attributes:
-        positions: how many positions' features have been computed.
-        layers: one key-value cache per block, by its number.
-        state: what else a family accumulates.
-    """
+    """The state of a backbone along a walk over sequences of ``length`` tokens."""
 
     def __init__(self, length: int):
-        self.positions = 0
+        self.positions = 0  # how many positions' features have been computed
+        # one key-value cache per block, by its number
         self.layers: defaultdict[int, LayerCache] = defaultdict(lambda: LayerCache(length))
-        self.state: Tensor | None = None
+        self.state: Tensor | None = None  # what else a family accumulates
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
@@ -53,8 +48,7 @@ def visibility(layout: Layout, new: slice, device: torch.device | None = None) -
     return None if layout.positions_in(new.stop) - layout.positions_in(new.start) == 1 else mask
 
 
-FEW_ROWS = 8
-"""A processor's linear map of more rows is faster as it is written."""
+FEW_ROWS = 8  # a processor's linear map of more rows is faster as it is written
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -62,8 +56,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.shape[:-1].numel()
     if x.device.type != "cpu" or not 1 < rows <= FEW_ROWS or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
-    y = (weight @ x.reshape(rows, -1).contiguous().T).T.contiguous().view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
+    columns = x.reshape(rows, -1).contiguous().T
+    y = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
+    return y.T.contiguous().view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):

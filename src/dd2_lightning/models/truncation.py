@@ -7,8 +7,7 @@ from torch import Tensor
 
 from dd2_lightning.flow import CodebookFlow, chunks
 
-LOGITS = 1 << 24
-"""Logits that are truncated, normalised or drawn from at a time."""
+LOGITS = 1 << 24  # logits that are truncated, normalised or drawn from at a time
 
 
 def keep_likeliest(
@@ -16,13 +15,8 @@ def keep_likeliest(
 ) -> Tensor:
     """Top-k, then top-p: set all but the k likeliest of (..., V), and of these the fewest of mass p, to -inf.
 
-    Equal tokens stay or go together. No more than k are sorted; a k of 0 and a p of 1 keep all.
-
-    Args:
-        logits: unnormalised, float32 or wider.
-        k: everything strictly below the k-th largest goes.
-        p: a token goes if the mass of the likelier ones is ``enough``; the first always stays.
-        enough: compares a mass with p: ``torch.gt`` or ``torch.ge``.
+    Equal tokens stay or go together; a k of 0 and a p of 1 keep all. A token goes if the mass of the likelier ones is
+    ``enough``, ``torch.gt`` or ``torch.ge`` p; the first always stays. No more than k are sorted.
     """
     V = logits.shape[-1]
     k = k if 0 < k < V else V

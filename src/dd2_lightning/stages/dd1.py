@@ -14,7 +14,7 @@ from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.generator import GeneratorStage
+from dd2_lightning.stages.distillation import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
 
@@ -124,7 +124,7 @@ class DD1Distill(GeneratorStage):
         for t in (0, self.second):
             jump = self.jump_loss(self.ema, batch, t)
             means = watched_means([watched(jump)])
-            self.per_position |= {f"val_{t}_{name}": mean for name, mean in means.items()}
+            self.watch_held_out(batch, {f"val_{t}_{name}": mean for name, mean in means.items()})
             for name, value in (("cross_entropy", jump.cross_entropy), ("accuracy", jump.hit)):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)

@@ -1,5 +1,6 @@
-"""The base class of stages with a frozen teacher: networks, teacher sequences, provenance."""
+"""The base classes of stages with a frozen teacher, and of those among them that make a generator."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from dd2_lightning.families.registry import family_of
 from dd2_lightning.files import sha256
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
+from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.sampling import Sampling
@@ -35,7 +37,7 @@ class DistillationStage(Stage):
     def __init__(self, teacher: str, accumulate: int):
         super().__init__(accumulate)
         self.teacher_path = teacher
-        self._held_out: Batch | None = None
+        self._held_out: dict[int, Batch] = {}
 
     @property
     def layout(self) -> Layout:
@@ -88,10 +90,10 @@ class DistillationStage(Stage):
         if batch.request is None:
             return batch
         if self.trainer.training:
-            return complete(batch, self.teacher)
-        if self._held_out is None:
-            self._held_out = complete(batch, self.teacher)
-        return self._held_out
+            return complete(batch, self.teacher, self.accumulate)
+        if batch.start not in self._held_out:
+            self._held_out[batch.start] = complete(batch, self.teacher)
+        return self._held_out[batch.start]
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
         """A cache of ``num`` teacher sequences, checked, its missing shards sampled by the first process."""
@@ -149,3 +151,25 @@ class DistillationStage(Stage):
                 f"{Path(self.teacher_path) / 'teacher.safetensors'} is not the teacher that the run of this "
                 f"checkpoint began with: put that one back, or start the stage again in another directory"
             )
+
+
+class GeneratorStage(DistillationStage):
+    """A stage that makes a generator, whose EMA is sampled, shown and scored."""
+
+    @abstractmethod
+    def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """One-step tokens of the EMA, (b, n, C), from noise (b, n, C)."""
+
+    def log_likelihood(self, batch: Batch, one_step: Tensor, sampling: Sampling) -> None:
+        """Log the teacher's likelihood of one-step tokens (b, n, C), snapped, and of the batch's teacher sequences."""
+        for name, indices in (("one_step", self.teacher.snap(one_step)), ("teacher", batch.required("tokens"))):
+            nll = sequence_nll(self.teacher, indices, batch.labels, sampling).mean()
+            self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        return self.draw_images(batch)
+
+    def draw_images(self, batch: Batch) -> Tensor | None:
+        if not self.teacher.tokenizer.has_images:
+            return None
+        return self.teacher.decode(self.draw(self.image_noise(batch), batch.labels))

@@ -51,7 +51,10 @@ def open_networks(
     networks = []
     for entry in features:
         kept, data = Path(directory) / f"features/{entry.seed}", images() if entry.network == "classifier" else None
-        network = feature_network(entry.network, kept, entry.weights, data=data, seed=entry.seed)
+        try:
+            network = feature_network(entry.network, kept, entry.weights, data=data, seed=entry.seed)
+        except ValueError as error:
+            raise DD2Error(f"model.features: {error}") from error
         if not isinstance(network, nn.Module):
             raise DD2Error(f"model.features: {entry.network} is no torch.nn.Module, so it cannot be trained on")
         networks.append(network)

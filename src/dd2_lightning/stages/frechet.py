@@ -83,7 +83,9 @@ class FrechetAlign(PerformanceAlign):
     def use_networks(self, networks: list[nn.Module]) -> None:
         """Measure with these feature networks, from empty moments on."""
         self.feature_networks = nn.ModuleList(networks)
-        self.distances = nn.ModuleList(RunningFrechet(network.width, self.moment_decay) for network in networks)
+        self.distances = nn.ModuleList(
+            RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
+        )
 
     def load(self, source: Artifact) -> None:
         source.load_into(self.generator, "generator")  # the EMA
@@ -122,6 +124,12 @@ class FrechetAlign(PerformanceAlign):
         if update.name == "generator":
             for distance in self.distances:
                 distance.update()
+
+    def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
+        if name == "generator":
+            for distance in self.distances:
+                distance.check_finite()
+        super()._check_finite(losses, name, iteration)
 
     def on_train_start(self) -> None:
         """Fill the moments, unless they came with a checkpoint."""

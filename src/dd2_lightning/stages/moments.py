@@ -19,12 +19,8 @@ from dd2_lightning.stages.features import fit_features
 class MomentImages:
     """Images (b, channels, H, W) of a generator, of the teacher, and real ones.
 
-    Samples are functions of the run's seed and their number i, and have class i mod classes.
-
-    Args:
-        stage: with a trainer.
-        samples: of the generator and of the teacher.
-        batch_size: images at a time; it changes no number.
+    Samples are functions of the run's seed and their number i, and have class i mod classes; there are ``samples`` of
+    the generator and of the teacher, whatever the batch size.
     """
 
     def __init__(self, stage: DistillationStage, samples: int, batch_size: int):

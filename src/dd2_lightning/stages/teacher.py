@@ -12,7 +12,7 @@ from dd2_lightning.callbacks.logs import last_iteration, writer_of
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.named import describe_images
 from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
-from dd2_lightning.images.grids import mosaic
+from dd2_lightning.images.files import mosaic
 from dd2_lightning.layout import Layout
 from dd2_lightning.metrics.perceptual import lpips_distance
 from dd2_lightning.models.codebook import perplexity, spacing
@@ -25,8 +25,7 @@ from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.tokenizer import DiscriminatorSettings, adaptive_weight
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-SHOWN = 10
-"""Images whose reconstructions are logged, below them."""
+SHOWN = 10  # images whose reconstructions are logged, below them
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
@@ -86,7 +85,8 @@ def describe_codes(codebook: Tensor) -> str:
     rms = codebook.float().square().mean().sqrt().item()
     return (
         f"{len(codebook):,} codes of {codebook.shape[1]} numbers, rms {rms:.2f} (noise: 1); the nearest other code is "
-        f"{middle:.2f} away ({low:.2f} to {high:.2f} for 9 in 10)"
+        f"{middle:.2f} away ({low:.2f} to {high:.2f} for 9 in 10), "
+        f"as far as noise reaches at t = {middle / (middle + 2):.2f}"
     )
 
 
@@ -277,8 +277,11 @@ class TeacherTraining(Stage):
 
     def on_train_end(self) -> None:
         """Say how the codes lie, which is what a student's noise levels have to resolve."""
+        described = describe_codes(self.model.codebook.detach())
         if self.trainer.is_global_zero:
-            print(describe_codes(self.model.codebook.detach()))
+            print(described)
+        if (writer := writer_of(self.trainer)) is not None:
+            writer.add_text("codes", described, last_iteration(self.trainer))
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         if self.trainer.global_step <= self.tokenizer_iterations:

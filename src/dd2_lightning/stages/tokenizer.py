@@ -12,8 +12,7 @@ from torch import Tensor
 from dd2_lightning.errors import check_range
 from dd2_lightning.stages.schedule import OptimizerSettings
 
-LARGEST_WEIGHT = 1e4
-"""Of the adversarial term against the others."""
+LARGEST_WEIGHT = 1e4  # of the adversarial term against the others
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,9 @@ class DiscriminatorSettings:
 
 
 def adaptive_weight(loss: Tensor, adversarial: Tensor, layer: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """Weight that gives two losses gradients of one length in the decoder's last layer, ().
+    """Weight that gives two losses gradients of one length in the weights of the decoder's last layer, ().
 
-    Args:
-        loss: of the tokenizer, ().
-        adversarial: the adversarial term, ().
-        layer: weights of the last layer.
-        mean: average over the processes.
+    ``mean`` averages over the processes.
     """
     ours, theirs = (mean(torch.autograd.grad(term, layer, retain_graph=True)[0]) for term in (loss, adversarial))
     return (ours.norm() / (theirs.norm() + 1e-4)).clamp(max=LARGEST_WEIGHT)
