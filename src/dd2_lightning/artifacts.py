@@ -59,7 +59,7 @@ REQUIRED = {
 }
 """Keys of ``config.json`` without which a directory cannot be read, by stage."""
 
-KINDS = {
+KINDS: dict[str, Any] = {
     **dict.fromkeys(("architecture", "teacher", "head", "files"), dict),
     **{"family": str, "head_time": (int, float), "split": int, "second": int},
 }
@@ -167,7 +167,10 @@ class Artifact:
         problems = difference(wanted, tensors)
         if problems:
             raise ArtifactError(f"{self.directory / name}.safetensors does not fit the model: {problems}")
-        module.load_state_dict(tensors, assign=any(value.is_meta for value in wanted.values()))
+        assign = any(value.is_meta for value in wanted.values())
+        if assign:  # in memory as aligned as a network's own, on which the last bit of a product depends
+            tensors = {key: tensors.pop(key).clone() for key in wanted}
+        module.load_state_dict(tensors, assign=assign)
 
     def teacher_path(self) -> str | Path:
         """Directory, or name on the Hub, of the teacher that this student was distilled from; see :func:`check_hash`.

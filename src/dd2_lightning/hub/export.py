@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def collect(
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")
-    {"teacher": load_teacher, "init": load_init}.get(stage, load_generator)(run)  # what is damaged is not handed on
+    loaders: dict[str, Callable[..., Any]] = {"teacher": load_teacher, "init": load_init}
+    loaders.get(stage, load_generator)(run)  # what is damaged is not handed on
     has_raw = ("csd", "align", "frechet", "dd1")
     wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and has_raw}
     for extra, stages in wanted.items():
