@@ -64,12 +64,15 @@ def build(config: Config, model: dict[str, Any], data: dict[str, Any]) -> tuple[
     return built.model, built.data
 
 
-def fit(stage: Stage, data: PrefixData, iterations: int, directory: Path, *callbacks: pl.Callback) -> None:
+def fit(
+    stage: Stage, data: PrefixData, iterations: int, directory: Path, *callbacks: pl.Callback, accelerator: str = "cpu"
+) -> None:
     """Train a stage from the seed of its data and write its artifact into ``directory``."""
     silence_lightning()
     pl.seed_everything(data.seed, verbose=False)
     trainer = pl.Trainer(
-        **TRAINER,
+        **{**TRAINER, "accelerator": accelerator},
+        devices=1,
         max_steps=iterations,
         default_root_dir=directory,
         callbacks=[ExportArtifact(), *callbacks],

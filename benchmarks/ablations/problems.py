@@ -14,11 +14,12 @@ from benchmarks.ablations.variants import Question, choose
 from benchmarks.tables import STUDENT, draw_tokens, independent_total_variation, random_table
 from benchmarks.training import overridden, read_config
 from dd2_lightning.artifacts import Artifact, load_teacher, write_teacher
+from dd2_lightning.data import DigitsData
 from dd2_lightning.errors import ArtifactError, DD2Error, check_at_least_one
 from dd2_lightning.evaluation.baselines import IndependentSampler
 from dd2_lightning.evaluation.compare import Evaluator
 from dd2_lightning.evaluation.samplers import OneStepSampler, TeacherSampler
-from dd2_lightning.metrics.digits import load_classifier
+from dd2_lightning.metrics.classifier import load_classifier
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import Student
 from dd2_lightning.noise import stream
@@ -127,13 +128,15 @@ class Digits(Problem):
         if not (directory / "config.json").is_file():
             raise ArtifactError(f"teacher: {directory} is no finished teacher; make teacher trains one")
         Artifact.open(directory, ("teacher",), "teacher")
-        load_classifier(self.work)  # trains it, once
+        load_classifier(self.work, DigitsData())  # trains it, once
         return directory
 
     def open_teacher(self, directory: Path, sampling: Sampling) -> None:
         self.var, samples = load_teacher(directory), self.budget["samples"]
         sizes = {"reference_samples": 4 * samples, "manifold_samples": 0, "paths": 0}
-        self.evaluator = Evaluator(self.var, load_classifier(self.work), sampling, progress=False, **sizes)
+        self.evaluator = Evaluator(
+            self.var, load_classifier(self.work, DigitsData()), sampling, progress=False, **sizes
+        )
         self.independent = self.evaluator.score(IndependentSampler().bind(self.var), samples).frechet
         self.floor = self.evaluator.score(TeacherSampler().bind(self.var, self.evaluator.sampling), samples).frechet
 

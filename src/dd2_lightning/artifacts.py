@@ -23,6 +23,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dd2_lightning.errors import ArtifactError
+from dd2_lightning.errors import ArtifactError, first_line
 from dd2_lightning.families.registry import FAMILIES, family_of, teacher_from_config
 from dd2_lightning.files import atomic_path, sha256, write_atomically
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
@@ -43,7 +45,7 @@ from dd2_lightning.models.generator import Generator, OneStepGenerator
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.teacher import Teacher
 from dd2_lightning.models.tokenizer import Tokenizer
-from dd2_lightning.remote import HubModel
+from dd2_lightning.remote import HubModel, at_revision
 
 FORMAT = 1
 
@@ -57,7 +59,10 @@ REQUIRED = {
 }
 """Keys of ``config.json`` without which a directory cannot be read, by stage."""
 
-KINDS = {"family": str, "architecture": dict, "teacher": dict, "head": dict, "files": dict}
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("architecture", "teacher", "head", "files"), dict),
+    **{"family": str, "head_time": (int, float), "split": int, "second": int},
+}
 """Types of their values, where it matters."""
 
 
@@ -84,10 +89,7 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: str | Path, stages: tuple[str, ...], purpose: str) -> "Artifact":
-        """Read ``config.json``; an ``ArtifactError`` if it is missing, unreadable, or from none of the ``stages``.
-
-        For messages, ``purpose`` is the setting that names the directory: ``init_from``, ``--model``.
-        """
+        """Read ``config.json``, which must be of one of the ``stages``; for errors, ``purpose`` is what names it."""
         directory, hub = Path(directory), HubModel.named(directory)
         path = directory / "config.json" if hub is None else hub.fetch("config.json", purpose)
         if not path.is_file():
@@ -105,9 +107,9 @@ class Artifact:
             config = json.loads(path.read_text())
             stage, version = config["stage"], config["format"]
         except KeyError as error:
-            raise ArtifactError(f"{purpose}: config.json of {name} has no key {error}; {advice}") from error
+            raise ArtifactError(f"{purpose}: {name}/config.json has no key {error}; {advice}") from error
         except (ValueError, TypeError, OSError) as error:
-            raise ArtifactError(f"{purpose}: config.json of {name} is damaged ({error}); {advice}") from error
+            raise ArtifactError(f"{purpose}: {name}/config.json is damaged ({error}); {advice}") from error
         if version != FORMAT:
             raise ArtifactError(f"{purpose}: {name} has format {version}, this version reads format {FORMAT}")
         if stage not in stages:
@@ -117,7 +119,7 @@ class Artifact:
             needed["architecture"] = config["teacher"]
         for key, holder in needed.items():
             if key not in holder or not isinstance(holder[key], KINDS.get(key, object)):
-                raise ArtifactError(f"{purpose}: config.json of {name} has no key '{key}' or a wrong one; {advice}")
+                raise ArtifactError(f"{purpose}: {name}/config.json has no key '{key}' or a wrong one; {advice}")
         if hub is None:
             return cls(directory, config)
         check_downloaded_family(config["family"], f"{purpose}: {name}")
@@ -133,7 +135,7 @@ class Artifact:
         """
         path = self.directory / f"{name}.safetensors"
         if self.hub is not None:
-            path = self.hub.fetch(path.name, str(self))
+            path = self.hub.fetch(path.name, path.name)
         if not path.is_file():
             advice = "it was exported without it" if self.exported else f"run stage '{self.config['stage']}' again"
             raise ArtifactError(f"{path} is missing; {advice}")
@@ -165,7 +167,10 @@ class Artifact:
         problems = difference(wanted, tensors)
         if problems:
             raise ArtifactError(f"{self.directory / name}.safetensors does not fit the model: {problems}")
-        module.load_state_dict(tensors, assign=any(value.is_meta for value in wanted.values()))
+        assign = any(value.is_meta for value in wanted.values())
+        if assign:  # in memory as aligned as a network's own, on which the last bit of a product depends
+            tensors = {key: tensors.pop(key).clone() for key in wanted}
+        module.load_state_dict(tensors, assign=assign)
 
     def teacher_path(self) -> str | Path:
         """Directory, or name on the Hub, of the teacher that this student was distilled from; see :func:`check_hash`.
@@ -214,10 +219,7 @@ def check_family(student: Artifact, teacher: Teacher) -> None:
 
 
 def difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not.
-
-    It names the first mismatched key with both shapes, and the first few that are missing or unexpected.
-    """
+    """Describe in one line how the keys and shapes of a state dict differ from a model's; empty if they do not."""
     report = []
     shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in wanted.items() if key in found}
     mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
@@ -264,30 +266,24 @@ def write_teacher(directory: str | Path, teacher: Teacher, **provenance: Any) ->
 def load_teacher(directory: str | Path, revision: str | None = None) -> CodebookTeacher:
     """Open a teacher: frozen, in evaluation mode, on the CPU.
 
-    A teacher without a codebook is opened too; code that needs the codebook calls ``require_codebook``.
-
-    Args:
-        directory: of a finished teacher or adapt stage, or ``user/name`` of a model on the Hub; an ``ArtifactError``
-            if it is not in order, or of an unknown family.
-        revision: branch, tag or commit on the Hub.
+    The directory is that of a finished teacher or adapt stage, or ``user/name`` of a model on the Hub, at a
+    ``revision``: branch, tag or commit; an ``ArtifactError`` says what is not in order. A teacher without a codebook is
+    opened too; code that needs the codebook calls ``require_codebook``.
     """
     artifact = Artifact.open(at_revision(directory, revision), ("teacher",), "teacher")
-    teacher = new_teacher(artifact, artifact.config["architecture"])
+    with sizes_of(artifact):
+        teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
     artifact.load_into(teacher, "teacher")
     return cast(CodebookTeacher, teacher.requires_grad_(False).eval())
 
 
-def at_revision(directory: str | Path, revision: str | None) -> str | Path:
-    """A model's name with a revision."""
-    return directory if revision is None else f"{directory}@{revision}"
-
-
-def new_teacher(artifact: Artifact, architecture: dict[str, Any]) -> Teacher:
-    """A teacher with fresh weights; an ``ArtifactError`` if an artifact's family or sizes make none."""
+@contextmanager
+def sizes_of(artifact: Artifact) -> Iterator[None]:
+    """Context in which networks are built: an ``ArtifactError`` says that an artifact's sizes make none."""
     try:
-        return teacher_from_config(artifact.config["family"], architecture)
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"config.json of {artifact}: {error}") from error
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"{artifact}/config.json: {first_line(error)}") from error
 
 
 def new_student(artifact: Artifact, teacher: Teacher) -> Student | DD1Student:
@@ -307,8 +303,8 @@ def load_networks(artifact: Artifact, teacher: Teacher | None, name: str) -> tup
         artifact.load_into(student, name)
         return student, teacher.tokenizer
     for device in ("meta", "cpu"):  # the second for networks with constants that no file holds
-        with torch.device(device):
-            shapes = new_teacher(artifact, artifact.config["teacher"]["architecture"])
+        with torch.device(device), sizes_of(artifact):
+            shapes = teacher_from_config(artifact.config["family"], artifact.config["teacher"]["architecture"])
             student, tokenizer = new_student(artifact, shapes), shapes.tokenizer
         artifact.load_into(student, name)
         artifact.load_into(tokenizer, "tokenizer")
@@ -331,12 +327,10 @@ def load_generator(
 ) -> Generator:
     """Open a one-step generator, or one of DD1: frozen, in evaluation mode, on the CPU.
 
-    Args:
-        directory: of a finished csd, align, frechet or dd1 stage, one that was exported, or ``user/name`` of a model on
-            the Hub; an ``ArtifactError`` if it, or its teacher where it needs one, is not in order.
-        weights: ``ema`` (those that are evaluated and published) or ``raw``.
-        teacher: its teacher, if it is open already; the generator decodes with its tokenizer.
-        revision: branch, tag or commit on the Hub.
+    The directory is that of a finished csd, align, frechet or dd1 stage, one that was exported, or ``user/name`` of a
+    model on the Hub, at a ``revision``: branch, tag or commit. Weights are ``ema``, those that are evaluated and
+    published, or ``raw``. It decodes with the tokenizer of its teacher, which may be open already. An ``ArtifactError``
+    says what is not in order.
     """
     artifact = Artifact.open(at_revision(directory, revision), ("csd", "align", "frechet", "dd1"), "generator")
     student, tokenizer = load_networks(artifact, teacher, {"ema": "generator", "raw": "generator_raw"}[weights])

@@ -4,15 +4,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
-"""Values of ``--precision``."""
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}  # values of ``--precision``
 
 
 def resolve_device(name: str = "auto") -> torch.device:
     """Return the device of this name; ``auto`` is cuda where there is one, else cpu.
 
-    mps is used where it is named only: it has no float64, which a teacher's tokens and the metrics are computed in. A
-    device that is not there is a ValueError.
+    mps, which has no float64 as tokens and metrics need it, is used where it is named only.
     """
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     present = [kind for kind, count in available.items() if count]

@@ -34,8 +34,7 @@ def check_at_least_one(prefix: str, **counts: int | None) -> None:
     check_range(prefix, "[1, inf)", **counts)
 
 
-MOST_SAMPLES = 10_000_000
-"""Of one command; labels and indices of all samples are in memory."""
+MOST_SAMPLES = 10_000_000  # of one command; labels and indices of all samples are in memory
 
 
 def check_samples(seed: int = 0, **counts: int | None) -> None:

@@ -73,13 +73,10 @@ def check_writable(directory: str | Path) -> None:
 
 
 def open_manifest(path: Path, description: dict[str, Any], advice: str, **free: Any) -> dict[str, Any]:
-    """Create the manifest of a resumable output, or check that the existing one has the same settings.
+    """Create the manifest of a resumable output, or check that the existing one has the same settings; return it.
 
-    Args:
-        path: the JSON file; the result is its content.
-        description: settings that determine the output. One that differs is an ``ArtifactError``.
-        advice: what to do then.
-        free: settings that the first writer chooses and later ones take over.
+    A setting of the ``description`` that differs is an ``ArtifactError``, with ``advice`` what to do; ``free`` settings
+    are chosen by the first writer, and later ones take them over.
     """
     if not path.is_file():
         write_atomically(path, json.dumps({**description, **free}, indent=2).encode())
@@ -109,55 +106,37 @@ def _sha256(path: Path, modified: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class DirectoryLock:
-    """Exclusive right of one process to write into a directory, until it ends or releases it.
+@contextmanager
+def directory_lock(directory: str | Path, name: str = ".lock") -> Iterator[None]:
+    """Context in which this process alone writes into a directory, which is created.
 
-    The lock is the operating system's (``flock``) on a file ``.lock`` that names process and host: a killed process
-    leaves the file, but not the lock, and the next one takes it over.
-
-    Args:
-        directory: is created.
-        name: of the lock file; writers of different parts of a directory have different ones.
+    The lock is the operating system's (``flock``) on a file that names process and host: a killed process leaves the
+    file, but not the lock, and the next one takes it over. Where it is held, an ``ArtifactError`` says by whom. Writers
+    of different parts of a directory have locks of different names.
     """
-
-    def __init__(self, directory: str | Path, name: str = ".lock"):
-        self.path = Path(directory) / name
-        self._file: Any = None
-
-    def acquire(self) -> None:
-        """Lock the directory; an ``ArtifactError`` names the process and host that hold the lock."""
-        check_writable(self.path.parent)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = open(self.path, "a+")  # noqa: SIM115  (open for as long as the lock is held)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                file.close()
-                raise ArtifactError(
-                    f"{self.path.parent} is being written by {holder}; wait for it, stop it, or use another directory"
-                ) from None
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
-                    break
-            file.close()  # its holder has just removed it
+    path = Path(directory) / name
+    check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "a+")  # noqa: SIM115  (open for as long as the lock is held)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ArtifactError(
+                f"{path.parent} is being written by {holder}; wait for it, stop it, or use another directory"
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                break
+        file.close()  # its holder has just removed it
+    try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Unlock the directory, if this process holds the lock."""
-        if self._file is not None:
-            self.path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> "DirectoryLock":
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.release()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()

@@ -29,8 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-T_FLOOR = 1e-3
-"""Times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more."""
+T_FLOOR = 1e-3  # times below this are treated as this: the softmax logits grow as 1/t², and float32 resolves no more
+
+LOGITS_DTYPE = torch.float64
+"""Of the softmax logits in a backward pass."""
 
 CHUNKS = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Weights (rows times codes) that a backward pass holds at a time: what a processor's cache or a GPU takes easily."""
@@ -104,7 +106,8 @@ class _PosteriorMean(torch.autograd.Function):
     """Fused attention forward; backward, its vector-Jacobian product written out, in chunks of rows.
 
     Where one code has all the weight and the Jacobian is zero, a fused kernel's backward pass has an error of its
-    rounding times (1-t)/t². Written out there is none, and in double precision weights between two codes are exact too.
+    rounding times (1-t)/t². Written out there is none. Softmax logits are in double precision, so that weights between
+    two codes are exact too; the rest need not be, relative to the likeliest code, whose weight may be nearly one.
     """
 
     @staticmethod
@@ -133,17 +136,20 @@ class _PosteriorMean(torch.autograd.Function):
         x_t, t, codebook, log_p = ctx.saved_tensors
         wants_codes, wants_log_p = ctx.needs_input_grad[2:]
         m, C = x_t.shape[2:]
-        c = codebook.double()
-        square = c.square().sum(-1)
+        c = codebook
+        wide = c.to(LOGITS_DTYPE)
+        square = wide.square().sum(-1)
         of_x, of_codes = x_t.new_empty(x_t.shape), torch.zeros_like(c)
         of_log_p = log_p.new_empty(log_p.shape if wants_log_p else 0)
         contexts = max(1, CHUNKS.get(x_t.device.type, CHUNKS["cpu"]) // (m * len(c)))
         flat = x_t.reshape(-1, m, C), t.reshape(-1, m, 1), log_p.reshape(-1, 1, len(c)), grad.reshape(-1, m, C)
         for rows in chunks(len(flat[0]), contexts):
-            x, time, bias, g = (tensor[rows].double() for tensor in flat)
-            gain = (1 - time) / time**2
-            w = (x @ c.T).sub_((1 - time) / 2 * square).mul_(gain).add_(bias).softmax(-1)
+            x, time, bias, g = (tensor[rows] for tensor in flat)
+            gain, far = (1 - time) / time**2, time.to(wide.dtype)
+            logits = (x.to(wide.dtype) @ wide.T).sub_((1 - far) / 2 * square).mul_((1 - far) / far**2).add_(bias)
+            w = logits.softmax(-1).to(c.dtype)
             s = g @ c.T
+            s -= s.gather(-1, w.argmax(-1, keepdim=True))
             ds = s.sub_(torch.linalg.vecdot(w, s)[..., None]).mul_(w)
             of_x.view(-1, m, C)[rows] = (gain * (ds @ c)).to(of_x.dtype)
             if wants_log_p:

@@ -18,8 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-GRACE = 10.0
-"""Seconds that the main process has to end by itself after one of its processes failed."""
+GRACE = 10.0  # seconds that the main process has to end by itself after one of its processes failed
 
 
 class _FailureObserver(subprocess_script._ChildProcessObserver):
@@ -61,17 +60,12 @@ def end_launched_processes(trainer: Trainer) -> None:
 
 @contextmanager
 def end_with_failed_process(trainer: Trainer) -> Iterator[None]:
-    """Within it, a launched process that fails ends this one with its exit status.
-
-    Raises:
-        SystemExit: with that status, where an error of this process only follows from the other's failure.
-    """
+    """Within it, a launched process that fails ends this one with its exit status."""
     try:
         with patch.object(subprocess_script, "_ChildProcessObserver", _FailureObserver):
             yield
     except RuntimeError as error:
-        status = failed_status(trainer)
-        if status:
+        if status := failed_status(trainer):  # the error follows from the other's failure
             raise SystemExit(status) from error
         raise
 
@@ -112,12 +106,7 @@ def set_progress(checkpoint: dict[str, Any], iterations: int, is_last: bool) -> 
     """Set the loops' counters in a checkpoint to those that Lightning stores in ``on_train_batch_end``.
 
     A checkpoint that is written later than that holds what the loops count afterwards, and a restart would make
-    another epoch or validation of it.
-
-    Args:
-        checkpoint: of a trainer.
-        iterations: finished iterations.
-        is_last: whether the last of them ends the run.
+    another epoch or validation of it. ``is_last`` says whether the last of these ``iterations`` ends the run.
     """
     loops = checkpoint["loops"]["fit_loop"]
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = iterations - 1

@@ -111,14 +111,9 @@ def dd1_loss(logits: Tensor, codes: Tensor, unfinished: Tensor, distance: Tensor
 
     .. math:: L = u_i\, (-\log \mathrm{softmax}(l_i)_{k_i}) + \lambda\, d_i
 
-    The public code has no training; that both terms are there follows from its two heads and its options, λ is ours.
-
-    Args:
-        logits: l, (B, n, V).
-        codes: k, where the teacher's flow ends, (B, n).
-        unfinished: u, 1 at tokens that are noise and 0 at those that are data already, (B, n).
-        distance: d of the sequence (or its image) from the end of the trajectory, (B, n) or (B, 1).
-        weight: λ.
+    The public code has no training; that both terms are there follows from its two heads and its options. Logits l are
+    (B, n, V); codes k, (B, n), where the teacher's flow ends; u, (B, n), is 1 at tokens that are noise and 0 at data;
+    the distance d of the sequence, or its image, from the end is (B, n) or (B, 1); the weight λ is ours.
     """
     cross_entropy = unfinished * F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
     hit = unfinished * (logits.argmax(-1) == codes)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 256
-"""Random numbers are drawn for this many samples at once, whatever the batch; a seed means this too."""
+BLOCK = 256  # random numbers are drawn for this many samples at once, whatever the batch; a seed means this too
 
 
 def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:

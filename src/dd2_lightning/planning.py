@@ -1,25 +1,42 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
+import json
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from dd2_lightning.artifacts import Artifact
-from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
+from dd2_lightning.costs import (
+    COUNTED_AT,
+    USABLE,
+    Cost,
+    computing_in,
+    growth,
+    loss_cost,
+    peak_of,
+    sampling_flops,
+    sampling_peak,
+    shapes_only,
+)
 from dd2_lightning.data import Batch, PrefixData
 from dd2_lightning.errors import check_range
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
+from dd2_lightning.models.tokenizer import PIXELS, VQTokenizer
 from dd2_lightning.progress import tracked
 from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
@@ -27,62 +44,50 @@ from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
 
 GIGA = 1e9
-USABLE = 0.9
-"""Share of a GPU's memory that is planned with; the rest is for its runtime, communication and fragmentation."""
-
-COUNTED_AT = (8, 16)
-"""Batch sizes that are counted; with fewer samples something else than the activations can be the peak."""
 
 
 @dataclass
 class UpdatePlan:
-    """Cost of one kind of optimizer step.
+    """Cost of one kind of optimizer step."""
 
-    Attributes:
-        name: of the update.
-        count: number of them in the run.
-        cost: of one sample.
-        fixed: what does not grow with the batch, the number of updated parameters included.
-    """
-
-    name: str
-    count: int
-    cost: Cost
-    fixed: Cost
+    name: str  # of the update
+    count: int  # number of them in the run
+    cost: Cost  # of one sample
+    fixed: Cost  # what does not grow with the batch, the number of updated parameters included
 
     @property
     def parameters(self) -> int:
-        """Number of parameters that it changes."""
         return self.fixed.updated
 
 
 @dataclass
+class Phase:
+    """What is done beside the updates, without gradients."""
+
+    name: str  # with the number of its samples
+    samples: int  # at a time, on a GPU
+    peak: tuple[int, int]  # bytes a sample, and those that do not depend on their number
+
+    @property
+    def activations(self) -> int:
+        return self.samples * self.peak[0] + self.peak[1]
+
+
+@dataclass
 class Plan:
-    """Networks, updates and teacher sequences of a run.
+    """Networks, updates and teacher sequences of a run."""
 
-    Attributes:
-        stage: its name.
-        teacher: where the sizes are from.
-        parameters: network to its number of parameters.
-        weights: bytes of all networks, buffers included.
-        updates: the kinds of optimizer steps.
-        batch_size: of all GPUs together.
-        devices: number of GPUs.
-        micro_batch: samples a GPU holds at a time.
-        sequences: teacher sequences to sample.
-        sequence_flops: operations of one of them.
-    """
-
-    stage: str
-    teacher: str
-    parameters: dict[str, int]
-    weights: int
-    updates: list[UpdatePlan]
-    batch_size: int
-    devices: int
-    micro_batch: int
-    sequences: int
-    sequence_flops: float
+    stage: str  # its name
+    teacher: str  # where the sizes are from
+    parameters: dict[str, int]  # network to its number of parameters
+    weights: int  # bytes of all networks, buffers included
+    updates: list[UpdatePlan]  # the kinds of optimizer steps
+    phases: list[Phase]  # validation, sampling, decoding
+    batch_size: int  # of all GPUs together
+    devices: int  # number of GPUs
+    micro_batch: int  # samples a GPU holds at a time
+    sequences: int  # teacher sequences to sample
+    sequence_flops: float  # operations of one of them
 
     @property
     def gradients(self) -> int:
@@ -104,18 +109,26 @@ class Plan:
         """Bytes of activations a sample, in the update that needs the most."""
         return max(update.cost.peak for update in self.updates)
 
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Bytes that a GPU holds in all, at the most, in each update and phase."""
+        kept = self.weights + self.optimizer
+        updates = {
+            f"update of the {u.name}": kept + self.gradients + u.fixed.peak + self.micro_batch * u.cost.peak
+            for u in self.updates
+        }
+        return updates | {phase.name: kept + phase.activations for phase in self.phases}
+
     def fits(self, memory: float) -> int:
         """The largest micro-batch for a GPU of so many bytes; 0 if not even the networks fit."""
         return max(0, math.floor((USABLE * memory - self.constant) / self.activations))
 
     @property
     def training_flops(self) -> float:
-        """Operations of all updates."""
         return float(sum(u.count * (self.batch_size * u.cost.flops + u.fixed.flops) for u in self.updates))
 
     @property
     def sampling_flops(self) -> float:
-        """Operations of all teacher sequences."""
         return self.sequences * self.sequence_flops
 
     def hours(self, flops: float, throughput: float) -> float:
@@ -124,17 +137,10 @@ class Plan:
 
 
 def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], release: str | None = None) -> Plan:
-    """Count what a configured stage would take.
+    """Count what a stage would take, as its config makes it; nothing that it reads needs to exist.
 
-    Args:
-        stage: as its config makes it; nothing that it reads needs to exist.
-        data: its data module.
-        trainer: settings of the trainer: ``max_steps``, ``devices``, ``num_nodes``, ``precision``.
-        release: published size that stands in for a teacher's directory that is not there.
-
-    Raises:
-        ValueError: for a stage that trains a teacher, or settings that do not fit together.
-        ArtifactError: if the teacher's directory is missing, and no published size stands in for it.
+    Settings of the ``trainer`` that count are ``max_steps``, ``devices``, ``num_nodes`` and ``precision``. A published
+    size, ``release``, stands in for a teacher's directory that is not there.
     """
     if not isinstance(stage, DistillationStage):
         raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
@@ -161,12 +167,14 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
         updates = [count_update(stage, update, iterations, precision) for update in counted]
         guided = data.sampling.guidance_scale is not None
         sequence = sampling_flops(stage.teacher, guided, precision, data.pair_steps or 0)
+        phases = list(count_phases(stage, data, micro_batch, precision))
     return Plan(
         stage=stage.name,
         teacher=source,
         parameters={name: count_parameters(module) for name, module in networks.items()},
         weights=sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers())),
         updates=updates,
+        phases=phases,
         batch_size=data.batch_size,
         devices=devices,
         micro_batch=micro_batch,
@@ -188,11 +196,38 @@ def count_update(stage: DistillationStage, update: Update, iterations: int, prec
     return UpdatePlan(update.name, update.count(iterations), sample, fixed)
 
 
+def count_phases(stage: DistillationStage, data: PrefixData, micro_batch: int, precision: Any) -> Iterator[Phase]:
+    """Count what a run does beside its updates: it validates, samples the teacher, and decodes images to show."""
+    teacher = stage.teacher
+
+    def validate(size: int) -> int:
+        batch = blank_batch(stage, size)
+        with torch.no_grad(), computing_in(precision), warnings.catch_warnings(action="ignore"):
+            return peak_of(lambda: stage.validation_step(batch, 0))
+
+    def decode(size: int) -> int:
+        tokens = torch.zeros(size, stage.layout.length, teacher.token_dim)
+        with torch.no_grad(), computing_in(precision):
+            return peak_of(lambda: teacher.decode(tokens))
+
+    samples = min(micro_batch, data.validation_size)
+    with patch.object(type(stage), "image_sampling", data.sampling):  # a trainer has it otherwise
+        yield Phase(f"validation, {samples} samples", samples, growth(validate))
+    drawing = partial(sampling_peak, teacher, sampling=data.sampling, pairs=bool(data.pair_steps))
+    yield Phase(f"sampling the teacher, {micro_batch} sequences", micro_batch, growth(drawing))
+    if teacher.tokenizer.has_images:
+        images = max(1, PIXELS // math.prod(teacher.tokenizer.image_shape[1:]))
+        yield Phase(f"decoding, {images} images", images, growth(decode))
+
+
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
     """A batch of ``size`` samples, all zeros."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
-    return Batch(torch.zeros(size, dtype=torch.long), 0, 0, 0, size, tokens=tokens, noise=noise)
+    labels, images = torch.zeros(size, dtype=torch.long), None
+    if getattr(stage, "adversarial", None):
+        images = torch.zeros(size, *cast(VQTokenizer, stage.teacher.tokenizer).image_shape)
+    return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 
 def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[CodebookTeacher, str]:
@@ -208,17 +243,14 @@ def meta_teacher(directory: str, release: str | None, adapted: bool) -> tuple[Co
 def source_config(stage: DistillationStage) -> dict[str, Any]:
     """Settings of the stage that comes before, or the defaults while its directory is not there."""
     directory = getattr(stage, "init_from", "")
-    is_there = (Path(directory) / "config.json").is_file() or HubModel.named(directory)
-    found = Artifact.open(directory, ("init", "csd"), "model.init_from").config if is_there else {}
+    hub, path = HubModel.named(directory), Path(directory) / "config.json"
+    path = hub.fetch("config.json", "model.init_from") if hub else path
+    found = json.loads(path.read_text()) if path.is_file() else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 
 def device_count(trainer: dict[str, Any]) -> int:
-    """Processes of a trainer.
-
-    Raises:
-        ValueError: if the settings leave it to the machine.
-    """
+    """Processes of a trainer; a ``ValueError`` if its settings leave them to the machine."""
     devices = trainer.get("devices")
     if devices in (None, "auto"):
         devices = 1
@@ -230,12 +262,7 @@ def device_count(trainer: dict[str, Any]) -> int:
 
 
 class PlanTrainer(Trainer):
-    """A trainer for the command line that plans instead of training.
-
-    Attributes:
-        settings: of the trainer, see :func:`make_plan`.
-        release: published size, see :func:`make_plan`.
-    """
+    """A trainer for the command line that plans instead of training; for its attributes see :func:`make_plan`."""
 
     settings: dict[str, Any]
     release: str | None
@@ -246,13 +273,8 @@ class PlanTrainer(Trainer):
         """Count parameters, memory and operations of a stage, without running it.
 
         Args:
-            model: the stage.
-            datamodule: its data.
             memory: of one GPU, in GB (10⁹ bytes).
             throughput: what one GPU achieves, in TFLOP/s; 100 is a third of an A100's peak in bfloat16.
-
-        Raises:
-            ValueError: for values that are not positive, and as :func:`make_plan`.
         """
         check_range("--", "(0, inf)", memory=memory, throughput=throughput)
         print_plan(make_plan(model, datamodule, self.settings, self.release), memory * GIGA, throughput * 1e12)
@@ -267,7 +289,7 @@ class PlanTrainer(Trainer):
 
 def print_plan(plan: Plan, memory: float, throughput: float) -> None:
     """Print a plan as tables, for GPUs of so many bytes and operations a second."""
-    console = Console()
+    console, size = Console(), partial(decimal, precision=2)
     fits, activations = plan.fits(memory), plan.micro_batch * plan.activations
 
     def show(*header: str, rows: Iterable[tuple[str, ...]]) -> None:
@@ -297,6 +319,8 @@ def print_plan(plan: Plan, memory: float, throughput: float) -> None:
         "optimizer state": size(plan.optimizer),
         f"activations of {plan.micro_batch} samples": size(activations),
         "sum": size(plan.constant + activations),
+        **{name: size(number) for name, number in plan.peaks.items()},
+        "peak": f"{size(max(plan.peaks.values()))} ({max(plan.peaks, key=plan.peaks.__getitem__)})",
         f"micro-batch that fits {memory / GIGA:g} GB": f"{fits:,} samples" if fits else "none",
     }
     show("memory of a GPU", "bytes", rows=memory_rows.items())
@@ -309,11 +333,3 @@ def print_plan(plan: Plan, memory: float, throughput: float) -> None:
         style="dim",
         highlight=False,
     )
-
-
-def size(number: int) -> str:
-    """Bytes in kB, MB or GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:,.2f} {unit}"
-    return f"{number} B"

@@ -10,8 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-INTERVAL = 10.0
-"""Seconds between two lines where there is no terminal."""
+INTERVAL = 10.0  # seconds between two lines where there is no terminal
 
 
 def tracked(
@@ -20,15 +19,8 @@ def tracked(
     """Iterate and report progress, rate and time left on stderr.
 
     On a terminal it is a bar that disappears when it is full; elsewhere a line every ``interval`` seconds and one at
-    the end: ``evaluate: one-step 4,000/20,000 images, 812/s, 20 s left``.
-
-    Args:
-        iterable: items to iterate.
-        name: of the task.
-        total: units in all.
-        unit: what is counted.
-        size: units that one item stands for; the last item may hold fewer.
-        interval: seconds between lines.
+    the end: ``evaluate: one-step 4,000/20,000 images, 812/s, 0:20 left``. One item stands for ``size`` units of the
+    ``total``; the last may hold fewer.
     """
     console = Console(stderr=True)
     start = time.monotonic()
@@ -57,6 +49,13 @@ def rate(done: int, seconds: float) -> str:
 
 
 def line(name: str, done: int, total: int, unit: str, seconds: float) -> str:
-    """``one-step 4,000/20,000 images, 812/s, 20 s left``."""
+    """``one-step 4,000/20,000 images, 812/s, 0:20 left``."""
     text = f"{name} {done:,}/{total:,} {unit}, {rate(done, seconds)}/s"
-    return text if done >= total else f"{text}, {seconds * (total - done) / done:,.0f} s left"
+    return text if done >= total else f"{text}, {clock(seconds * (total - done) / done)} left"
+
+
+def clock(seconds: float) -> str:
+    """``2:11``, or ``3:02:11`` above an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

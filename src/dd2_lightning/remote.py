@@ -43,27 +43,38 @@ class HubModel:
         An ``ArtifactError`` says why there is none; for messages, ``purpose`` is the setting that names the model.
         """
         import huggingface_hub
-        from huggingface_hub import errors
 
         try:
             return Path(huggingface_hub.hf_hub_download(self.repo, filename, revision=self.revision))
-        except errors.RepositoryNotFoundError as error:
-            reader = "your token" if huggingface_hub.get_token() else "everybody"
-            reason = (
-                f"{self.repo} is neither a directory here nor a model on the Hub that {reader} can read; "
-                "hf auth login, or HF_TOKEN, gives access to private ones"
-            )
-            raise ArtifactError(f"{purpose}: {reason}") from error
-        except errors.RevisionNotFoundError as error:
-            raise ArtifactError(f"{purpose}: {self.repo} on the Hub has no revision '{self.revision}'") from error
-        except errors.LocalEntryNotFoundError as error:
-            reason = first_line(error.__cause__ or error)
-            raise ArtifactError(
-                f"{purpose}: {self} is no directory here, not in the Hub's cache, and the Hub cannot be reached "
-                f"({reason})"
-            ) from error
-        except errors.EntryNotFoundError as error:
-            what = "is no model of dd2-lightning" if filename == "config.json" else "was published without this part"
-            raise ArtifactError(f"{purpose}: {self} {what}: it has no {filename}") from error
         except Exception as error:  # the client lets exceptions of its HTTP library through, and those change
-            raise ArtifactError(f"{purpose}: {self} could not be fetched ({first_line(error)})") from error
+            raise ArtifactError(f"{purpose}: {self.explain(error, filename)}") from error
+
+    def explain(self, error: Exception, filename: str) -> str:
+        """Why a file was not fetched, in one line."""
+        from huggingface_hub import errors, get_token
+
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"{self.repo} on the Hub has no revision '{self.revision}'"
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            why = first_line(error.__cause__ or error)
+            return f"{self} is no directory here, not in the Hub's cache, and the Hub cannot be reached ({why})"
+        if isinstance(error, errors.EntryNotFoundError):
+            what = "is no model of dd2-lightning" if filename == "config.json" else "was published without this part"
+            return f"{self} {what}: it has no {filename}"
+        if isinstance(error, errors.RepositoryNotFoundError) or http_status(error) in (401, 403):
+            reader = "your token" if get_token() else "everybody"
+            return (
+                f"{self.repo} is neither a directory here nor a model on the Hub that {reader} can read; "
+                f"hf auth login, or HF_TOKEN, gives access to private ones"
+            )
+        return f"{self} could not be fetched ({first_line(error)})"
+
+
+def at_revision(name: str | Path, revision: str | None) -> str | Path:
+    """A model's name with a revision."""
+    return name if revision is None else f"{name}@{revision}"
+
+
+def http_status(error: Exception) -> int | None:
+    """What a server answered; None if it did not."""
+    return getattr(getattr(error, "response", None), "status_code", None)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from dd2_lightning.errors import check_range
 
+PAIR_STEPS = 25
+"""Evaluations of the flow a token of DD1's pairs: 1 in 1,000 is another than in the limit (docs/architecture.md)."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -14,9 +17,6 @@ class Sampling:
         top_k: keep the k most likely tokens (ties stay); 0 keeps all.
         top_p: keep the smallest set of tokens with this mass, in the family's convention; 1 keeps all.
         temperature: logits are divided by it before truncation.
-
-    Raises:
-        ValueError: naming the setting, for a value that is out of range, infinite or NaN.
     """
 
     guidance_scale: float | None = None

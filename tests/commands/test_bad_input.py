@@ -95,7 +95,7 @@ FIT = "fit --config ok.yaml "
 FOLDER = "fit --config teacher.yaml --data ImageFolderData --data.size 8 --data.channels 1 --data.folder "
 CLASSES = "--model.architecture.num_classes "
 SAMPLE = "sample --output x.npz --device cpu --model "
-QUALITY = "quality --output q.json --device cpu --features digits "
+QUALITY = "quality --output q.json --device cpu --data DigitsData "
 
 CASES = [
     # the command line itself

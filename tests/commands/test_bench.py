@@ -123,7 +123,7 @@ def test_an_update_changes_its_network_alone(sizes):
 def test_the_flow(sizes, tmp_path):
     """Both forms give the same numbers; the fused one holds no weight for every draw and code."""
     report = command("flow", tmp_path / "x.json", sizes, "--rounds", "2", "--batch_size", "2", "--draws", "3")
-    kinds = ["fused", "stored", "fused_gradient", "stored_gradient"]
+    kinds = ["fused", "stored", "fused_gradient", "stored_gradient", "single_gradient"]
     for entry in report["models"].values():
         assert list(entry["seconds"]) == list(entry["median_seconds"]) == list(entry["bytes"]) == kinds
         weights = 4 * 2 * entry["tokens"] * 3 * entry["codes"]

@@ -53,7 +53,10 @@ def explained(command: str) -> list[str]:
         return list(found)
     if found.trains:
         return ["--config", "--model", "--data", "CSDDistill"]
-    return [f"--{name}".replace("latent_only", "latent-only") for name in inspect.signature(found.load()).parameters]
+    names = set(inspect.signature(found.load()).parameters)
+    if "common" in names:
+        names = names - {"common"} | {"output", "models", "batch_size", "rounds", "device"}
+    return [f"--{name}".replace("latent_only", "latent-only") for name in names]
 
 
 @pytest.mark.parametrize("command", ["", "convert", "bench", *COMMANDS, "fit --model.help"])

@@ -1,21 +1,23 @@
 """Classifier, comparison, report and pictures, on a toy teacher with pictures."""
 
-import itertools
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 from rich.console import Console
+from scipy.linalg import sqrtm
 
 from dd2_lightning.cli.summary import summary
+from dd2_lightning.data import DigitsData
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, time_samplers
 from dd2_lightning.evaluation.evaluate import evaluate_samplers
-from dd2_lightning.evaluation.figures import save_comparison, save_curves
+from dd2_lightning.evaluation.reconstruction import measure_reconstruction
 from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, ratios
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
@@ -24,12 +26,13 @@ from dd2_lightning.evaluation.samplers import (
     TeacherSampler,
 )
 from dd2_lightning.families.table.model import TableTeacher
-from dd2_lightning.images.files import save_grid
-from dd2_lightning.images.grids import mosaic
-from dd2_lightning.metrics.digits import load_classifier, train_classifier
+from dd2_lightning.metrics.classifier import load_classifier, train_classifier
+from dd2_lightning.metrics.features import identity
 from dd2_lightning.metrics.path_length import feature_distance, path_length
+from dd2_lightning.metrics.warning import collect_warnings
 from dd2_lightning.models.generator import OneStepGenerator
 from helpers import circle
+from image_sets import RandomImages
 from toys import TOKENS, toy_student, toy_teacher
 
 
@@ -47,13 +50,13 @@ def generator(teacher):
 def kept(tmp_path_factory):
     """A directory with a trained classifier."""
     directory = tmp_path_factory.mktemp("report")
-    load_classifier(directory)
+    load_classifier(directory, DigitsData())
     return directory
 
 
 @pytest.fixture(scope="module")
 def classifier(kept):
-    return load_classifier(kept)
+    return load_classifier(kept, DigitsData())
 
 
 # --- comparison with a second teacher sample --------------------------------------------------------------------------
@@ -109,7 +112,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
 def test_classifier_is_accurate_and_the_same_every_time(classifier, kept):
     assert classifier.held_out_accuracy >= 0.96
     torch.manual_seed(99)  # must not matter
-    again = train_classifier()
+    again = train_classifier(DigitsData().everything(), 10)
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
     images, labels = load_digits_images()
@@ -122,19 +125,19 @@ def test_classifier_is_accurate_and_the_same_every_time(classifier, kept):
 def test_kept_classifier_is_read_and_a_damaged_one_replaced(kept, monkeypatch):
     path = kept / "classifier.safetensors"
     whole, trained = path.read_bytes(), []
-    model = load_classifier(kept)
+    model = load_classifier(kept, DigitsData())
 
-    def train(seed):
+    def train(images, classes, seed):
         trained.append(seed)
         return model
 
-    monkeypatch.setattr("dd2_lightning.metrics.digits.train_classifier", train)
-    load_classifier(kept)
+    monkeypatch.setattr("dd2_lightning.metrics.classifier.train_classifier", train)
+    load_classifier(kept, DigitsData())
     assert trained == []
     path.write_bytes(whole[:1000])
-    load_classifier(kept)
+    load_classifier(kept, DigitsData())
     assert trained == [0] and path.read_bytes() == whole
-    load_classifier(kept, seed=1)
+    load_classifier(kept, DigitsData(), seed=1)
     assert trained == [0, 1]
     path.write_bytes(whole)
 
@@ -155,6 +158,24 @@ def test_ratios():
     assert ratios(rows) == {"frechet": None, "nll": None}
     del rows["independent"]
     assert ratios(rows) == {"frechet": None, "nll": None}
+
+
+def test_what_was_trained_on_is_no_headline(teacher, generator, classifier):
+    """The row says so, a warning too, and nothing is derived from its distance; its likelihood counts."""
+    evaluator = Evaluator(teacher, classifier, reference_samples=200, manifold_samples=0, paths=0, progress=False)
+    for trained_on in ((), ("another network",), (identity(classifier),)):
+        seen = OneStepGenerator(generator.student, teacher.tokenizer, 0.4)
+        seen.trained_on = trained_on
+        sampler = OneStepSampler(name="one-step", model=seen).bind(teacher)
+        with collect_warnings() as messages:
+            score = evaluator.score(sampler, 100)
+        assert score.trained_on == any("one-step was trained on these features" in message for message in messages)
+        assert score.trained_on == (trained_on == (identity(classifier),))
+    rows = {name: asdict(Score(name, frechet=d, nll=d, steps=1)) for name, d in (("teacher", 1), ("independent", 5))}
+    rows |= {"one-step": asdict(Score("one_step", frechet=2.0, nll=2.0, steps=1, trained_on=True))}
+    assert ratios(rows) == {"frechet": None, "nll": 0.25}
+    rows["dd1"] = asdict(Score("dd1", frechet=5.0, nll=5.0, steps=1))
+    assert gap_closed(rows) == {"frechet": None, "nll": 0.75}
 
 
 def test_the_gap_to_the_teacher_that_is_closed():
@@ -179,7 +200,8 @@ def test_the_gap_to_the_teacher_that_is_closed():
 
 
 def every_kind(teacher, generator):
-    one_step = OneStepSampler(model=generator).bind(teacher)
+    one_step, real = OneStepSampler(model=generator).bind(teacher), RealImages()
+    real.data = DigitsData()
     return [
         TeacherSampler().bind(teacher),
         one_step,
@@ -188,7 +210,7 @@ def every_kind(teacher, generator):
         ARDiffusionSampler(model=generator.student).bind(teacher),
         IndependentSampler().bind(teacher),
         SkipSampler(skipped=1).bind(teacher),
-        RealImages().bind(teacher),
+        real.bind(teacher),
     ]
 
 
@@ -199,7 +221,8 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     samplers = every_kind(teacher, generator)
     report = evaluate_samplers(samplers, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
-    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings"}
+    extra = {"ratios", "closed", "seed", "samples", "hardware", "commit", "warnings", "tokenizer", "weights"}
+    assert set(report) == {"contenders", *extra}
     rows = report["contenders"]
     assert list(rows) == [sampler.name for sampler in samplers]
     for name, row in rows.items():
@@ -220,12 +243,33 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     assert rows["real"]["accuracy"] == classifier.held_out_accuracy
     expected = rows["one-step"]["nll"] - rows["teacher"]["nll"]
     assert report["ratios"]["nll"] == pytest.approx(expected / (rows["independent"]["nll"] - rows["teacher"]["nll"]))
+    assert report["tokenizer"]["frechet"] > 0 and "The tokenizer alone" in (tmp_path / "table.md").read_text()
     assert len(report["commit"] or "0" * 40) == 40
     table = (tmp_path / "table.md").read_text()
     assert table.splitlines()[4].startswith("| one-step snapped | 1 |") and "batch size 100" in table
     assert "one-step snapped" in capsys.readouterr().out
     for name in ("samples", "steps"):
         assert imread(tmp_path / f"{name}.png").shape[1] > 1000
+
+
+def test_what_a_tokenizer_keeps(teacher, classifier, capsys):
+    """Against numpy: the signal-to-noise ratio image by image, the distance of two sets of features."""
+    data = RandomImages(count=60)
+    found = measure_reconstruction(teacher, classifier, data, batch_size=7)
+    images = data.everything().pixels()
+    drawn = teacher.decode(teacher.encode(images))
+    errors = (data.held_out.pixels() - teacher.decode(teacher.encode(data.held_out.pixels()))).square().mean((1, 2, 3))
+    assert found["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-4)
+    features = [classifier.features(part).double().detach().numpy() for part in (images, drawn)]
+    covariances = [np.cov(part.T) for part in features]
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    shift = features[0].mean(0) - features[1].mean(0)
+    expected = (shift**2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert found["frechet"] == pytest.approx(expected, rel=1e-3) and found["images"] == 60
+    rows = {"teacher": Score("teacher", seconds_per_image=1.0)}
+    report = {**make_report(rows, 0, 10), "tokenizer": {"psnr": 21.26, "frechet": 0.5, "images": 1797}}
+    assert "PSNR 21.3 dB of held-out images, Fréchet 0.5000 of 1,797 real images" in markdown(report)
+    assert "tokenizer alone" not in markdown(make_report(rows, 0, 10))
 
 
 class Quarters:
@@ -378,67 +422,6 @@ def test_a_teacher_without_pictures_is_refused(classifier, tmp_path):
     bare = TableTeacher(torch.ones(1, 2, 2), circle(2))
     with pytest.raises(DD2Error, match="no images"):
         evaluate_samplers([TeacherSampler().bind(bare)], classifier, tmp_path)
-
-
-# --- pictures ----------------------------------------------------------------------------------------------------
-
-
-def test_grid_holds_every_pixel(tmp_path):
-    for channels in (1, 3):
-        images = torch.rand(5, channels, 8, 6)
-        save_grid(images, tmp_path / "grid.png", columns=3, scale=4)
-        pixels = torch.tensor(imread(tmp_path / "grid.png"))
-        assert pixels.shape[:2] == (2 * 32 + 2, 3 * 24 + 4)
-        fourth = pixels[34:66, :24].reshape(32, 24, -1)
-        expected = images[3].permute(1, 2, 0).repeat_interleave(4, 0).repeat_interleave(4, 1)
-        torch.testing.assert_close(fourth, expected, rtol=0, atol=1 / 255)
-    save_grid(images[:1], tmp_path / "one.png", columns=1)
-    assert imread(tmp_path / "one.png").shape == (8, 6, 3)
-
-
-def test_grid_refuses_what_it_cannot_draw(tmp_path):
-    for wrong, message in ((torch.zeros(0, 1, 8, 8), "needs images"), (torch.zeros(2, 2, 8, 8), "grey")):
-        with pytest.raises(ValueError, match=message):
-            save_grid(wrong, tmp_path / "grid.png", columns=2, scale=1)
-    with pytest.raises(ValueError, match="at least 1 column"):
-        mosaic(torch.zeros(2, 1, 8, 8), 0)
-    with pytest.raises(ValueError, match="cannot be filled"):
-        save_comparison({"a": torch.zeros(4, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}, tmp_path / "a.png", ["0", "1"])
-
-
-# --- quality against steps ---------------------------------------------------------------------------------------
-
-
-def drawn_row(kind, steps, frechet, snapped=False):
-    return {"kind": kind, "steps": steps, "frechet": frechet, "snapped": snapped}
-
-
-def test_curves_have_a_label_beside_every_point_and_none_on_another(tmp_path, monkeypatch):
-    """Ten samplers in three columns, some at the very same place."""
-    rows = {f"DD1 {k}-step": drawn_row("dd1", k, 1e-3 / k) for k in (1, 2, 3)}
-    rows |= {f"refined {k}-step": drawn_row("refined", k, 1e-3 / k) for k in (1, 2, 3)}
-    rows |= {"teacher": drawn_row("teacher", 3, 0.0), "skip-1": drawn_row("skip", 2, 0.1)}
-    rows |= {
-        "AR-diffusion": drawn_row("ar_diffusion", 3, 3e-3),
-        "one-step snapped": drawn_row("one_step", 1, 9e-4, True),
-    }
-    rows["real"] = drawn_row("real", None, 0.1)
-    figures = []
-    monkeypatch.setattr("dd2_lightning.evaluation.figures.write_figure", lambda figure, path: figures.append(figure))
-    save_curves(rows, tmp_path / "steps.png")
-    (ax,), renderer = figures[0].axes, figures[0].canvas.get_renderer()
-    assert {text.get_text() for text in ax.texts} == set(rows) - {"real", "one-step snapped"}
-    boxes = [text.get_window_extent(renderer) for text in ax.texts]
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    assert all(ax.bbox.x0 < box.x0 and box.x1 < figures[0].bbox.x1 for box in boxes)
-    points = [line for line in ax.lines if line.get_marker() in "osD^"]
-    assert len(points) == len(rows) - 1
-    assert sum(line.get_markerfacecolor() == "white" for line in points) == 1
-
-
-def test_curves_of_a_single_sampler(tmp_path):
-    save_curves({"teacher": drawn_row("teacher", 3, 0.1)}, tmp_path / "steps.png")
-    assert imread(tmp_path / "steps.png").shape[1] > 1000
 
 
 # --- what the command says before and while it measures --------------------------------------------------------------

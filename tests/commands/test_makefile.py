@@ -88,6 +88,13 @@ def test_the_baseline_needs_a_teacher_only(tmp_path, family):
     assert stages(text, family) == [] and "--ckpt_path auto" in text
 
 
+@pytest.mark.parametrize("family", STAGES)
+def test_stage_4_starts_from_stage_3(tmp_path, family):
+    text = plan(tmp_path, "frechet", family)
+    assert stages(text, family) == STAGES[family] and f"--config configs/frechet_{family}.yaml" in text
+    assert f"--model.init_from {tmp_path}/align" in text
+
+
 def test_a_dd1_run_that_is_there_comes_into_the_table(tmp_path):
     finish(tmp_path, *STAGES["var"])
     report = tmp_path / "report" / "results.json"
@@ -116,6 +123,22 @@ def test_few_sequences_are_few_for_both_methods(tmp_path):
     assert "evaluate --config configs/evaluate_llamagen.yaml --config configs/scarce.yaml" in text
 
 
+@pytest.mark.parametrize("family", STAGES)
+def test_other_images_are_a_variable(tmp_path, family):
+    """Configs, runs and results are named by them; the budgets are theirs."""
+    command = ["make", "-n", "mnist", f"FAMILY={family}", "BENCH_SEEDS=7"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    trained = [line for line in text.splitlines() if "dd2 fit" in line]
+    assert trained and {
+        f"configs/{stage}_mnist_{family}.yaml" for stage in ["teacher", *STAGES[family][-3:], "dd1"]
+    } == {word for line in trained for word in line.split() if word.endswith(".yaml")}
+    for line in trained:
+        assert f"--trainer.default_root_dir runs/mnist_{family}/" in line and "runs/var" not in line
+        teacher = "configs/teacher_" in line
+        assert teacher != ("/seed7/" in line and "--trainer.max_steps" in line)
+    assert f"--output benchmarks/mnist_{family}.json" in text
+
+
 def test_tables_of_every_length_are_made():
     """In a clone, too, where what was measured elsewhere lies in benchmarks."""
     command = ["make", "--dry-run", "--always-make", "growing"]
@@ -132,8 +155,8 @@ def test_ablations_run_stage_1_first_and_several_at_a_time():
     assert all("-P 3 " in line for line in lines[:2])
 
 
-TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "dd1", "evaluate", "lint", "benchmark"]
-TARGETS += ["tables", "growing", "scarce", "ablations", "reliability"]
+TARGETS = ["demo", "test", "docs", "teacher", "init", "csd", "align", "frechet", "dd1", "evaluate", "lint", "benchmark"]
+TARGETS += ["frechet_benchmark", "mnist", "scale", "tables", "growing", "scarce", "ablations", "reliability"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -105,6 +105,18 @@ def test_settings_of_stage_0(capsys):
     assert later == config["trainer"]["default_root_dir"] != model["teacher"]
 
 
+def test_settings_of_stage_4(capsys):
+    """Those of FD-loss for one-step generators: table 4 and its scripts."""
+    config = settings(capsys, "var_d16", "frechet")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    adam = model["generator_optimizer"]
+    assert (data["batch_size"], adam["lr"], adam["betas"], adam["clip"]) == (1024, 1e-6, [0.9, 0.95], 0)
+    assert (model["moment_decay"], model["moment_samples"], model["csd_weight"]) == (0.999, 50_000, 0)
+    assert adam["warmup"] == 5 * 1250 and config["trainer"]["max_steps"] == 100 * 1250
+    assert [entry["network"] for entry in model["features"]] == ["inception"]
+    assert model["init_from"] == settings(capsys, "var_d16", "align")["trainer"]["default_root_dir"]
+
+
 @pytest.mark.parametrize("name", DD1)
 def test_settings_of_dd1(capsys, name):
     config = settings(capsys, name, "dd1")
@@ -159,7 +171,7 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path)
     monkeypatch.setattr(planning, "count_update", count_update)
     monkeypatch.setattr(planning, "shapes_only", as_they_are)
     monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
-    kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill"}
+    kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill", "frechet": "FrechetAlign"}
     main(["plan", "--config", str(path)])
     assert seen and all(entry == (kinds[path.stem], {"meta"}) for entry in seen)
     assert "GPU" in capsys.readouterr().out

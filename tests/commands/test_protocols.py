@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dd2_lightning.cli import main
+from dd2_lightning.data import DigitsData
 from dd2_lightning.data.digits import load_digits_images
 from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import ImageFile, write_images
 from dd2_lightning.metrics import features
-from dd2_lightning.metrics.digits import DigitClassifier
+from dd2_lightning.metrics.classifier import ImageClassifier
 from dd2_lightning.metrics.features import feature_network, identity
 from dd2_lightning.metrics.frechet import FeatureGaussian
 from dd2_lightning.metrics.protocols import PROTOCOLS, protocol_named
@@ -157,7 +158,7 @@ def test_ones_own_network_by_its_name(tmp_path):
     network = feature_network(f"{__name__}.Mean")
     assert isinstance(network, Mean) and not network.training
     for name, words in [
-        ("fid", "unknown feature network 'fid'; there are: digits, inception"),
+        ("fid", "unknown feature network 'fid'; there are: classifier, inception"),
         ("nowhere.Features", "cannot be made.*nowhere.*PYTHONPATH"),
         (f"{__name__}.Nothing", "cannot be made.*Nothing"),
         (f"{__name__}.Unfinished", "has no held_out_accuracy, features, logits"),
@@ -168,7 +169,7 @@ def test_ones_own_network_by_its_name(tmp_path):
 
 def test_identity_is_of_class_and_weights():
     torch.manual_seed(1)
-    first, second = DigitClassifier(), DigitClassifier()
+    first, second = ImageClassifier((1, 8, 8), 10), ImageClassifier((1, 8, 8), 10)
     assert identity(first) == identity(first) != identity(second)
     assert identity(Mean()) != identity(first) and identity(Mean()).startswith(f"{__name__}.Mean")
     assert identity(Unfinished()) == f"{__name__}.Unfinished"
@@ -191,7 +192,7 @@ def pictures(path, count=60, size=8, channels=1, seed=0, **others):
 
 
 def test_statistics_come_back_for_their_own_network_only(tmp_path):
-    network, path = DigitClassifier(), tmp_path / "s.safetensors"
+    network, path = ImageClassifier((1, 8, 8), 10), tmp_path / "s.safetensors"
     gaussian = fitted(torch.randn(100, 32))
     write_statistics(path, gaussian, network)
     found = open_reference(path)
@@ -199,8 +200,8 @@ def test_statistics_come_back_for_their_own_network_only(tmp_path):
     assert found.images is None and found.gaussian.count == 100
     assert torch.equal(found.gaussian.mean, gaussian.mean)
     assert torch.equal(found.gaussian.covariance, gaussian.covariance)
-    for other in (DigitClassifier(), Mean()):
-        with pytest.raises(ArtifactError, match=r"s\.safetensors holds statistics of the feature network .*Digit"):
+    for other in (ImageClassifier((1, 8, 8), 10), Mean()):
+        with pytest.raises(ArtifactError, match=r"s\.safetensors holds statistics of the .*ImageClassifier"):
             open_reference(path).check_network(other)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ArtifactError, match="damaged"):
@@ -278,6 +279,8 @@ def test_sizes_must_agree(tmp_path):
             check_sizes(samples, open_reference(tmp_path / f"{name}.npz"))
 
 
+CPU = ("--device", "cpu", "--data", "DigitsData")
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -293,10 +296,10 @@ def digits(tmp_path):
 
 
 def test_a_file_measured_against_pictures_and_against_their_statistics(digits, capsys):
-    common = ["--samples", str(digits / "a.npz"), "--output", str(digits / "out.json"), "--device", "cpu"]
+    common = ["--samples", str(digits / "a.npz"), "--output", str(digits / "out.json"), *CPU]
     main(["quality", *common, "--reference", str(digits / "b.npz")])
     results = json.loads((digits / "out.json").read_text())
-    network = feature_network("digits", digits)
+    network = feature_network("classifier", digits, data=DigitsData())
     halves = [
         torch.cat([features.features_of(network, p) for p in ImageFile(digits / f"{n}.npz").batches(99)]) for n in "ab"
     ]
@@ -310,8 +313,7 @@ def test_a_file_measured_against_pictures_and_against_their_statistics(digits, c
     main(
         [
             "statistics",
-            "--device",
-            "cpu",
+            *CPU,
             "--images",
             str(digits / "b.npz"),
             "--output",
@@ -329,7 +331,7 @@ def test_few_samples_are_warned_of(digits, capsys):
     pictures(digits / "few.npz", count=20)
     main(
         [
-            *("quality", "--device", "cpu", "--samples", str(digits / "few.npz"), "--reference", str(digits / "b.npz")),
+            *("quality", *CPU, "--samples", str(digits / "few.npz"), "--reference", str(digits / "b.npz")),
             *("--output", str(digits / "few.json"), "--protocol", "openai"),
         ]
     )
@@ -360,8 +362,7 @@ def test_what_cannot_be_measured(digits, capsys):
                 [
                     *(
                         "quality",
-                        "--device",
-                        "cpu",
+                        *CPU,
                         "--samples",
                         str(digits / "a.npz"),
                         "--reference",

@@ -26,7 +26,10 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     teacher = var_teacher()
-    write_teacher(root / "teacher", teacher)
+    shape = teacher.tokenizer.image_shape
+    images = {"shape": shape, "num_classes": teacher.num_classes}
+    data = {"class_path": "image_sets.RandomImages", "init_args": images}
+    write_teacher(root / "teacher", teacher, data=data)
     origin = Artifact.open(root / "teacher", ("teacher",), "teacher")
     settings = {"teacher_sampling": {"guidance_scale": 2.0}}
     student, dd1 = student_of(teacher).state_dict(), randomise(teacher.dd1_student()).state_dict()
@@ -102,12 +105,12 @@ def test_what_is_optional_may_be_missing(runs, tmp_path, capsys):
 
 
 def test_models_alone_make_samplers(runs):
-    entries = standard_samplers([str(runs / name) for name in ("init", "align", "dd1")])
+    entries = standard_samplers([str(runs / name) for name in ("init", "align", "dd1")], real=True)
     names = [sampler.name for sampler in open_samplers(read_samplers(entries), Models(runs / "teacher"))]
     assert names[1:-2] == ["AR-diffusion", "one-step", "one-step snapped", "DD1 1-step", "DD1 2-step"]
     assert (names[0], *names[-2:]) == ("teacher", "independent", "real")
     with pytest.raises(ArtifactError, match=r"--models: .*teacher comes from stage 'teacher', needed: init or csd"):
-        standard_samplers([str(runs / "teacher")])
+        standard_samplers([str(runs / "teacher")], real=False)
 
 
 def test_models_alone_are_compared_with_the_teacher_that_they_were_distilled_from(runs):

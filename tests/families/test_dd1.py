@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd2_lightning.errors import InputTypeError
-from dd2_lightning.families.table.dd1 import DD1Causal
+from dd2_lightning.families.table.model import DD1Causal
 from dd2_lightning.families.var.config import VARConfig
 from dd2_lightning.families.var.model import VARTeacher
 from dd2_lightning.models.dd1 import trajectory_point

@@ -15,7 +15,7 @@ from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.models.student import build_student
 from dd2_lightning.models.teacher import Teacher
-from dd2_lightning.models.truncation import draw, keep_top_k
+from dd2_lightning.models.truncation import draw, keep_likeliest
 from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.sampling import Sampling
 from helpers import circle
@@ -413,16 +413,16 @@ def test_guidance_of_a_table_with_impossible_tokens():
 def test_top_k_keeps_ties():
     logits = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0])
     cut = -torch.inf
-    assert keep_top_k(logits, 1).tolist() == [3, cut, cut, cut, cut]
-    assert keep_top_k(logits, 2).tolist() == [3, cut, 2, 2, cut]
-    assert keep_top_k(logits, 3).tolist() == [3, cut, 2, 2, cut]
+    assert keep_likeliest(logits, 1).tolist() == [3, cut, cut, cut, cut]
+    assert keep_likeliest(logits, 2).tolist() == [3, cut, 2, 2, cut]
+    assert keep_likeliest(logits, 3).tolist() == [3, cut, 2, 2, cut]
     for everything in (0, 5, 9):
-        assert torch.equal(keep_top_k(logits, everything), logits)
+        assert torch.equal(keep_likeliest(logits, everything), logits)
 
 
 def test_top_k_counts_every_row_for_itself():
     logits = torch.randn(2, 3, 20)
-    kept = keep_top_k(logits, 7).isfinite()
+    kept = keep_likeliest(logits, 7).isfinite()
     assert (kept.sum(-1) == 7).all()
     assert logits[kept].view(2, 3, 7).min(-1).values.gt(logits.masked_fill(kept, -torch.inf).amax(-1)).all()
 
@@ -444,7 +444,7 @@ def test_top_p_in_the_descending_convention(top_p, top_k):
     """After temperature and top-k; the token that carries the sum across stays."""
     teacher, logits = table_teacher(), 2 * torch.randn(2, 5, 9)
     truncated = teacher.truncate(logits, Sampling(top_k=top_k, top_p=top_p, temperature=0.8))
-    survivors = keep_top_k(logits / 0.8, top_k)
+    survivors = keep_likeliest(logits / 0.8, top_k)
     for row, source in zip(truncated.flatten(0, 1), survivors.flatten(0, 1), strict=True):
         kept = set(row.isfinite().nonzero().flatten().tolist())
         assert kept == nucleus(source.double().softmax(-1).tolist(), top_p)

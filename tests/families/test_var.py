@@ -106,7 +106,7 @@ def test_logits_along_a_cached_walk():
     teacher, tensors = golden_var("var_tiny")
     labels, q = tensors["label"], teacher.embed(tensors["ar_idx"])
     for wanted, name in ((labels, "ar_logits_cond"), (torch.full_like(labels, 10), "ar_logits_uncond")):
-        cache = Cache()
+        cache = Cache(teacher.layout.length)
         for k in range(teacher.layout.num_positions):
             span = teacher.layout.span(k)
             features = teacher.backbone(q[:, : span.start], wanted, cache)

@@ -14,7 +14,7 @@ from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import write_images
 from reference import close, golden_llamagen
 from teachers import llamagen_teacher, var_teacher
-from toys import stripes
+from toys import check_training, idle_parameters, stripes
 
 
 def small(**sizes) -> SphereVQ:
@@ -120,25 +120,12 @@ def test_maps_are_row_major():
 
 def test_a_little_training_reduces_the_error():
     # at full resolution: on a map of 2x2 cells the group norms leave little of a grey
-    tokenizer, generator = small(grid=4, encoder_ch_mult=(1,), decoder_ch_mult=(1,)), torch.Generator().manual_seed(0)
-    optimizer, images = torch.optim.Adam(tokenizer.parameters(), 5e-3), stripes(16)
-    losses = []
-    for _ in range(40):
-        losses.append(tokenizer.training_losses(images, generator))
-        optimizer.zero_grad()
-        losses[-1].loss.backward()
-        optimizer.step()
-    assert losses[-1].reconstruction < losses[0].reconstruction / 4
-    error = F.mse_loss(tokenizer.decode(tokenizer.codebook[tokenizer.encode(images)]), images)
-    torch.testing.assert_close(error, losses[-1].reconstruction, rtol=0.5, atol=0.01)
+    check_training(small(grid=4, encoder_ch_mult=(1,), decoder_ch_mult=(1,)), iterations=40)
 
 
 def test_every_parameter_is_trained():
     """The encoder through the straight-through estimator, chosen codes through the codebook loss."""
-    tokenizer = small()
-    tokenizer.training_losses(stripes(8)).loss.backward()
-    idle = [name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()]
-    assert idle == []
+    assert idle_parameters(small()) == []
 
 
 def test_dead_codes_become_latents():

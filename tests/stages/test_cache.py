@@ -14,7 +14,7 @@ from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.data.iterations import EpochOrder
 from dd2_lightning.data.prefixes import CachedBatches
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.files import DirectoryLock
+from dd2_lightning.files import directory_lock
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.sequences import describe_cache
 from processes import forked
@@ -139,7 +139,7 @@ def test_parts_have_writers_of_their_own(teacher, whole, tmp_path, capsys):
     def build_part(part):
         build(teacher, tmp_path, "--part", str(part), "--parts", "2")
 
-    with DirectoryLock(tmp_path, ".lock.0-of-2"):
+    with directory_lock(tmp_path, ".lock.0-of-2"):
         build_part(1)
         with fails(capsys, 1, "is being written by process"):
             build_part(0)
@@ -155,12 +155,31 @@ def test_a_damaged_shard_is_named(teacher, tmp_path):
         opened(teacher, tmp_path).verify()
 
 
-@pytest.mark.parametrize("args", [("--seed", "1"), ("--sampling.top_k", "1"), ("--num", "60")])
+@pytest.mark.parametrize("args", [("--seed", "1"), ("--sampling.top_k", "1")])
 def test_other_settings_are_refused(teacher, whole, capsys, args):
     before = files(whole)
     with fails(capsys, 1, str(whole), args[0].lstrip("-").split(".")[0]):
         build(teacher, whole, *args)
     assert files(whole) == before
+
+
+@pytest.mark.parametrize("pairs", [(), ("--pair_steps", "4")])
+def test_more_sequences_continue_a_cache(teacher, tmp_path, pairs):
+    """Whole shards stay as they are; the result is that of a cache made at once, and serves for fewer sequences."""
+    for name, numbers in (("once", ["50"]), ("grown", ["20", "50"])):
+        for number in numbers:
+            build(teacher, tmp_path / name, "--num", number, *pairs)
+        times = {path: path.stat().st_mtime_ns for path in (tmp_path / name).glob("00000.*")}
+        build(teacher, tmp_path / name, "--num", "50", *pairs)
+        assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert files(tmp_path / "once") == files(tmp_path / "grown")
+    before = files(tmp_path / "once")
+    build(teacher, tmp_path / "once", "--num", "20", *pairs)
+    assert files(tmp_path / "once") == before
+    if not pairs:
+        fewer = opened(teacher, tmp_path / "once", num=20)
+        assert (len(fewer), list(fewer.shards), fewer.missing()) == (20, [0, 1], [])
+        assert torch.equal(fewer.read(np.arange(20))[0], opened(teacher, tmp_path / "grown").read(np.arange(20))[0])
 
 
 def test_another_teacher_is_refused(whole, tmp_path, capsys):

@@ -4,7 +4,6 @@ import itertools
 import math
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from dd2_lightning.planning import make_plan
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import DD1Distill
 from dd2_lightning.stages.sequences import complete, describe_cache
+from fake_lpips import install_lpips
 from faults import poisoned
 from helpers import circle
 from runs import fails, fit, make_teacher, stage_config
@@ -310,23 +310,8 @@ def test_halves_of_the_batch_start_from_either_point(released):
     assert torch.equal(stage.times(Batch(torch.zeros(8, dtype=torch.long), 4, 0, 0, 8)), 1 - whole)
 
 
-class FakeLPIPS(torch.nn.Module):
-    """What the package offers, with a distance that can be computed by hand."""
-
-    def __init__(self, net, pretrained, pnet_rand, verbose):
-        super().__init__()
-        assert (net, pretrained, pnet_rand) == ("vgg", False, True)  # nothing is downloaded
-        self.scale = torch.nn.Parameter(torch.ones(()))
-
-    def forward(self, one, other):
-        assert one.shape[1:] == (3, 8, 8) and one.min() >= -1 and one.max() <= 1
-        return self.scale * (one - other).square().mean((1, 2, 3), keepdim=True)
-
-
 def test_pictures_are_compared_where_lpips_is_installed(monkeypatch, tmp_path):
-    weights = tmp_path / "vgg.pt"
-    torch.save({"scale": torch.tensor(3.0)}, weights)
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=FakeLPIPS))
+    weights = install_lpips(monkeypatch, tmp_path / "vgg.pt")
     teacher = toy_teacher()
     stage = stage_with(teacher, distance="lpips", lpips_weights=str(weights), distance_weight=0.5)
     end = torch.randn(4, 3, 2, requires_grad=True)
@@ -339,10 +324,10 @@ def test_pictures_are_compared_where_lpips_is_installed(monkeypatch, tmp_path):
     assert (end.grad.abs().sum(-1) > 0).all() and not any("lpips" in key for key in stage.state_dict())
     torch.save({"other": torch.tensor(3.0)}, weights)
     with pytest.raises(ArtifactError, match=r"vgg\.pt is no state dict of LPIPS"):
-        lpips_distance(weights, torch.device("cpu"))
+        lpips_distance(weights)
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DD2Error, match="pip install lpips"):
-        lpips_distance(weights, torch.device("cpu"))
+    with pytest.raises(DD2Error, match=r"pip install 'dd2-lightning\[lpips\]'"):
+        lpips_distance(weights)
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from torch import nn
 
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.student import build_student
-from dd2_lightning.stages import CSDDistill, Stage
+from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.execution import Execution, blocks_of
 from runs import STAGES, any_config, fit, two_sequences
 from teachers import llamagen_teacher, var_teacher
+from watching import watch_losses
 
 
 def weights(directory):
@@ -26,18 +27,14 @@ def run(root, stage, directory, *args, **model):
 def test_every_stage_in_bfloat16(root, tmp_path, monkeypatch, stage):
     """Networks compute in bfloat16, losses are float32, weights stay float32 and go where they go in float32."""
     losses, products = set(), set()
-    check, linear = Stage._check_finite, nn.functional.linear
-
-    def spy_loss(self, values, *rest):
-        losses.add(values.dtype)
-        check(self, values, *rest)
+    linear = nn.functional.linear
 
     def spy_linear(*args):
         products.add((result := linear(*args)).dtype)
         return result
 
     full = run(root, stage, tmp_path / "full")
-    monkeypatch.setattr(Stage, "_check_finite", spy_loss)
+    watch_losses(monkeypatch, lambda stage, update, batch, k, found: losses.add(found.loss.dtype))
     monkeypatch.setattr(nn.functional, "linear", spy_linear)
     mixed = run(root, stage, tmp_path / "mixed", "--trainer.precision", "bf16-mixed")
     assert losses == {torch.float32} and torch.bfloat16 in products

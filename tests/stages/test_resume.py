@@ -1,6 +1,8 @@
 """A run that is killed anywhere and resumed leaves what one leaves that was not."""
 
+import json
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from dd2_lightning.callbacks.logs import wait_for_own_second
 from dd2_lightning.stages import Stage
-from evidence import left_behind, readable, unequal
+from evidence import left_behind, logs, readable, unequal
 from faults import die_at
 from processes import forked
 from runs import STAGES, any_config, fit
@@ -37,6 +39,23 @@ def test_killed_inside_an_iteration(root, tmp_path, stage):
     assert unequal(left_behind(tmp_path / "whole"), left_behind(tmp_path / "parts")) == []
 
 
+def test_seconds_are_summed_over_resumes(root, tmp_path):
+    config, times = any_config(root, "csd", tmp_path / "run"), []
+    for iterations in (3, 6):
+        config["trainer"]["max_steps"] = iterations
+        started = time.process_time()
+        fit(config, tmp_path, "--ckpt_path", "auto")
+        spent = time.process_time() - started
+        found = json.loads((tmp_path / "run/time.json").read_text())
+        assert found["iterations"] == iterations
+        before = times[-1]["processor_seconds"] if times else 0
+        assert before < found["processor_seconds"] < before + spent
+        assert found["wall_seconds"] > (times[-1]["wall_seconds"] if times else 0)
+        times.append(found)
+    shown = [value for _, value in logs(tmp_path / "run")["log time/processor_seconds"]]
+    assert len(shown) == 6 and shown == sorted(shown) and shown[2] <= times[0]["processor_seconds"] <= shown[3]
+
+
 def test_killed_before_the_artifact_is_written(root, tmp_path, monkeypatch):
     """The last checkpoint leaves nothing to train; the artifact is written all the same, and nothing trained again."""
     config = any_config(root, "csd", tmp_path / "run")
@@ -44,7 +63,7 @@ def test_killed_before_the_artifact_is_written(root, tmp_path, monkeypatch):
         patch.setattr(Stage, "write_artifact", lambda self, directory: signal.raise_signal(signal.SIGKILL))
         assert forked(lambda: fit(config, tmp_path), tmp_path / "log")[0] == -9
     assert not (tmp_path / "run/config.json").exists()
-    monkeypatch.setattr(Stage, "perform", None)
+    monkeypatch.setattr(Stage, "training_step", lambda self, batch, batch_idx: pytest.fail("it is trained again"))
     fit(config, tmp_path, "--ckpt_path", "auto")
     assert (tmp_path / "run/config.json").exists()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dd2_lightning.artifacts import load_generator, load_init, load_teacher
 from dd2_lightning.cli.training import FitCLI
@@ -13,6 +14,7 @@ from dd2_lightning.stages import CSDDistill
 from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_ema
 from faults import poisoned
 from runs import fails, fit, stage_config
+from watching import watch_losses
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +66,9 @@ def test_an_iteration_is_one_batch_and_one_tick_whatever_k(chain, tmp_path, reco
 
 def test_guidance_is_updated_k_times_before_the_generator(chain, tmp_path, monkeypatch):
     calls = []
-    original = CSDDistill.perform
-
-    def perform(self, update, optimizer, batch, k):
-        calls.append((update.name, k, self.trainer.global_step))
-        original(self, update, optimizer, batch, k)
-
-    monkeypatch.setattr(CSDDistill, "perform", perform)
+    watch_losses(
+        monkeypatch, lambda stage, update, batch, k, _: calls.append((update.name, k, stage.trainer.global_step))
+    )
     config = stage_config(chain, "csd", guidance_updates=3)
     config["trainer"] |= {"default_root_dir": str(tmp_path), "max_steps": 2}
     fit(config, tmp_path)
@@ -114,19 +112,16 @@ def test_learning_rate_rises_holds_and_falls():
     assert rates == pytest.approx([0, 0.5, 1, 1, 0.5, 0])
 
 
-def test_both_learning_rates_run_on_the_guidance_count(chain, tmp_path, monkeypatch):
+def test_both_learning_rates_run_on_the_guidance_count(chain, tmp_path):
     rates = []
-    original = CSDDistill.perform
-
-    def perform(self, update, optimizer, batch, k):
-        original(self, update, optimizer, batch, k)
-        rates.append(optimizer.param_groups[0]["lr"])
-
-    monkeypatch.setattr(CSDDistill, "perform", perform)
     adam = {"lr": 1.0, "warmup": 100, "lr_start": 0.0}
     config = stage_config(chain, "csd", guidance_optimizer=adam, generator_optimizer=adam)
     config["trainer"] |= {"default_root_dir": str(tmp_path), "max_steps": 2}
-    fit(config, tmp_path)
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        fit(config, tmp_path)
+    finally:
+        hook.remove()
     assert rates == pytest.approx([0, 0.01, 0.01, 0.02, 0.03, 0.03])
 
 

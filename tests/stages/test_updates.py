@@ -13,14 +13,17 @@ from dd2_lightning.stages import (
     ContinuousInput,
     CSDDistill,
     DD1Distill,
+    FrechetAlign,
     PerformanceAlign,
     Stage,
     TeacherTraining,
 )
+from dd2_lightning.stages.features import FeatureSettings
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
 from runs import STAGES, any_config, fails, fit
 from teachers import FAMILIES
+from watching import watch_losses
 
 RISING = OptimizerSettings(lr=1.0, warmup=1000, lr_start=0.0)
 """Its rate tells the count: a thousandth each."""
@@ -34,17 +37,15 @@ def update(**settings) -> Update:
 def test_fit_performs_what_is_declared(root, tmp_path, monkeypatch, stage):
     """As often as the list says, in its order, within its iterations."""
     performed, declared = [], {}
-    original = Stage.perform
 
-    def perform(self, update, optimizer, batch, k):
+    def watch(stage, update, batch, k, losses):
         assert update.is_due(batch.iteration)
         performed.append((batch.iteration, list(declared).index(update.name), k))
-        original(self, update, optimizer, batch, k)
 
     def on_train_start(self):
         declared.update({update.name: update.count(self.trainer.max_steps) for update in self.updates()})
 
-    monkeypatch.setattr(Stage, "perform", perform)
+    watch_losses(monkeypatch, watch)
     monkeypatch.setattr(Stage, "on_train_epoch_start", on_train_start)
     model = {"init": {"head_iterations": 2}, "teacher": {"tokenizer_iterations": 2}}.get(stage, {})
     fit(any_config(root, stage, tmp_path / "run", **model), tmp_path)
@@ -121,6 +122,8 @@ NAN, INF = math.nan, math.inf
         (CSDDistill, CSD, "t_min_generator", (0, 1), "in (0, 1)"),
         (PerformanceAlign, CSD, "align_guidance_updates", (-1,), "0 or more"),
         (PerformanceAlign, CSD, "guidance_updates", (0,), "at least 1"),
+        (FrechetAlign, {**CSD, "features": [FeatureSettings("random")]}, "moment_samples", (0,), "at least 1"),
+        (FrechetAlign, {**CSD, "features": [FeatureSettings("random")]}, "csd_weight", (-1, NAN), "0 or more"),
         (ContinuousInput, TEACHER, "label_dropout", (-0.1, 1.1, NAN), "in [0, 1]"),
         (DD1Distill, {**TEACHER, "second": 1, "split": 1}, "distance_weight", (-1, INF, NAN), "0 or more"),
         (TeacherTraining, VAR, "input_swaps", (-0.1, 1.1, NAN), "in [0, 1]"),

@@ -32,7 +32,7 @@ def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def left_behind(root: Path) -> dict[str, Any]:
-    """Tensors and settings of the artifact, everything in the checkpoint, everything in the logs."""
+    """Tensors and settings of the artifact, everything in checkpoint and logs but paths and seconds."""
     found: dict[str, Any] = logs(root)
     for path in root.glob("*.safetensors"):
         found |= {f"{path.stem}.{key}": value for key, value in load_file(path).items()}
@@ -40,7 +40,8 @@ def left_behind(root: Path) -> dict[str, Any]:
     checkpoint = torch.load(root / "checkpoints/last.ckpt", weights_only=True)
     parts = ("global_step", "state_dict", "optimizer_states", "callbacks", "loops", "hyper_parameters")
     found |= dict(leaves("checkpoint", {part: checkpoint[part] for part in parts}))
-    return {key: value for key, value in found.items() if "dirpath" not in key and "_path" not in key}
+    differ = "dirpath", "_path", "_seconds"
+    return {key: value for key, value in found.items() if not any(part in key for part in differ)}
 
 
 def unequal(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

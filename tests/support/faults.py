@@ -6,27 +6,28 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from dd2_lightning.callbacks import IterationCheckpoint
 from dd2_lightning.data import Batch
-from dd2_lightning.stages import CSDDistill, Stage
+from dd2_lightning.stages import CSDDistill
 from evidence import left_behind, unequal
 from processes import forked
 from runs import any_config, fit
+from watching import watch_losses
 
 
 def die_at(iteration: int, how: int = signal.SIGKILL) -> None:
-    """Make this process send itself a signal in the middle of an iteration, after its first backward pass."""
-    original, sent = Stage._check_finite, []
+    """Make this process send itself a signal in the middle of an iteration, when its first loss is computed."""
+    sent = []
 
-    def check(self, losses, name, at):
-        if at == iteration and not sent:
-            sent.append(at)
+    def send(stage, update, batch, k, losses):
+        if batch.iteration == iteration and not sent:
+            sent.append(iteration)
             signal.raise_signal(how)
-        original(self, losses, name, at)
 
-    Stage._check_finite = check
+    watch_losses(pytest.MonkeyPatch(), send)
 
 
 class Scene:

@@ -112,7 +112,8 @@ def teacher_config(root: Path, **model) -> dict:
     settings["architecture"] |= {"width": 16, "depth": 1, "heads": 2, "codes": 8}
     # norms over one channel would leave biases before them no gradient but rounding, and Adam makes steps of that
     settings["architecture"]["ch"] = 64
-    settings |= {"tokenizer_iterations": 3, **model}
+    discriminator = {"start": 1, "width": 8, "layers": 1}
+    settings |= {"tokenizer_iterations": 3, "tokenizer_batch_size": 8, "discriminator": discriminator, **model}
     config["data"]["init_args"]["batch_size"] = 16
     base = stage_config(root, "init")
     config["trainer"] = {**base["trainer"], "default_root_dir": str(root / "digits")}

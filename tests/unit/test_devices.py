@@ -65,7 +65,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(clock, capsys):
     for _ in tracked(range(20), "evaluate: one-step", 4900, size=250):
         clock[0] += 4.0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "evaluate: one-step 750/4,900 images, 62.5/s, 66 s left"
+    assert lines[0] == "evaluate: one-step 750/4,900 images, 62.5/s, 1:06 left"
     assert len(lines) == 7 and lines[-1] == "evaluate: one-step 4,900/4,900 images, 61.2/s"
 
 

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck
 from dd2_lightning.errors import NonFiniteLossError
 from dd2_lightning.metrics.frechet import (
     FeatureGaussian,
+    Gaussian,
     RunningFrechet,
     differentiable_distance,
     frechet_distance,
@@ -90,13 +91,17 @@ def test_a_batch_that_was_not_taken_in_changes_nothing():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_features_and_moments_that_are_not_finite_are_an_error(bad):
-    moments, _ = running(0.9)
-    with pytest.raises(NonFiniteLossError, match="moments of the generator's features"):
-        moments(torch.full((4, WIDTH), bad))
-    moments.products[1, 1] = bad
-    with pytest.raises(NonFiniteLossError, match="moments of the generator's features"):
-        moments(torch.randn(4, WIDTH))
+@pytest.mark.parametrize("width", [3, 70])
+def test_features_and_moments_that_are_not_finite_are_an_error(bad, width):
+    """Whether LAPACK notices or not."""
+    identity = Gaussian(torch.zeros(width), torch.eye(width), 100)
+    for spoil in (lambda moments, f: f.fill_(bad), lambda moments, f: moments.products[1, 1].fill_(bad)):
+        moments, features = RunningFrechet(width, 0.9, "Pixels"), torch.randn(4, width)
+        moments.start(identity, identity)
+        spoil(moments, features)
+        with pytest.raises(NonFiniteLossError, match="moments, are not finite: Pixels"):
+            moments(features)
+            moments.check_finite()
 
 
 @pytest.mark.parametrize("name", UNTRAINED)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dd2_lightning.metrics.digits import DigitClassifier
+from dd2_lightning.metrics.classifier import ImageClassifier
 from dd2_lightning.metrics.path_length import feature_distance, lerp, path_length, slerp, trimmed
 from dd2_lightning.models.generator import OneStepGenerator
 from dd2_lightning.noise import SampleNoise
@@ -79,7 +79,7 @@ def test_a_generator_with_pictures_measured_in_features():
     """Against the derivative along the path, by automatic differentiation."""
     teacher = toy_teacher()
     generator = OneStepGenerator(toy_student(teacher), teacher.tokenizer, 0.4).eval()
-    network, shape = DigitClassifier().requires_grad_(False).eval(), (generator.layout.length, 2)
+    network, shape = ImageClassifier((1, 8, 8), 10).requires_grad_(False).eval(), (generator.layout.length, 2)
 
     def draw(labels, noise):
         return generator.tokenizer.decode(generator.student.generate(noise, labels, 0.4))

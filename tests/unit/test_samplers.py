@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from benchmarks.tables import independent_total_variation, random_table
+from dd2_lightning.data import DigitsData
+from dd2_lightning.data.images import ImageSet
 from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals, RealImages, SkipSampler
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
@@ -70,8 +72,10 @@ def test_noise_depends_on_the_global_index_only():
 
 
 def test_samples_do_not_depend_on_the_batch_size(teacher, generator):
-    real = RealImages().bind(teacher)
-    real.images, real.labels = real.images[:200], real.labels[:200]
+    real = RealImages()
+    real.data = DigitsData()
+    real.bind(teacher)
+    real.images, real.labels = ImageSet(*(part[:200] for part in real.images)), real.labels[:200]
     one_step = OneStepSampler(model=generator).bind(teacher)
     for sampler in (
         TeacherSampler().bind(teacher, Sampling(guidance_scale=1.5, top_k=3)),

@@ -1,6 +1,7 @@
 """Callbacks: artifact, losses per position, sample grids, logs, checkpoints, signals, progress."""
 
 from dd2_lightning.callbacks.checkpoint import AtomicCheckpointIO, IterationCheckpoint
+from dd2_lightning.callbacks.clock import RunClock
 from dd2_lightning.callbacks.export import ExportArtifact
 from dd2_lightning.callbacks.grid import SampleGrid
 from dd2_lightning.callbacks.interrupt import Interrupted, StopOnSignal
@@ -16,6 +17,7 @@ __all__ = [
     "IterationCheckpoint",
     "IterationProgressBar",
     "PerPositionMonitor",
+    "RunClock",
     "SampleGrid",
     "StageLogger",
     "StopOnSignal",

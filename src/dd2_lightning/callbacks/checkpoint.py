@@ -28,11 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = lambda storage, _: storage, weights_only: Any = True
     ) -> dict[str, Any]:
-        """Read one checkpoint; nothing but tensors and plain values is unpickled.
-
-        Raises:
-            ArtifactError: naming the path, if it is missing, truncated or damaged.
-        """
+        """Read one checkpoint; nothing but tensors and plain values is unpickled."""
         if not Path(path).is_file():
             raise ArtifactError(f"--ckpt_path: {path} does not exist")
         try:
@@ -50,11 +46,7 @@ class IterationCheckpoint(ModelCheckpoint):
 
     Lightning would save in ``on_train_batch_end``, before the iteration's losses are logged and before its validation;
     a run killed right then could not be resumed to the same logs. It is saved when the next iteration begins, when
-    training ends, and after SIGINT and SIGTERM.
-
-    Args:
-        directory: where ``last.ckpt`` lies.
-        every: iterations between checkpoints.
+    training ends, and after SIGINT and SIGTERM; ``every`` is the number of iterations between checkpoints.
     """
 
     def __init__(self, directory: str | Path, every: int):
@@ -64,7 +56,6 @@ class IterationCheckpoint(ModelCheckpoint):
 
     @property
     def path(self) -> Path:
-        """Path of the checkpoint."""
         assert self.dirpath is not None
         return Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
 

@@ -7,19 +7,14 @@ from torch import Tensor
 from dd2_lightning.callbacks.logs import last_iteration, log_image, writer_of
 from dd2_lightning.callbacks.watched import watched
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.images.files import GAP, grid_scale, to_bytes
-from dd2_lightning.images.grids import mosaic
+from dd2_lightning.images.files import GAP, grid_scale, mosaic, to_bytes
 
 
 class SampleGrid(pl.Callback):
     """Log a grid of samples at every validation, one column a class, the noise always the same.
 
-    What the teacher makes of the same noise stands beside it, where the stage distils one.
-
-    Args:
-        rows: samples of each class.
-        max_classes: classes shown.
-        max_width: pixels that one of the two grids may be wide; further classes are not shown.
+    What the teacher makes of the same noise stands beside it, where the stage distils one. Classes are shown up to
+    ``max_classes``, and as long as a grid is no wider than ``max_width`` pixels.
     """
 
     def __init__(self, rows: int = 4, max_classes: int = 10, max_width: int = 1024):

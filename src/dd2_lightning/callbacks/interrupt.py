@@ -9,11 +9,7 @@ import lightning.pytorch as pl
 
 
 class Interrupted(BaseException):
-    """Training was stopped by a signal, in all processes before the same iteration.
-
-    Args:
-        signum: the signal.
-    """
+    """Training was stopped by a signal, in all processes before the same iteration."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")

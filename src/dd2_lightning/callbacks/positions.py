@@ -16,16 +16,13 @@ from dd2_lightning.callbacks.watched import WatchedStage, watched
 from dd2_lightning.images.figures import blank_figure, figure_pixels
 from dd2_lightning.layout import Layout
 
-MAX_SCALARS = 16
-"""More positions than this are averaged into as many bins."""
+MAX_SCALARS = 16  # more positions than this are averaged into as many bins
 
 
 class PerPositionMonitor(pl.Callback):
     """Log what a stage puts into ``per_position``: a scalar per position, and at validations a heat map per token.
 
-    Args:
-        every_n_iterations: how often a column is added to the heat maps and the scalars are logged.
-        heat_map_columns: columns (points in time) a heat map keeps; older ones are thinned out.
+    A heat map keeps at most ``heat_map_columns`` points in time; older ones are thinned out.
     """
 
     def __init__(self, every_n_iterations: int = 50, heat_map_columns: int = 128):

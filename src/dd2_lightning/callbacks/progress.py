@@ -10,16 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from dd2_lightning.callbacks.watched import watched
-from dd2_lightning.progress import INTERVAL, rate
+from dd2_lightning.progress import INTERVAL, clock, rate
 
 
 class IterationProgressBar(ProgressBar):
     """Iterations of the stage, their rate, the time left and the losses.
 
     On a terminal it is one line of its width; elsewhere a line every ``interval`` seconds and one at the end.
-
-    Args:
-        interval: seconds between two lines.
     """
 
     def __init__(self, interval: float = INTERVAL):
@@ -88,10 +85,3 @@ class IterationProgressBar(ProgressBar):
                 break
             text = more
         return text
-
-
-def clock(seconds: float) -> str:
-    """``2:11``, or ``3:02:11`` above an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

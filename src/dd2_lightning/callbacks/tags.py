@@ -47,12 +47,12 @@ DESCRIPTIONS = {
     "samples": "Images at fixed noise, a column a class; beside them, where a teacher is distilled, what its flow "
     "makes of the same noise. For init and dd1 these are the target, and both sides become equal. csd and align "
     "match the distribution, not each image: look for every class, and for as much variety as on the right.",
+    "time": "Seconds of the run so far, over all resumes: of the processor, and by the wall.",
     "epoch": "Always 0: runs are counted in iterations.",
 }
 """By tag, without the ending for positions; by quantity; or by the part before the slash."""
 
-LINEAR = ("accuracy",)
-"""Quantities whose heat map has a linear colour scale."""
+LINEAR = ("accuracy",)  # quantities whose heat map has a linear colour scale
 
 
 def describe(tag: str) -> str:

@@ -1,8 +1,11 @@
 """Reading a command line: config files before options, and parser errors as one line."""
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,14 +13,11 @@ import yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 
+INSTALLED = Path(__file__).parents[1] / "configs"  # where the configs lie that come with the package
+
 
 class UsageError(Exception):
-    """A command line, or a config file that it names, cannot be used.
-
-    Args:
-        program: the command, like ``dd2 fit``.
-        message: one line.
-    """
+    """A command line, or a config file that it names, cannot be used."""
 
     def __init__(self, program: str, message: str):
         super().__init__(message)
@@ -30,45 +30,49 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
-def split_options(arguments: list[str]) -> list[str]:
-    """Write ``--config=FILE`` as two words, like ``--config FILE``."""
-    words = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        words += [option, value] if equals and option in CONFIG_OPTIONS else [argument]
-    return words
+def installed_configs() -> list[str]:
+    """Names of the configs that come with the package: ``csd_var.yaml``, ``paper/var_d16/csd.yaml``."""
+    names = [path.relative_to(INSTALLED) for path in INSTALLED.rglob("*.yaml")]
+    return [str(name) for name in sorted(names, key=lambda name: (len(name.parts), name))]
+
+
+def find_config(name: str) -> str:
+    """Path of a config file: the file of this name or, with a message, the one that comes with the package."""
+    installed = INSTALLED / name.removeprefix("configs/")
+    if Path(name).exists() or not installed.is_file():
+        return name
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"dd2: {name} is no file here; reading the one that comes with dd2, {installed}", file=sys.stderr)
+    return str(installed)
 
 
 def configs_first(arguments: list[str]) -> list[str]:
-    """Reorder a command line so that its config files stand before all other options.
+    """Find the config files of a command line, and put them before all other options.
 
     The parser lets the last word on a setting win, and that is to be the command line's, wherever ``--config`` stands.
     """
-    words = split_options(arguments)
-    configs: list[str] = []
-    others: list[str] = []
+    configs, others, words = list[str](), list[str](), list(arguments)
     while words:
-        is_config = words[0] in CONFIG_OPTIONS and len(words) > 1
-        (configs if is_config else others).extend(words.pop(0) for _ in range(1 + is_config))
+        option, equals, value = words.pop(0).partition("=")
+        if option in CONFIG_OPTIONS and (equals or words):
+            configs += [option, find_config(value if equals else words.pop(0))]
+        else:
+            others.append(option + equals + value)
     return configs + others
 
 
 def config_files(arguments: list[str]) -> list[str]:
     """Names of the config files of a command line, in order."""
-    words = split_options(arguments)
-    return [words[i + 1] for i in range(len(words) - 1) if words[i] in CONFIG_OPTIONS]
+    return [file for option, file in pairwise(configs_first(arguments)) if option in CONFIG_OPTIONS]
 
 
 def read_config(program: str, path: str) -> dict[str, Any]:
-    """Read a config file.
-
-    Raises:
-        UsageError: naming file and line, if it is missing, no YAML, or no mapping of settings.
-    """
+    """Read a config file; an error names the line that is no YAML."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(program, f"--config {path} does not exist") from None
+        guess = did_you_mean(path, installed_configs()) or "; dd2 configs list shows those that come with dd2"
+        raise UsageError(program, f"--config {path} does not exist{guess}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(program, f"--config {path} cannot be read: {getattr(error, 'strerror', error)}") from None
     except yaml.YAMLError as error:
@@ -78,6 +82,14 @@ def read_config(program: str, path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(program, f"--config {path} holds no settings, but {type(content).__name__}")
     return content
+
+
+def checked_arguments(program: str, arguments: list[str]) -> list[str]:
+    """A command line with its config files, which must be readable, in front."""
+    arguments = configs_first(arguments)
+    for path in config_files(arguments):
+        read_config(program, path)
+    return arguments
 
 
 def config_with(arguments: list[str], key: str) -> str | None:
@@ -131,14 +143,7 @@ def unknown_option(message: str) -> str | None:
 
 
 def raise_usage_error(program: str, message: str, options: Iterable[str], arguments: list[str]) -> NoReturn:
-    """Turn a parser's message into a :class:`UsageError` of one line, with a suggestion for an unknown option.
-
-    Args:
-        program: the command.
-        message: the parser's.
-        options: names of all options and settings.
-        arguments: the command line.
-    """
+    """Turn a parser's message into a :class:`UsageError` of one line, with one of ``options`` for an unknown one."""
     if (option := unknown_option(message)) is None:
         raise UsageError(program, one_line(message))
     known = {name.lstrip("-") for name in options}

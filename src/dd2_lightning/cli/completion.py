@@ -16,9 +16,7 @@ SCRIPTS = {"bash": BASH, "zsh": "autoload -U +X compinit bashcompinit && compini
 def candidates(commands: dict[str, Any], words: list[str]) -> list[str]:
     """Commands or options that may stand last on a command line; none where a value is due, often a file's name.
 
-    Args:
-        commands: all commands, see :data:`~dd2_lightning.cli.main.COMMANDS`.
-        words: the command line without the program's name; its last word is being typed.
+    ``words`` are the command line without the program's name, of which the last is being typed.
     """
     *before, last = words or [""]
     name: str = "dd2"

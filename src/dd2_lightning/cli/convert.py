@@ -13,9 +13,11 @@ def convert_var(transformer: str, tokenizer: str, arch: str, output: str, latent
         output: directory to write; dd2.load_teacher and model.teacher read it.
         latent_only: take nothing of the tokenizer but its quantiser: such a teacher can be distilled, not decode.
     """
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.hub.convert import convert
 
     convert("var", transformer, tokenizer, arch, output, None, latent_only)
+    finish("convert var", f"VAR {arch} -> {output}", output=output)
 
 
 def convert_llamagen(
@@ -31,9 +33,11 @@ def convert_llamagen(
         output: directory to write; dd2.load_teacher and model.teacher read it.
         latent_only: take nothing of the tokenizer but its quantiser: such a teacher can be distilled, not decode.
     """
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.hub.convert import convert
 
     convert("llamagen", transformer, tokenizer, arch, output, grid, latent_only)
+    finish("convert llamagen", f"LlamaGen {arch} -> {output}", output=output)
 
 
 def convert_dd1(
@@ -54,6 +58,8 @@ def convert_dd1(
         split: how many positions come out as codes, tokens of the rest are continuous; known for published files.
         second: positions that are finished before the second call; known for published files.
     """
-    from dd2_lightning.hub import dd1
+    from dd2_lightning.cli.finish import finish
+    from dd2_lightning.hub import convert
 
-    dd1.convert_dd1(checkpoint, teacher, output, weights, split, second)
+    convert.convert_dd1(checkpoint, teacher, output, weights, split, second)
+    finish("convert dd1", f"DD1, {checkpoint} ({weights}) -> {output}", output=output)

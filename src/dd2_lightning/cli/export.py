@@ -29,6 +29,10 @@ def export(
         report: directory of an evaluation for the model card; by default RUN/report or the one beside RUN, if it
             measured this model.
         license: of the model, like mit or cc-by-nc-4.0; by default that of the published weights behind it.
+
+    Examples:
+        dd2 export runs/var/align --output digits
+        dd2 sample --model digits --num 30 --output grid.png
     """
     from dd2_lightning.cli.finish import finish
     from dd2_lightning.hub.export import export

@@ -1,13 +1,12 @@
-"""``dd2 fit|validate|test|predict``: train a stage, or read the checkpoint of its run."""
+"""``dd2 fit|validate|test|predict|plan``: train a stage, read the checkpoint of its run, or count what it takes."""
 
 import ast
-from collections.abc import Callable
 from pathlib import Path
 
 from dd2_lightning.cli.arguments import UsageError
 
 OPTIONS = {
-    "--config": "YAML file of settings; of several, later ones override earlier ones",
+    "--config": "YAML file of settings, or a name that dd2 configs list shows; of several, later ones override",
     "--model": "the stage, see below",
     "--data": "the data module, see below",
     "--seed_everything": "seed of data, noise and fresh weights",
@@ -42,34 +41,31 @@ OPTIONS_OF = {
 }
 """The other options of each."""
 
-
-def fit(arguments: list[str]) -> None:
-    """Train a stage; its directory holds checkpoints, logs and, when it is finished, the artifact."""
-    run_stage(fit, arguments)
-
-
-def validate(arguments: list[str]) -> None:
-    """Measure a run's checkpoint on held-out teacher sequences; writes nothing."""
-    run_stage(validate, arguments)
+DESCRIPTIONS = {
+    "fit": "Train a stage; its directory holds checkpoints, logs and, when it is finished, the artifact.",
+    "validate": "Measure a run's checkpoint on held-out teacher sequences; writes nothing.",
+    "test": "Measure a run's checkpoint on the test data of the data module; writes nothing.",
+    "predict": "Draw one-step images from a run's checkpoint.",
+    "plan": "Count parameters, memory and operations of a stage, without running it.",
+}
 
 
-def test(arguments: list[str]) -> None:
-    """Measure a run's checkpoint on the test data of the data module; writes nothing."""
-    run_stage(test, arguments)
+EXAMPLES = {
+    "fit": "\n  dd2 fit --config csd_var.yaml --ckpt_path last                  continues a run that was stopped",
+    "plan": "\n  dd2 plan --config paper/var_d16/csd.yaml --release var/d16      needs no teacher",
+}
+"""More of them, by command."""
+
+ORDER = ("TeacherTraining", "ContinuousInput", "ARDiffusionInit", "CSDDistill", "PerformanceAlign", "FrechetAlign")
+"""The stages as they follow each other; others come after them."""
 
 
-def predict(arguments: list[str]) -> None:
-    """Draw one-step images from a run's checkpoint."""
-    run_stage(predict, arguments)
-
-
-def run_stage(command: Callable[[list[str]], None], arguments: list[str]) -> None:
+def run_stage(name: str, arguments: list[str]) -> None:
     """Run a training command, or print its help, which imports neither torch nor Lightning."""
-    name = command.__name__
     if not arguments:
         raise UsageError(f"dd2 {name}", f"a config is missing: dd2 {name} --config configs/csd_var.yaml")
     if arguments in (["-h"], ["--help"]):
-        print(help_page(name, command.__doc__ or ""))
+        print(help_page(name))
     elif arguments[-1] == "--model.help":
         print(f"{overview('stages')}\n\ndd2 fit --model.help CSDDistill lists the settings of a stage.")
     else:
@@ -78,15 +74,15 @@ def run_stage(command: Callable[[list[str]], None], arguments: list[str]) -> Non
         run(name, ["--help" if argument == "--help_all" else argument for argument in arguments])
 
 
-def help_page(name: str, description: str) -> str:
+def help_page(name: str) -> str:
     """Help of a training command."""
     return f"""\
 usage: dd2 {name} --config FILE [--config FILE ...] [--SETTING VALUE ...]
 
-{description}
+{DESCRIPTIONS[name]}
 
-A config names a stage (model), its data and the trainer; the command line overrides it, as in
-  dd2 {name} --config configs/csd_var.yaml --model.draws 4 --data.batch_size 32
+A config names a stage (model), its data and the trainer; the command line overrides it. Stages run one after the
+other: each reads the directories that model.teacher and model.init_from name.
 
 options:
 {columns(OPTIONS | OPTIONS_OF[name])}
@@ -95,7 +91,11 @@ options:
 
 {overview("data")}
 
-dd2 {name} --model.help CSDDistill and dd2 {name} --data.help PrefixData list the settings of one."""
+dd2 {name} --model.help CSDDistill and dd2 {name} --data.help PrefixData list the settings of one.
+
+examples:
+  dd2 {name} --config csd_var.yaml
+  dd2 {name} --config csd_var.yaml --model.draws 4 --data.batch_size 32{EXAMPLES.get(name, "")}"""
 
 
 def overview(room: str) -> str:
@@ -107,7 +107,8 @@ def overview(room: str) -> str:
             source = (folder / f"{node.module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
             defined = {item.name: item for item in ast.parse(source).body if isinstance(item, ast.ClassDef)}
             classes |= {alias.name: defined[alias.name] for alias in node.names}
-    rows = {name: (ast.get_docstring(item) or "").partition("\n")[0] for name, item in classes.items()}
+    names = sorted(classes, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    rows = {name: (ast.get_docstring(classes[name]) or "").partition("\n")[0] for name in names}
     title = {"stages": "stages (--model):", "data": "data modules (--data):"}[room]
     return f"{title}\n" + columns({name: text for name, text in rows.items() if name not in ("Stage", "Batch")})
 

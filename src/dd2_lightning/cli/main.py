@@ -7,7 +7,6 @@ Exit status: 0 done, 1 something outside the command line is wrong (a file, a di
 import os
 import signal
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -19,48 +18,40 @@ from dd2_lightning.errors import DD2Error
 
 
 class Command(NamedTuple):
-    """A command of ``dd2``; its code is imported when it runs.
+    """A command of ``dd2``; its code is imported when it runs."""
 
-    Attributes:
-        help: one line.
-        target: ``file:function`` in this folder. A training command's function takes the arguments as they were
-            typed; the parameters of any other are its options.
-        trains: whether it is one of LightningCLI's.
-    """
-
-    help: str
-    target: str
-    trains: bool = False
+    help: str  # one line
+    target: str  # ``file:function`` in this folder; the function's parameters are the options
+    trains: bool = False  # whether it is one of LightningCLI's, whose function takes name and arguments as typed
 
     def load(self) -> Callable[..., Any]:
-        """Import the function."""
         module, _, name = self.target.partition(":")
         return getattr(import_module(f"dd2_lightning.cli.{module}"), name)
 
 
 COMMANDS: dict[str, Command | dict[str, Command]] = {
-    "fit": Command("train a stage: --config configs/csd_var.yaml", "fit:fit", trains=True),
-    "validate": Command("score gaps and likelihood of a run on held-out sequences", "fit:validate", trains=True),
-    "test": Command("the same on the test data of the data module", "fit:test", trains=True),
-    "predict": Command("one-step images of a run's checkpoint", "fit:predict", trains=True),
-    "plan": Command("parameters, memory, operations and hours of a stage, before it runs", "plan:plan", trains=True),
-    "cache": Command("sample teacher sequences in advance", "cache:cache"),
-    "sample": Command("draw images with a generator", "sample:sample"),
-    "evaluate": Command("compare generators with their teacher and all baselines", "evaluate:evaluate"),
-    "quality": Command("FID, KID, precision and recall of a file of images", "quality:quality"),
-    "statistics": Command("feature statistics of a file of images", "quality:statistics"),
-    "summary": Command("medians and ranges over the reports of several seeds", "summary:summary"),
-    "export": Command("write a run as a directory that needs no other", "export:export"),
-    "push": Command("publish a run on the Hugging Face Hub", "push:push"),
     "configs": {
-        "list": Command("the configs that are installed with dd2", "configs:list_configs"),
-        "copy": Command("copy one, to edit it", "configs:copy_config"),
+        "list": Command("names of the configs that come with dd2", "configs:list_configs"),
+        "copy": Command("copy one, or a folder of them, to edit it", "configs:copy_config"),
     },
     "convert": {
         "var": Command("published VAR weights to a teacher", "convert:convert_var"),
         "llamagen": Command("published LlamaGen weights to a teacher", "convert:convert_llamagen"),
         "dd1": Command("published DD1 weights to a generator", "convert:convert_dd1"),
     },
+    "plan": Command("parameters, memory, operations and hours of a stage, beforehand", "fit:run_stage", trains=True),
+    "cache": Command("sample teacher sequences in advance", "cache:cache"),
+    "fit": Command("train a stage, or continue it: dd2 fit --config csd_var.yaml", "fit:run_stage", trains=True),
+    "validate": Command("score gaps and likelihood of a run on held-out sequences", "fit:run_stage", trains=True),
+    "test": Command("the same on the test data of the data module", "fit:run_stage", trains=True),
+    "predict": Command("one-step images of a run's checkpoint", "fit:run_stage", trains=True),
+    "sample": Command("draw images with a generator", "sample:sample"),
+    "evaluate": Command("compare generators with their teacher and all baselines", "evaluate:evaluate"),
+    "quality": Command("FID, KID, precision and recall of a file of images", "quality:quality"),
+    "statistics": Command("feature statistics of a file of images, as a reference", "quality:statistics"),
+    "summary": Command("medians and ranges over the reports of several seeds", "summary:summary"),
+    "export": Command("write a run as a directory that samples without its teacher", "export:export"),
+    "push": Command("publish a run on the Hugging Face Hub", "push:push"),
     "bench": {
         "sample": Command("time a teacher against one step", "bench:bench_sample"),
         "train": Command("time the updates of the stages", "bench:bench_train"),
@@ -70,18 +61,23 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 """All commands, in the order of the help; a dictionary is a group."""
 
 GROUPS = {
-    "configs": "the configs that are installed with dd2",
-    "convert": "published checkpoint files to a directory of ours",
-    "bench": "time this machine",
+    "configs": "the configs that come with dd2: list, copy",
+    "convert": "published checkpoint files to a directory of ours: var, llamagen, dd1",
+    "bench": "time this machine: sample, train, flow",
 }
+HEADINGS = {"configs": "prepare", "fit": "train", "sample": "draw and measure", "export": "share", "bench": "time"}
+"""What stands above a command in the help."""
+
+ADVICE = """
+dd2 COMMAND --help explains a command. Every directory of a model may be user/name on the Hugging Face Hub instead.
+dd2 --version; eval "$(dd2 --print_completion bash)", or zsh, completes commands and options.
+
+a first run, on handwritten digits, each command names the next:
+  dd2 fit --config teacher_var.yaml"""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command.
-
-    Args:
-        arguments: of the command line, without the program's name; those of this process by default.
-    """
+    """Run the command of these arguments, or of this process's, which follow the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = show_warning
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
@@ -114,11 +110,7 @@ def fail(message: str, status: int, advice: str = "") -> None:
 
 
 def dispatch(arguments: list[str]) -> None:
-    """Find the command that the arguments begin with, and run it with the rest.
-
-    Raises:
-        UsageError: for an unknown command or option.
-    """
+    """Find the command that the arguments begin with, and run it with the rest."""
     commands: dict[str, Any] = COMMANDS
     program, description = "dd2", "One-step generators from autoregressive image models (Distilled Decoding 2)."
     while True:
@@ -142,7 +134,7 @@ def dispatch(arguments: list[str]) -> None:
             break
         commands, description = command, GROUPS[word].capitalize() + "."
     if command.trains:
-        command.load()(arguments)
+        command.load()(word, arguments)
     else:
         from dd2_lightning.cli.functions import run_function
 
@@ -150,11 +142,7 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def complete(option: str, arguments: list[str]) -> None:
-    """Print the completion script of a shell, or what it asks for.
-
-    Raises:
-        UsageError: for another shell.
-    """
+    """Print the completion script of a shell, or what it asks for."""
     from dd2_lightning.cli.completion import SCRIPTS, candidates
 
     if option == "--complete":
@@ -168,15 +156,11 @@ def complete(option: str, arguments: list[str]) -> None:
 def usage(program: str, description: str, commands: dict[str, Any]) -> str:
     """Help of a group of commands."""
     width = max(map(len, commands))
-    rows = [f"  {name:{width}}  {GROUPS[name] if isinstance(c, dict) else c.help}" for name, c in commands.items()]
-    text = f"""\
-        usage: {program} COMMAND [OPTIONS]
-
-        {description}
-
-        commands:
-        """
-    advice = f"\n\n{program} COMMAND --help explains a command."
-    if program == "dd2":
-        advice += ' dd2 --version.\neval "$(dd2 --print_completion bash)", or zsh, completes commands and options.'
-    return textwrap.dedent(text) + "\n".join(rows) + advice
+    lines = [f"usage: {program} COMMAND [OPTIONS]", "", description]
+    for name, command in commands.items():
+        if program != "dd2" and lines[-1] == description:
+            lines += ["", "commands"]
+        elif program == "dd2" and name in HEADINGS:
+            lines += ["", HEADINGS[name]]
+        lines.append(f"  {name:{width}}  {GROUPS[name] if isinstance(command, dict) else command.help}")
+    return "\n".join([*lines, ADVICE if program == "dd2" else f"\n{program} COMMAND --help explains a command."])

@@ -27,6 +27,10 @@ def push(
         report: directory of an evaluation for the model card; by default RUN/report or the one beside RUN, if it
             measured this model.
         license: of the model, like mit or cc-by-nc-4.0; by default that of the published weights behind it.
+
+    Examples:
+        dd2 push runs/var/align --repo user/digits --dry-run
+        dd2 push runs/var/align --repo user/digits --private
     """
     from huggingface_hub import constants
 

@@ -1,9 +1,10 @@
 """``dd2 sample``: images of a generator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dd2_lightning.errors import check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
@@ -24,7 +25,7 @@ def sample(
     sampling: AnySampling = Sampling(),
     split: int | None = None,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     precision: str | int = "32",
 ) -> None:
@@ -43,23 +44,30 @@ def sample(
             with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
             k = m + 1.
         teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
-        sampling: guidance and truncation of that teacher.
+        sampling: guidance and truncation of that teacher, like --sampling.guidance_scale 1.5.
         split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
         seed: of the noise; image i depends on the seed and i only.
-        batch_size: images at a time.
+        batch_size: images at a time; auto is the largest that fits the GPU's memory, or 4 GB on a CPU, up to 500.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
+
+    Examples:
+        dd2 sample --model runs/var/align --labels 3,1,4 --num 30 --output grid.png
+        dd2 sample --model user/name@v1 --num 50000 --protocol openai --output samples.npz
+        dd2 sample --model runs/var/align --steps 2 --teacher runs/var/teacher --output refined.png
     """
     import torch
 
     from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.cli.finish import finish
+    from dd2_lightning.costs import largest_batch, peak_of, sampling_peak
     from dd2_lightning.devices import autocast, check_precision, resolve_device
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
     from dd2_lightning.images.sample_sets import SampleSet
     from dd2_lightning.noise import SampleNoise
 
-    check_samples(seed, num=num, batch_size=batch_size)
+    check_samples(seed, num=num, batch_size=None if batch_size == "auto" else batch_size)
     check_at_least_one("--", steps=steps)
     if protocol is not None and (labels is not None or num is None):
         raise ValueError("--protocol decides on the labels: it needs --num and goes without --labels")
@@ -79,6 +87,16 @@ def sample(
             tokens = tokens_of(labels.to(chosen), *noise.for_generators(n, C))
             return generator.decode(tokens).float().cpu()
 
+    def peak(size: int) -> int:
+        classes, noise = torch.zeros(size, dtype=torch.long, device=chosen), torch.zeros(size, n, C, device=chosen)
+        with torch.no_grad(), autocast(chosen, precision):
+            sampler = generator.sampler(split=split)
+            once = peak_of(lambda: sampler(classes, noise, noise[..., 0]))
+            return max(once, peak_of(lambda: generator.decode(noise)))
+
+    if batch_size == "auto":
+        peaks = [partial(sampling_peak, refiner, sampling=sampling)] if refiner else []
+        batch_size = largest_batch(chosen, peak, *peaks)
     if kind == "npz":
         settings = {
             "model": state_hash(generator),
@@ -94,12 +112,9 @@ def sample(
             **({"trained_on": generator.trained_on} if generator.trained_on else {}),
         }
         SampleSet(path, classes, batch_size, settings).complete(draw)
-    elif kind == "grid":
-        draw_grid(draw, classes, batch_size, path)
     else:
-        for start, images in drawn_batches(draw, classes, batch_size, path):
-            write_images(images, classes, path, start)
-    print(f"{len(classes)} images -> {output}")
+        write_images(draw, classes, batch_size, path)
+    finish(f"sample {kind}", f"{len(classes)} images -> {output}", output=output, model=model)
 
 
 def choose_labels(
@@ -130,38 +145,27 @@ def parse_labels(text: str) -> "Tensor":
         raise ValueError(f"--labels must be classes separated by commas, like 0,1,2; got {text!r}") from None
 
 
-def drawn_batches(
-    draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path
-) -> "Iterator[tuple[int, Tensor]]":
-    """Draw all images with progress: the index of the first of a batch, and the batch as bytes."""
-    from dd2_lightning.images.files import to_bytes
-    from dd2_lightning.progress import tracked
+def write_images(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path) -> None:
+    """Draw all images with progress; write one grid, ten or fewer a row, or a PNG file each if ``path`` is a directory.
 
-    starts = range(0, len(classes), batch_size)
-    for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
-        yield start, to_bytes(draw(start, classes[start : start + batch_size]))
-
-
-def draw_grid(draw: "Callable[[int, Tensor], Tensor]", classes: "Tensor", batch_size: int, path: Path) -> None:
-    """Draw all images and write them as one, ten or fewer a row; one too large is refused after its first batch."""
+    A grid that is too large is refused after its first batch. Files are named by number and class.
+    """
     import torch
 
-    from dd2_lightning.images.files import check_grid, save_grid
-
-    columns, batches = min(len(classes), 10), []
-    for start, images in drawn_batches(draw, classes, batch_size, path):
-        if start == 0:
-            height, width = images.shape[2:]
-            check_grid(len(classes), height, width, columns, path)
-        batches.append(images)
-    save_grid(torch.cat(batches), path, columns)
-
-
-def write_images(images: "Tensor", classes: "Tensor", directory: Path, start: int) -> None:
-    """Write images (B, channels, H, W), number ``start`` and following, as PNG files named by number and class."""
     from dd2_lightning.files import write_atomically
-    from dd2_lightning.images.files import encode_image
+    from dd2_lightning.images.files import check_grid, encode_image, save_grid, to_bytes
+    from dd2_lightning.progress import tracked
 
-    width = len(str(len(classes) - 1))
-    for i, image in enumerate(images, start):
-        write_atomically(directory / f"{i:0{width}d}_class{int(classes[i])}.png", encode_image(image))
+    columns, digits, batches = min(len(classes), 10), len(str(len(classes) - 1)), []
+    starts = range(0, len(classes), batch_size)
+    for start in tracked(starts, f"sample: {path.name}", len(classes), size=batch_size):
+        images = to_bytes(draw(start, classes[start : start + batch_size]))
+        if path.suffix:
+            if start == 0:
+                check_grid(len(classes), images.shape[2], images.shape[3], columns, path)
+            batches.append(images)
+        else:
+            for i, image in enumerate(images, start):
+                write_atomically(path / f"{i:0{digits}d}_class{int(classes[i])}.png", encode_image(image))
+    if batches:
+        save_grid(torch.cat(batches), path, columns)

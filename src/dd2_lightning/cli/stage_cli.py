@@ -16,14 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import dd2_lightning.data as data
 import dd2_lightning.stages as stages
 from dd2_lightning.callbacks import AtomicCheckpointIO, Interrupted, IterationProgressBar
-from dd2_lightning.cli.arguments import (
-    UsageError,
-    config_files,
-    did_you_mean,
-    one_line,
-    raise_usage_error,
-    read_config,
-)
+from dd2_lightning.cli.arguments import UsageError, did_you_mean, one_line, raise_usage_error
 from dd2_lightning.data.images import ImageData
 from dd2_lightning.lightning_internals import end_launched_processes, end_with_failed_process, find_unused_parameters
 from dd2_lightning.sampling import Sampling
@@ -42,7 +35,7 @@ TRAINER_DEFAULTS = {
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
 """Values of ``trainer.precision`` that the stages are correct in: losses and flows need float32."""
 
-TRAINER_ARGUMENTS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+TRAINER_ARGUMENTS = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "return_predictions"}
 """Parameters of the trainer's methods that are no options."""
 
 
@@ -67,8 +60,7 @@ class StageParser(LightningArgumentParser):
     arguments: ClassVar[list[str]] = []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a :class:`UsageError`; parsers of nested classes report to the one that asked them."""
-        if not self.exit_on_error:
+        if not self.exit_on_error:  # the parser of a nested class reports to the one that asked it
             super().error(message, ex)
         program = StageParser.program
         if found := re.search(r"Expected a dot import path string: (\S+)", message):
@@ -87,20 +79,14 @@ class StageParser(LightningArgumentParser):
 class StageCLI(LightningCLI):
     """A training command: every stage is a ``--model``, every data module a ``--data``.
 
-    What a run leaves lies in ``trainer.default_root_dir``.
-
-    Attributes:
-        command: name of the trainer's method.
-        release: published size that stands in for a missing teacher; ``dd2 plan`` alone reads it.
+    What a run leaves lies in ``trainer.default_root_dir``. The ``command`` is the name of the trainer's method.
     """
 
-    command: ClassVar[str]
-    release: str | None
+    release: str | None  # published size that stands in for a missing teacher; ``dd2 plan`` alone reads it
 
-    def __init__(self, arguments: list[str]):
-        StageParser.program, StageParser.arguments = f"dd2 {self.command}", arguments
-        for path in config_files(arguments):
-            read_config(f"dd2 {self.command}", path)
+    def __init__(self, command: str, arguments: list[str]):
+        self.command = command
+        StageParser.program, StageParser.arguments = f"dd2 {command}", arguments
         super().__init__(
             Stage,
             LightningDataModule,
@@ -109,21 +95,18 @@ class StageCLI(LightningCLI):
             seed_everything_default=0,
             trainer_class=self.trainer_type(),
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=SaveConfigCallback if self.command == "fit" else None,
+            save_config_callback=SaveConfigCallback if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             parser_class=StageParser,
-            parser_kwargs={"prog": "dd2", "allow_abbrev": False, self.command: {"allow_abbrev": False}},
-            args=[self.command, *arguments],
+            parser_kwargs={"prog": "dd2", "allow_abbrev": False, command: {"allow_abbrev": False}},
+            args=[command, *arguments],
         )
 
-    @classmethod
-    def trainer_type(cls) -> type[Trainer]:
-        """Class of the trainer."""
+    def trainer_type(self) -> type[Trainer]:
         return Trainer
 
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        return {cls.command: TRAINER_ARGUMENTS}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, called on instances
+        return {self.command: TRAINER_ARGUMENTS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
@@ -145,7 +128,7 @@ class StageCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         """Refuse seeds that no generator takes, then seed everything."""
-        seed = self.config[self.subcommand].seed_everything
+        seed = self.settings.seed_everything
         if seed is not True and seed is not False and not 0 <= seed < 2**32:
             raise UsageError(f"dd2 {self.command}", f"--seed_everything must be in 0..{2**32 - 1}, got {seed}")
         super()._set_seed()
@@ -160,12 +143,10 @@ class StageCLI(LightningCLI):
 
     @property
     def settings(self) -> Any:
-        """Parsed settings of the command."""
         return self.config[self.subcommand]
 
     @property
     def root(self) -> Path:
-        """Directory of the run."""
         return Path(self.settings.trainer.default_root_dir or ".")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -191,7 +172,6 @@ class StageCLI(LightningCLI):
         return trainer
 
     def callbacks(self) -> list[Any]:
-        """Callbacks that the command needs."""
         return [] if self.settings.trainer.enable_progress_bar is False else [IterationProgressBar()]
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -11,6 +11,7 @@ def summary(results: list[str | Path], output: str | Path) -> dict[str, Any]:
         results: the files.
         output: the JSON file to write; the table gets its name with ``.md``.
     """
+    from dd2_lightning.cli.finish import finish
     from dd2_lightning.evaluation.report import aggregate, markdown, print_table, read_report, to_json
     from dd2_lightning.files import write_atomically
 
@@ -18,4 +19,5 @@ def summary(results: list[str | Path], output: str | Path) -> dict[str, Any]:
     write_atomically(Path(output).with_suffix(".md"), markdown(medians).encode())
     write_atomically(Path(output), to_json(medians))
     print_table(medians)
+    finish("summary", f"medians and their table -> {output}")
     return medians

@@ -19,14 +19,16 @@ from dd2_lightning.callbacks import (
     Interrupted,
     IterationCheckpoint,
     PerPositionMonitor,
+    RunClock,
     SampleGrid,
     StageLogger,
     StopOnSignal,
 )
 from dd2_lightning.callbacks.logs import wait_for_own_second
-from dd2_lightning.cli.arguments import UsageError, configs_first
+from dd2_lightning.cli.arguments import UsageError, checked_arguments
+from dd2_lightning.cli.finish import finish, finish_run
 from dd2_lightning.cli.run_directory import RunDirectory
-from dd2_lightning.cli.stage_cli import TRAINER_ARGUMENTS, StageCLI
+from dd2_lightning.cli.stage_cli import StageCLI
 from dd2_lightning.errors import DD2Error
 
 EXPECTED_WARNINGS = (
@@ -48,9 +50,9 @@ def run(command: str, arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    cli = next(cli for cli in (FitCLI, ValidateCLI, TestCLI, PredictCLI, PlanCLI) if cli.command == command)
+    cli = {"fit": FitCLI, "predict": PredictCLI, "plan": PlanCLI}.get(command, CheckpointCLI)
     try:
-        cli(configs_first(arguments))
+        cli(command, checked_arguments(f"dd2 {command}", arguments))
     except Interrupted as stopped:
         print(f"dd2: {stopped}; --ckpt_path last continues where it stopped", file=sys.stderr)
         sys.exit(128 + stopped.signum)
@@ -69,8 +71,6 @@ def run(command: str, arguments: list[str]) -> None:
 class FitCLI(StageCLI):
     """``dd2 fit``."""
 
-    command = "fit"
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument(
@@ -81,7 +81,7 @@ class FitCLI(StageCLI):
         settings = self.settings
         callbacks = [PerPositionMonitor(), SampleGrid(), ContinuedLogs(), StopOnSignal(), *super().callbacks()]
         if not settings.trainer.fast_dev_run:
-            callbacks.insert(0, ExportArtifact())
+            callbacks[:0] = [RunClock(), ExportArtifact()]
             if settings.trainer.enable_checkpointing is not False:
                 callbacks.append(IterationCheckpoint(self.root / "checkpoints", settings.checkpoint_every))
         return callbacks
@@ -115,11 +115,11 @@ class FitCLI(StageCLI):
                 wait_for_own_second(self.root)
             super()._run_subcommand(subcommand)
         if is_main and (self.root / "config.json").is_file():
-            print(f"{self.model.name}: {self.trainer.global_step:,} iterations -> {self.root}")
+            finish_run(self.model.name, self.root, dict(self.model.hparams))
 
 
 class CheckpointCLI(StageCLI):
-    """A command that reads a run's checkpoint and leaves the run as it is."""
+    """``dd2 validate`` and ``dd2 test``: read a run's checkpoint and leave the run as it is."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         kwargs["logger"] = False
@@ -138,24 +138,12 @@ class CheckpointCLI(StageCLI):
         if self.trainer.is_global_zero:
             print(f"checkpoint: {path}")
         super()._run_subcommand(subcommand)
-
-
-class ValidateCLI(CheckpointCLI):
-    """``dd2 validate``."""
-
-    command = "validate"
-
-
-class TestCLI(CheckpointCLI):
-    """``dd2 test``."""
-
-    command = "test"
+        if self.trainer.is_global_zero:
+            finish(self.command)
 
 
 class PredictCLI(CheckpointCLI):
     """``dd2 predict``."""
-
-    command = "predict"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -163,12 +151,7 @@ class PredictCLI(CheckpointCLI):
             "--output", type=str, default=None, help="image file; predict.png in trainer.default_root_dir by default"
         )
 
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        return {cls.command: TRAINER_ARGUMENTS | {"return_predictions"}}
-
     def predict(self, **options: Any) -> None:
-        """Draw and write the images."""
         output = Path(self.settings.output or self.root / "predict.png")
         batches: list[Any] = self.trainer.predict(**options) or []
         images = [batch for batch in batches if batch is not None]
@@ -182,22 +165,14 @@ class PredictCLI(CheckpointCLI):
 
 
 class PlanCLI(StageCLI):
-    """``dd2 plan``: LightningCLI with a trainer that plans."""
+    """``dd2 plan``: LightningCLI with a trainer that plans, knows the trainer's settings and looks for no GPU."""
 
-    command = "plan"
-
-    @classmethod
-    def trainer_type(cls) -> type[Trainer]:
+    def trainer_type(self) -> type[Trainer]:
         from dd2_lightning.planning import PlanTrainer
 
         return PlanTrainer
 
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        return {"plan": {"model", "datamodule"}}
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """One that knows the trainer's settings and looks for no GPU."""
         from dd2_lightning.planning import PlanTrainer
 
         return PlanTrainer.of_settings(self.settings.trainer.as_dict(), self.release)
@@ -207,3 +182,4 @@ class PlanCLI(StageCLI):
             LightningCLI._run_subcommand(self, subcommand)
         except ValueError as error:
             raise UsageError("dd2 plan", str(error)) from error
+        finish("plan")

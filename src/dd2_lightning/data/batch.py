@@ -27,56 +27,33 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class SequenceRequest:
-    """Teacher sequences that a batch lacks; a stage samples them with its teacher.
+    """Teacher sequences that a batch lacks; a stage samples them with its teacher."""
 
-    Attributes:
-        purpose: key of their random numbers.
-        sampling: guidance and truncation of the teacher.
-        pair_steps: for DD1's pairs, evaluations of the flow a token; None for sequences without noise.
-    """
-
-    purpose: str
-    sampling: Sampling
-    pair_steps: int | None = None
+    purpose: str  # key of their random numbers
+    sampling: Sampling  # guidance and truncation of the teacher
+    pair_steps: int | None = None  # for DD1's pairs, evaluations of the flow a token; None is for sequences alone
 
 
 @dataclass
 class Batch:
-    """A slice of the global batch of one iteration.
+    """A slice of the global batch of one iteration."""
 
-    Attributes:
-        labels: (b,).
-        iteration: its number, from 0.
-        seed: of the run.
-        start: global index of the first sample of the slice.
-        size: samples of the global batch.
-        tokens: teacher sequences as indices (b, n).
-        noise: what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs.
-        images: real images, (b, channels, H, W), where the data have them.
-        image_labels: labels of the images, (b,), where they are not ``labels``.
-        request: the sequences that it lacks; None lacks nothing.
-    """
-
-    labels: Tensor
-    iteration: int
-    seed: int
-    start: int
-    size: int
-    tokens: Tensor | None = None
-    noise: Tensor | None = None
-    images: Tensor | None = None
-    image_labels: Tensor | None = None
-    request: SequenceRequest | None = None
+    labels: Tensor  # (b,)
+    iteration: int  # its number, from 0
+    seed: int  # of the run
+    start: int  # global index of the first sample of the slice
+    size: int  # samples of the global batch
+    tokens: Tensor | None = None  # teacher sequences as indices (b, n)
+    noise: Tensor | None = None  # what the teacher's flow carries to these tokens, (b, n, C), where they come in pairs
+    images: Tensor | None = None  # real images, (b, channels, H, W), where the data have them
+    image_labels: Tensor | None = None  # labels of the images, (b,), where they are not ``labels``
+    request: SequenceRequest | None = None  # the sequences that it lacks
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def required(self, name: Literal["tokens", "noise", "images", "image_labels"]) -> Tensor:
-        """A tensor that the stage cannot do without.
-
-        Raises:
-            DD2Error: naming the setting that provides it.
-        """
+        """A tensor that the stage cannot do without; where it is missing, an error names the setting for it."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise DD2Error(f"this stage reads {SETTINGS[name]}")
@@ -89,8 +66,25 @@ class Batch:
     def micro_batch(self, index: int, count: int) -> "Batch":
         """One of ``count`` equal consecutive slices, for gradient accumulation."""
         size = len(self) // count
-        rows = slice(index * size, (index + 1) * size)
+        return self.part(slice(index * size, (index + 1) * size))
+
+    def parts(self, size: int) -> list["Batch"]:
+        """All of it, ``size`` samples at a time; the last may be fewer."""
+        return [self.part(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def part(self, rows: slice) -> "Batch":
+        """Some consecutive samples of it."""
         return replace(self._each(lambda value: value[rows]), start=self.start + rows.start)
+
+    def thinned(self, size: int) -> "Batch":
+        """Equally spaced samples of it, ``size`` of all processes together; an error if it cannot give its share."""
+        step, rest = divmod(self.size, size)
+        if rest or not step or len(self) % step:
+            raise DD2Error(
+                f"data.batch_size {self.size} ({len(self)} a process) must be a multiple of the {size} samples of an "
+                f"update (model.tokenizer_batch_size)"
+            )
+        return replace(self._each(lambda value: value[::step]), start=self.start // step, size=size)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}

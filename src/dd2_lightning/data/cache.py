@@ -13,6 +13,8 @@ Shards are read memory-mapped: a process touches the rows of its own batches onl
 """
 
 import io
+import json
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +23,30 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.errors import ArtifactError
-from dd2_lightning.files import DirectoryLock, open_manifest, remove_temporary, sha256, write_atomically
+from dd2_lightning.files import directory_lock, open_manifest, remove_temporary, sha256, write_atomically
 from dd2_lightning.noise import stream
 
 SHARD_SIZE = 10_000
 
 
 class SequenceCache:
-    """A directory of teacher sequences.
+    """A directory of teacher sequences, which is made if missing; another cache is never overwritten.
 
-    Args:
-        directory: made if missing.
-        description: what the manifest must say, see :func:`~dd2_lightning.stages.sequences.describe_cache`.
-        shard_size: sequences a shard, where there is no manifest yet.
+    Sequence i is a function of seed and i, so one of more sequences continues a smaller one, and serves for fewer.
 
-    Raises:
-        ArtifactError: if it holds another cache (which is never overwritten), or cannot be written.
+    The manifest must say ``description``, see :func:`~dd2_lightning.stages.sequences.describe_cache`. Where there is
+    none yet, a shard has ``shard_size`` sequences.
     """
 
     def __init__(self, directory: str | Path, description: dict[str, Any], shard_size: int = SHARD_SIZE):
         self.directory = Path(directory)
         advice = "delete it or name another directory (data.cache_dir, dd2 cache --output)"
-        found = open_manifest(self.directory / "manifest.json", description, advice, shard_size=shard_size)
-        self.num, self.seed, self.shard_size = found["num"], found["seed"], found["shard_size"]
+        path, self.num = self.directory / "manifest.json", description["num"]
+        fixed = {key: value for key, value in description.items() if key != "num"}
+        found = open_manifest(path, fixed, advice, shard_size=shard_size, num=self.num)
+        if found["num"] < self.num:
+            write_atomically(path, json.dumps({**found, "num": self.num}, indent=2).encode())
+        self.seed, self.shard_size = found["seed"], found["shard_size"]
         self.pairs: dict[str, Any] = found.get("pairs") or {}
         self._maps: dict[int, np.memmap] = {}
 
@@ -52,49 +55,45 @@ class SequenceCache:
 
     @property
     def shards(self) -> range:
-        """Numbers of all shards."""
         return range(-(-self.num // self.shard_size))
 
     def path(self, shard: int) -> Path:
-        """File of a shard."""
         return self.directory / f"{shard:05d}.npy"
 
     def missing(self) -> list[int]:
-        """Shards that are not complete yet."""
-        return [
-            k for k in self.shards if not (self.path(k).with_suffix(".sha256").is_file() and self.path(k).is_file())
-        ]
+        return [shard for shard in self.shards if not self._is_complete(shard)]
+
+    def _is_complete(self, shard: int) -> bool:
+        """Whether a shard has its checksum and all sequences, some of which the cache may have had no need for."""
+        if not (self.path(shard).with_suffix(".sha256").is_file() and self.path(shard).is_file()):
+            return False
+        with suppress(ValueError, EOFError):  # of a damaged file, which its checksum will tell
+            return len(np.load(self.path(shard), mmap_mode="r", allow_pickle=False)) >= len(self.rows(shard))
+        return True
 
     def rows(self, shard: int) -> Tensor:
         """Numbers of the sequences of a shard."""
         first = shard * self.shard_size
         return torch.arange(first, min(first + self.shard_size, self.num))
 
-    def lock(self, part: int = 0, parts: int = 1) -> DirectoryLock:
+    def lock(self, part: int = 0, parts: int = 1) -> AbstractContextManager[None]:
         """Exclusive right to write shards, or those of one of several parts."""
-        return DirectoryLock(self.directory, ".lock" if parts == 1 else f".lock.{part}-of-{parts}")
+        return directory_lock(self.directory, ".lock" if parts == 1 else f".lock.{part}-of-{parts}")
 
     def write(self, shard: int, tokens: Tensor, labels: Tensor, codes: int) -> None:
-        """Write tokens (k, n) with their labels (k,) as a shard, then its checksum; a shard has one writer at a time.
-
-        Raises:
-            ArtifactError: naming the file, if it cannot be written.
-        """
+        """Write tokens (k, n) with labels (k,) as a shard, then its checksum; a shard has one writer at a time."""
         kind = np.uint16 if codes <= 1 << 16 else np.uint32
         records = np.empty(len(tokens), np.dtype([("label", np.uint32), ("tokens", kind, tokens.shape[1:])]))
         records["label"], records["tokens"] = labels.numpy(), tokens.numpy()
         buffer, path = io.BytesIO(), self.path(shard)
         np.save(buffer, records, allow_pickle=False)
         remove_temporary(self.directory, f"{path.stem}.*")  # of a process that was killed while it wrote this one
+        path.with_suffix(".sha256").unlink(missing_ok=True)  # of fewer sequences
         write_atomically(path, buffer.getvalue())
         write_atomically(path.with_suffix(".sha256"), f"{sha256(path)}  {path.name}\n".encode())
 
     def verify(self) -> None:
-        """Read every shard once and compare its checksum.
-
-        Raises:
-            ArtifactError: naming the damaged shard.
-        """
+        """Read every shard once and compare its checksum."""
         for path in map(self.path, self.shards):
             if sha256(path) != path.with_suffix(".sha256").read_text().split()[0]:
                 raise ArtifactError(

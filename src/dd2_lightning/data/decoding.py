@@ -31,9 +31,6 @@ def decode(path: Path, side: int, channels: int, enlarge: bool) -> np.ndarray:
 
     What a camera noted about its orientation is applied. 16-bit grey loses its lower 8 bits, CMYK becomes RGB, and
     what is transparent lies on white. Animated files, and without ``enlarge`` smaller ones, are no images.
-
-    Raises:
-        BrokenImageError: saying why it cannot be read.
     """
     try:
         with Image.open(path) as image:

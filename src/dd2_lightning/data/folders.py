@@ -10,6 +10,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,15 +23,12 @@ import torch
 from dd2_lightning.data.decoding import CODECS, BrokenImageError, check_codecs, decode
 from dd2_lightning.data.images import ImageSet
 from dd2_lightning.errors import ArtifactError, DD2Error
-from dd2_lightning.files import DirectoryLock, write_atomically
+from dd2_lightning.files import directory_lock, write_atomically
 from dd2_lightning.noise import stream
 from dd2_lightning.progress import tracked
 
-BLOCK = 256
-"""Files that are decoded between two notes of progress."""
-
-NAMED = 5
-"""Files that a message names."""
+BLOCK = 256  # files that are decoded between two notes of progress
+NAMED = 5  # files that a message names
 
 
 def default_cache_dir() -> Path:
@@ -46,16 +44,8 @@ def visible(directory: Path) -> Iterator[Path]:
 class ImageFolder:
     """The images of a folder with a folder for each class, or of one that holds images only: a single class.
 
-    Args:
-        folder: its class folders may have folders of their own. Files that are no PNG, JPEG or WebP are not read.
-        cache_dir: holds one directory for every folder and its settings.
-        side: pixels a side of a decoded image.
-        channels: 3 for RGB, 1 for grey.
-        enlarge: whether smaller images are enlarged; otherwise they count as broken.
-        classes: names of the class folders, where another folder decides; None are those that are there.
-
-    Raises:
-        DD2Error: if there is no such folder, or there are no images in it or in one of its classes.
+    Class folders may have folders of their own; files that are no PNG, JPEG or WebP are not read. The ``cache_dir``
+    holds one directory for every folder and its settings. Another folder may decide on the names of the ``classes``.
     """
 
     def __init__(
@@ -86,12 +76,14 @@ class ImageFolder:
 
     @cached_property
     def files(self) -> dict[str, int]:
-        """All image files, named from the folder on, with their sizes in bytes."""
+        """All image files, named from the folder on, with their sizes in bytes; ``others`` are those of other kinds."""
         found: dict[str, int] = {}
+        self.others: list[str] = []
         for directory, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            paths = (Path(directory, name) for name in sorted(names) if not name.startswith("."))
+            paths = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
             found |= {str(p.relative_to(self.folder)): p.stat().st_size for p in paths if p.suffix.lower() in CODECS}
+            self.others += [str(p.relative_to(self.folder)) for p in paths if p.suffix.lower() not in CODECS]
         in_classes = {name.partition(os.sep)[0] for name in found if os.sep in name}
         empty = sorted({path.name for path in visible(self.folder) if path.is_dir()} - in_classes)
         if not found:
@@ -110,11 +102,7 @@ class ImageFolder:
         return [names[i] for i in torch.randperm(len(names), generator=stream(0, "image folder")).tolist()]
 
     def progress(self) -> tuple[int, dict[str, str]]:
-        """Number of files that are decoded, and what is wrong with the broken ones among them.
-
-        Raises:
-            ArtifactError: if the folder has changed since it was decoded, saying what.
-        """
+        """Number of files that are decoded, and what is wrong with the broken ones; refuses a folder that changed."""
         manifest = read_json(self.cache / "manifest.json")
         if manifest and (changes := describe_changes(manifest["files"], self.files)):
             raise ArtifactError(
@@ -125,14 +113,13 @@ class ImageFolder:
         return found.get("done", 0), found.get("broken", {})
 
     def prepare(self) -> None:
-        """Decode what is not in the cache yet, with a progress bar.
-
-        Raises:
-            ArtifactError: if the folder has changed since it was decoded, or the cache cannot be written.
-        """
+        """Decode what is not in the cache yet, with a progress bar."""
         if self.progress()[0] == len(self.files):
             return
-        with DirectoryLock(self.cache):
+        if self.others:
+            count, named = f"{len(self.others):,}", list_names(self.others)
+            warnings.warn(f"{self.folder}: {count} files are not PNG, JPEG or WebP and not read: {named}", stacklevel=2)
+        with directory_lock(self.cache):
             done, broken = self.progress()
             if not done:
                 manifest = {**self.settings, "files": self.files}
@@ -161,21 +148,15 @@ class ImageFolder:
             return str(error)
 
     def read(self, skip_broken: bool = False) -> ImageSet:
-        """All decoded images, mapped into memory, in the order of the cache.
-
-        Raises:
-            DD2Error: if files are broken and not to be skipped, naming and counting them.
-            ArtifactError: if the cache is not complete, or belongs to other files.
-        """
+        """All decoded images, mapped into memory, in the order of the cache; refuses broken ones or leaves them out."""
         names, (done, broken) = self.order, self.progress()
         if done != len(names):
             raise ArtifactError(f"{self.cache} is not complete: prepare_data() decodes the images of {self.folder}")
         if broken and not skip_broken:
-            named = ", ".join(f"{name} {reason}" for name, reason in sorted(broken.items())[:NAMED])
+            named = list_names([f"{name} {reason}" for name, reason in sorted(broken.items())])
             raise DD2Error(
-                f"{len(broken):,} of {len(names):,} images in {self.folder} cannot be used: {named}"
-                f"{', …' if len(broken) > NAMED else ''}; set data.skip_broken: true to leave them out, or mend them "
-                f"and delete {self.cache}"
+                f"{len(broken):,} of {len(names):,} images in {self.folder} cannot be used: {named}; set "
+                f"data.skip_broken: true to leave them out, or mend them and delete {self.cache}"
             )
         kept = [name for name in names if name not in broken]
         shape = (len(kept), self.channels, self.side, self.side)
@@ -187,6 +168,11 @@ class ImageFolder:
         labels = torch.tensor([number.get(name.partition(os.sep)[0], 0) for name in kept])
         pixels = np.memmap(path, np.uint8, "c", shape=shape)  # PyTorch warns of arrays that cannot be written to
         return ImageSet(torch.from_numpy(pixels), labels)
+
+
+def list_names(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -204,8 +190,4 @@ def describe_changes(before: dict[str, int], now: dict[str, int]) -> str:
         "removed": sorted(before.keys() - now.keys()),
         "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
     }
-    return ", ".join(
-        f"{len(names):,} {kind} ({', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''})"
-        for kind, names in kinds.items()
-        if names
-    )
+    return ", ".join(f"{len(names):,} {kind} ({list_names(names)})" for kind, names in kinds.items() if names)

@@ -35,10 +35,6 @@ class ImageFolderData(ImageData):
             ``~/.cache/dd2-lightning/images``.
         batch_size: images an iteration, of all processes together.
         seed: of the data order, crops and flips; follows ``seed_everything``.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
-        DD2Error: if there are no images.
     """
 
     def __init__(
@@ -91,14 +87,19 @@ class ImageFolderData(ImageData):
             held_out, self.decoded = images.part(slice(count)), images.part(slice(count, None))
         return centred(self.decoded, self.size), centred(held_out, self.size)
 
+    def everything(self) -> ImageSet:
+        if self.held_out_folder is not None:
+            return super().everything()
+        return centred(self.folder.read(self.skip_broken), self.size)
+
     def held_out_batch(self) -> Batch:
         return HeldOutBatches(self.held_out, self.validation_size, self.validation_size, self.seed)[0]
 
     def held_out_batches(self) -> Sequence[Batch]:
         return HeldOutBatches(self.held_out, self.validation_size, self.batch_size, self.seed)
 
-    def batches(self, rank: int, world_size: int) -> ImageBatches:
-        return ImageBatches(self.decoded, self.batch_size, self.seed, rank, world_size, self.augment)
+    def batches_of(self, size: int, seed: int, rank: int, world_size: int) -> ImageBatches:
+        return ImageBatches(self.decoded, size, seed, rank, world_size, self.augment)
 
     def augment(self, pixels: Tensor, batch: Batch) -> Tensor:
         """Crop decoded images (b, channels, side, side) to (b, channels, size, size) and mirror some of them."""

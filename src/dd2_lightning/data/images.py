@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,18 +69,12 @@ class ImageData(IterationData):
     Args:
         batch_size: images an iteration, of all processes together.
         seed: of the data order; follows ``seed_everything``.
-
-    Attributes:
-        num_classes: labels are 0 to ``num_classes - 1``. Known before :meth:`setup`, like ``image_shape``.
-        image_shape: channels, height and width of an image of a batch.
-        train: images to learn from, after :meth:`setup`.
-        held_out: images for validation, after :meth:`setup`.
     """
 
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    train: ImageSet
-    held_out: ImageSet
+    num_classes: int  # known before :meth:`setup`, like ``image_shape``
+    image_shape: tuple[int, int, int]  # channels, height and width of an image of a batch
+    train: ImageSet  # images to learn from, after :meth:`setup`
+    held_out: ImageSet  # images for validation, after :meth:`setup`
 
     def __init__(self, batch_size: int = 64, seed: int = 0):
         super().__init__()
@@ -98,7 +92,39 @@ class ImageData(IterationData):
             self.train, self.held_out = self.load()
 
     def batches(self, rank: int, world_size: int) -> ImageBatches:
-        return ImageBatches(self.train, self.batch_size, self.seed, rank, world_size)
+        return self.batches_of(self.batch_size, self.seed, rank, world_size)
+
+    def batches_of(self, size: int, seed: int, rank: int, world_size: int) -> ImageBatches:
+        """Training batches of any size, for a data module that has these images beside its own data."""
+        return ImageBatches(self.train, size, seed, rank, world_size)
 
     def held_out_batch(self) -> Batch:
         return Batch(self.held_out.labels, 0, self.seed, 0, self.held_out.size, images=self.held_out.pixels())
+
+    def everything(self) -> ImageSet:
+        """All images, held-out ones included, in an order of their own that no split changes."""
+        self.setup()
+        return ImageSet(*map(torch.cat, zip(self.train, self.held_out, strict=True)))
+
+
+class PackagedData(ImageData):
+    """Images that a Python package brings along, all in memory, some random ones held out.
+
+    Args:
+        batch_size: images an iteration, of all processes together.
+        seed: of the data order; follows ``seed_everything``.
+        held_out: images kept for validation.
+    """
+
+    total: ClassVar[int]  # number of images
+
+    def __init__(self, batch_size: int, seed: int, held_out: int):
+        check_range("data.", f"[1, {self.total - 1}]", held_out=held_out)
+        super().__init__(batch_size, seed)
+        self.held_out_size = held_out
+
+    @abstractmethod
+    def everything(self) -> ImageSet: ...
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        return split_held_out(*self.everything(), self.held_out_size)

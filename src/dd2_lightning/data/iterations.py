@@ -35,17 +35,7 @@ class EpochOrder:
 
 
 class IterationBatches(Dataset):
-    """A data set whose item i is one process's slice of the batch of iteration i.
-
-    Args:
-        size: samples of the global batch.
-        seed: of everything that is drawn.
-        rank: of this process.
-        world_size: number of processes.
-
-    Raises:
-        ValueError: if the processes cannot share a batch equally.
-    """
+    """A data set whose item i is one process's slice of the batch, of ``size`` samples in all, of iteration i."""
 
     def __init__(self, size: int, seed: int, rank: int, world_size: int):
         if size % world_size:
@@ -99,11 +89,7 @@ class IterationData(LightningDataModule):
         return [self.held_out_batch()]
 
     def train_dataloader(self) -> DataLoader:
-        """A loader that starts at the iteration where the trainer stands.
-
-        Raises:
-            ValueError: without ``trainer.max_steps``.
-        """
+        """A loader that starts at the iteration where the trainer stands."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.max_steps < 1:

@@ -1,5 +1,6 @@
 """What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, cast
 
@@ -12,15 +13,15 @@ from dd2_lightning.data.images import ImageBatches, ImageData
 from dd2_lightning.data.iterations import EpochOrder, IterationBatches, IterationData
 from dd2_lightning.errors import check_at_least_one, check_range
 from dd2_lightning.families.registry import AnySampling
-from dd2_lightning.models.walk import PAIR_STEPS
 from dd2_lightning.noise import stream
-from dd2_lightning.sampling import Sampling
+from dd2_lightning.sampling import PAIR_STEPS, Sampling
 
 
 class SequenceSource(Protocol):
     """The stage that a data module serves: it has the teacher."""
 
     num_classes: int
+    accumulate: int
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
         """A complete cache of teacher sequences."""
@@ -78,12 +79,6 @@ class PrefixData(IterationData):
         seed: of labels, order and noise; follows ``seed_everything``.
         real: image data whose training images come along, for stages that learn from real images; of its settings,
             batch size and seed are not used.
-
-    Attributes:
-        pair_steps: for DD1's pairs, evaluations of the teacher's flow a token; None for sequences without noise.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range, or ``cached`` without ``cache_dir``.
     """
 
     def __init__(
@@ -107,7 +102,7 @@ class PrefixData(IterationData):
         self.cache_dir, self.cache_size = cache_dir, cache_size
         self.cache_seed = seed if cache_seed is None else cache_seed
         self.validation_size, self.seed, self.real = validation_size, seed, real
-        self.pair_steps: int | None = None
+        self.pair_steps: int | None = None  # see :class:`SequenceRequest`
 
     def request(self, purpose: str) -> SequenceRequest:
         """A request for sequences with these settings, from the random numbers of a purpose."""
@@ -115,7 +110,6 @@ class PrefixData(IterationData):
 
     @property
     def stage(self) -> SequenceSource:
-        """The stage that is run."""
         assert self.trainer is not None
         return cast(SequenceSource, self.trainer.lightning_module)
 
@@ -127,11 +121,7 @@ class PrefixData(IterationData):
         """Labels or cached sequences; a cache that is not complete is completed by the stage first."""
         slices = (self.batch_size, self.seed, rank, world_size)
         batches = self._sequences(*slices)
-        return (
-            batches
-            if self.real is None
-            else WithImages(batches, ImageBatches(self.real.train, *slices, self.real.augment))
-        )
+        return batches if self.real is None else WithImages(batches, self.real.batches_of(*slices))
 
     def _sequences(self, *slices: int) -> IterationBatches:
         if self.sequences == "cached":
@@ -140,6 +130,12 @@ class PrefixData(IterationData):
             return CachedBatches(cache, *slices)
         request = self.request("online") if self.sequences == "online" else None
         return LabelBatches(self.stage.num_classes, request, *slices)
+
+    def held_out_batches(self) -> Sequence[Batch]:
+        """The held-out samples, no more at a time than an update has."""
+        batch, trainer = self.held_out_batch(), self.trainer
+        assert trainer is not None
+        return batch.parts(max(1, self.batch_size // (trainer.world_size * self.stage.accumulate)))
 
     def held_out_batch(self) -> Batch:
         """A request for teacher sequences, with labels that go round the classes."""
@@ -157,9 +153,6 @@ class PairData(PrefixData):
             in advance); ``online``: made anew for every batch, on the device.
         steps: evaluations of the teacher's flow a token.
         kwargs: as for :class:`PrefixData`.
-
-    Raises:
-        ValueError: as :class:`PrefixData`, and for ``steps`` below 1.
     """
 
     def __init__(self, sequences: Literal["cached", "online"] = "online", steps: int = PAIR_STEPS, **kwargs):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dd2_lightning.data.digits import load_digits_images
+from dd2_lightning.data.images import ImageData
 from dd2_lightning.evaluation.samplers import Sampler, Samples, teacher_networks
 from dd2_lightning.noise import SampleNoise
 
@@ -44,15 +44,11 @@ class Marginals(ClassRows):
 
 @dataclass(kw_only=True, eq=False)
 class IndependentSampler(Sampler):
-    """One step without a model: every token from its marginal at that position and class.
-
-    Attributes:
-        marginals: of a teacher sample; to be set before anything is drawn.
-    """
+    """One step without a model: every token from its marginal at that position and class."""
 
     kind = title = "independent"
     passes = 1
-    marginals: Marginals = field(init=False)
+    marginals: Marginals = field(init=False)  # of a teacher sample; to be set before anything is drawn
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         return self.marginals.draw(labels, noise.rand("independent", self.teacher.layout.length))
@@ -62,17 +58,13 @@ class IndependentSampler(Sampler):
 class SkipSampler(IndependentSampler):
     """Skip-n: the teacher stops before its last n positions, which are filled in at once with independent tokens.
 
-    Positions 1..N-n are the teacher's, drawn with its key-value cache. Every token of the others is drawn from its
-    marginal given the class, see :class:`Marginals`: independent of each other and of what the teacher drew. That
+    Tokens of the others are drawn from their marginals given the class, independent of what the teacher drew. This
     takes no pass, so there are N - n of them, as the literature counts (VAR skip-2: 8 of 10). Skip-0 is the teacher
     and, with the same random numbers, skip-N is :class:`IndependentSampler`.
-
-    Attributes:
-        skipped: n, in 0..N.
     """
 
     kind = "skip"
-    skipped: int
+    skipped: int  # n, in 0..N
 
     def setup(self) -> None:
         N = self.teacher.layout.num_positions
@@ -88,24 +80,30 @@ class SkipSampler(IndependentSampler):
         return torch.cat([drawn, self.teacher.embed(rest) if drawn.is_floating_point() else rest], 1)
 
 
+@dataclass(kw_only=True, eq=False)
 class RealImages(Sampler):
-    """The real digits. Their token sequences are the tokenizer's; their images have not been through it."""
+    """Real images. Their token sequences are the tokenizer's; their images have not been through it."""
 
     kind = title = "real"
     synthetic = False
+    data: ImageData = field(init=False)  # the images; to be set before :meth:`bind`
 
     def setup(self) -> None:
-        device = self.teacher.codebook.device
-        self.images, self.labels = (tensor.to(device) for tensor in load_digits_images())
+        self.images = self.data.everything()
+        self.labels = self.images.labels.to(self.teacher.codebook.device)
 
     def generate(self, labels: Tensor, noise: SampleNoise) -> Tensor:
         return self.draw(labels, noise).indices
 
     def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
         rows = ClassRows(self.labels, self.teacher.num_classes).draw(labels, noise.rand("real"))
-        return Samples(labels, self.images[rows], self.teacher.encode(self.images[rows]))
+        return self._read(labels, rows)
+
+    def _read(self, labels: Tensor, rows: Tensor) -> Samples:
+        images = self.images.pixels(rows.cpu()).to(labels.device)
+        return Samples(labels, images, self.teacher.encode(images))
 
     def batches(self, samples: int, seed: int, batch_size: int, precision: str | int = "32") -> Iterator[Samples]:
         """Every real image once, whatever the number of samples."""
-        for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield Samples(labels, images, self.teacher.encode(images))
+        for rows in torch.arange(self.images.size).split(batch_size):
+            yield self._read(self.labels[rows], rows)

@@ -34,54 +34,36 @@ class Score:
     """A row of the table; None where a number is not defined or not to be trusted.
 
     ``frechet`` to ``recall`` are :class:`~dd2_lightning.metrics.quality.QualityScores` against the reference sample.
-
-    Attributes:
-        kind: of the sampler.
-        snapped: whether its tokens were replaced by their nearest codes before they were decoded.
-        nll: mean negative log likelihood of the snapped sequences under the teacher, nats a sequence.
-        accuracy: share of samples that the classifier sees as their class.
-        diversity: within-class variance, divided by the teacher's.
-        steps: sequential passes through a backbone.
-        seconds_per_image: decoding included.
-        parameters: of the networks that sample, tokenizer excluded.
-        path_length: perceptual, in the features of the network, see :func:`path_length`.
-        trained_on: whether its training has seen the feature network, so that ``frechet`` is no headline.
     """
 
-    kind: str
-    snapped: bool = False
+    kind: str  # of the sampler
+    snapped: bool = False  # whether its tokens were replaced by their nearest codes before they were decoded
     frechet: float | None = None
     kid: float | None = None
     inception_score: float | None = None
     precision: float | None = None
     recall: float | None = None
-    nll: float | None = None
-    accuracy: float | None = None
-    diversity: float | None = None
-    steps: int | None = None
-    seconds_per_image: float | None = None
-    parameters: int | None = None
-    path_length: float | None = None
-    trained_on: bool = False
+    nll: float | None = None  # mean negative log likelihood of the snapped sequences under the teacher, nats a sequence
+    accuracy: float | None = None  # share of samples that the classifier sees as their class
+    diversity: float | None = None  # within-class variance, divided by the teacher's
+    steps: int | None = None  # sequential passes through a backbone
+    seconds_per_image: float | None = None  # decoding included
+    parameters: int | None = None  # of the networks that sample, tokenizer excluded
+    path_length: float | None = None  # perceptual, in the features of the network, see :func:`path_length`
+    trained_on: bool = False  # whether its training has seen the feature network, so that ``frechet`` is no headline
 
 
 class Evaluator:
     """Teacher, feature network and a reference sample of the teacher: what a sampler is measured with.
 
-    Likelihood, path length, features and metrics are in float32 or float64 whatever the ``precision``.
+    The teacher makes the reference, with guidance and truncation of ``sampling``, and the likelihood, with the guidance
+    only. The ``precision`` is that of the networks that sample and decode; likelihood, path length, features and
+    metrics are in float32 or float64. The batch size changes no number.
 
     Args:
-        teacher: source of the reference sample, and the likelihood.
-        network: features and classifier.
-        sampling: guidance and truncation of the reference; of these, likelihood uses the guidance only.
-        seed: of every sample.
-        reference_samples: size of the reference.
-        batch_size: samples at a time; it changes no number.
         minimum: samples a class below which diversity is not given.
         manifold_samples: samples that precision, recall and KID take; 0 leaves them out.
-        progress: report progress on stderr.
         paths: of noise, whose lengths are averaged; 0 leaves them out.
-        precision: of the networks that sample and decode, see :func:`~dd2_lightning.devices.autocast`.
     """
 
     def __init__(
@@ -132,15 +114,14 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, sampler: Sampler, samples: int, known: Score | None = None) -> Score:
-        """Measure samples of one sampler, without its speed; real images are as many as there are.
+        """Measure samples of one sampler, without its speed; diversity still has to pass :func:`check_diversity`.
 
-        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again. Diversity
-        still has to pass :func:`check_diversity`.
+        ``known`` is the row of a sampler with the same sequences, whose likelihood is not computed again.
         """
         if isinstance(sampler, IndependentSampler):
             sampler.marginals = self.marginals
         if isinstance(sampler, RealImages):
-            samples = len(sampler.images)
+            samples = sampler.images.size
         self.quality.reset()
         variance = self._within_class_variance()
         nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(self.device)
@@ -205,10 +186,7 @@ def check_diversity(scores: dict[str, Score], tolerance: float = 0.05) -> None:
 def time_samplers(
     samplers: list[Sampler], seed: int = 0, batch_size: int = 100, rounds: int = 7, precision: str | int = "32"
 ) -> dict[str, float]:
-    """Seconds an image by name: the median over ``rounds``, decoding included, random numbers not.
-
-    The samplers take turns, see :func:`~dd2_lightning.evaluation.timing.interleaved`.
-    """
+    """Seconds an image by name: the median over ``rounds`` in turn, decoding included, random numbers not."""
     teacher = samplers[0].teacher
     device = teacher.codebook.device
     labels = torch.arange(batch_size, device=device) % teacher.num_classes

@@ -1,24 +1,10 @@
 """The samplers that a config lists, checked before anything is opened and opened before anything is drawn.
 
-::
-
-    teacher: runs/var/teacher
-    runs: runs/var                                # what the models below are relative to
-    samplers:
-      - {kind: teacher}
-      - {kind: one_step, model: align}
-      - {kind: one_step, model: align, snapped: true}
-      - {kind: refined, model: align, steps: 2, name: DD2 + teacher}
-      - {kind: ar_diffusion, model: init, euler_steps: 10}
-      - {kind: dd1, model: dd1, steps: 2, optional: true}
-      - {kind: independent}
-      - {kind: skip, skipped: 1}
-      - {kind: real}
-
-The keys of an entry are the fields of its kind's dataclass.
+An entry, ``{kind: refined, model: align, steps: 2}``, has the fields of its kind; see configs/evaluate_var.yaml.
 """
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +13,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from dd2_lightning.artifacts import Artifact, check_hash, load_generator, load_init, load_teacher
+from dd2_lightning.data.images import ImageData
+from dd2_lightning.data.named import Named, images_of, open_images
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.samplers import (
@@ -43,8 +31,7 @@ from dd2_lightning.metrics.warning import SampleWarning
 from dd2_lightning.remote import HubModel
 from dd2_lightning.sampling import Sampling
 
-Entry = dict[str, Any]
-"""A sampler as a config lists it."""
+Entry = dict[str, Any]  # a sampler as a config lists it
 
 SAMPLERS: tuple[type[Sampler], ...] = (
     *(TeacherSampler, OneStepSampler, RefinedSampler, ARDiffusionSampler, DD1Sampler),
@@ -66,13 +53,9 @@ STAGES = tuple(STANDARD)
 
 
 class Models:
-    """A teacher and the models that were distilled from it, every directory opened once.
+    """A teacher and the models that were distilled from it, in directories relative to ``runs``, each opened once.
 
-    Args:
-        teacher: its directory.
-        runs: directory that the others' are relative to.
-        sampling: guidance and truncation of the teacher.
-        device: where they compute.
+    ``data`` are the images that the teacher was trained on; by default as its ``config.json`` says.
     """
 
     def __init__(
@@ -81,11 +64,30 @@ class Models:
         runs: str | Path = ".",
         sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
+        data: Named | None = None,
     ):
         self.origin = Artifact.open(teacher, ("teacher",), "teacher")
         self.teacher = load_teacher(teacher).to(device)
         self.runs, self.sampling, self.device = Path(runs), sampling or Sampling(), device
+        self.data = data
         self._opened: dict[str | Path, nn.Module] = {}
+
+    @cached_property
+    def images(self) -> ImageData:
+        """The images that the teacher was trained on; a ValueError if their size or number of classes is another."""
+        images = open_images(self.data) if self.data else images_of(self.origin.directory, self.origin.config)
+        found = images.num_classes, tuple(images.image_shape)
+        wanted = self.teacher.num_classes, self.image_shape
+        if found != wanted:
+            sizes = "{} classes of {}".format
+            raise ValueError(f"data: the images are {sizes(*found)}, the teacher makes {sizes(*wanted)}")
+        return images
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the teacher's images."""
+        tokens = self.teacher.embed(torch.zeros(1, self.teacher.layout.length, dtype=torch.long, device=self.device))
+        return tuple(self.teacher.decode(tokens).shape[1:])
 
     def open(self, model: str, stages: tuple[str, ...]) -> nn.Module:
         """Open the network of a directory that comes from one of these stages and was distilled from this teacher."""
@@ -168,6 +170,8 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
                 continue
         named = bool(sampler.name)
         try:
+            if isinstance(sampler, RealImages):
+                sampler.data = models.images
             sampler.bind(models.teacher, models.sampling, models.open)
         except ArtifactError as error:
             raise ArtifactError(f"{where}: {error}") from error
@@ -186,10 +190,10 @@ def open_samplers(samplers: dict[str, Sampler], models: Models) -> list[Sampler]
     return list(opened.values())
 
 
-def standard_samplers(models: list[str]) -> list[Entry]:
-    """Entries of a config for these directories: each as its stage is sampled, between the baselines."""
+def standard_samplers(models: list[str], real: bool) -> list[Entry]:
+    """Entries of a config for these directories: each as its stage is sampled, between baselines and real images."""
     entries: list[Entry] = [{"kind": "teacher"}]
     for model in models:
         stage = Artifact.open(model, STAGES, "--models").config["stage"]
         entries += [{**entry, "model": model} for entry in STANDARD[stage]]
-    return [*entries, {"kind": "independent"}, {"kind": "real"}]
+    return [*entries, {"kind": "independent"}, *([{"kind": "real"}] if real else [])]

@@ -6,19 +6,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dd2_lightning.images.figures import blank_figure, write_figure
-from dd2_lightning.images.grids import mosaic
+from dd2_lightning.images.files import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[str]) -> None:
-    """Draw the samples of several samplers side by side, one row a class.
+    """Draw the samples of several samplers side by side, one row a class, into a PNG file.
 
-    Args:
-        panels: title to images (rows * columns, 1 or 3, H, W) in [0, 1], class by class; the same number in each.
-        path: PNG file.
-        labels: names of the rows.
+    Panels are title to images (rows * columns, 1 or 3, H, W) in [0, 1], class by class; ``labels`` name the rows.
     """
     counts = [len(images) for images in panels.values()]
     if len(set(counts)) != 1 or counts[0] % len(labels):
@@ -40,8 +37,7 @@ def save_comparison(panels: dict[str, Tensor], path: str | Path, labels: list[st
     write_figure(figure, path)
 
 
-FLOOR = 1e-6
-"""The smallest Fréchet distance that is drawn: the axis is logarithmic."""
+FLOOR = 1e-6  # the smallest Fréchet distance that is drawn: the axis is logarithmic
 
 
 CURVES = (

@@ -17,8 +17,7 @@ from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.compare import Score
 from dd2_lightning.provenance import commit, hardware
 
-Row = dict[str, Any]
-"""A :class:`Score` as the report has it."""
+Row = dict[str, Any]  # a :class:`Score` as the report has it
 
 
 class Column(NamedTuple):
@@ -58,12 +57,7 @@ def make_report(
     timing_batch: int = 100,
     messages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The contents of ``results.json``.
-
-    Returns:
-        ``{"contenders": {name: Score}, "ratios": {"frechet", "nll"}, "closed": the same, "seed", "samples",
-        "hardware", "commit", "warnings"}``; the key of the samplers is that of earlier versions.
-    """
+    """The contents of ``results.json``; the samplers' key, ``contenders``, is that of earlier versions."""
     rows = {name: asdict(score) for name, score in scores.items()}
     return {
         "contenders": rows,
@@ -77,8 +71,7 @@ def make_report(
     }
 
 
-RATIOS = {"frechet": "Fréchet", "nll": "NLL"}
-"""Metrics in which one step is placed between the teacher and a baseline."""
+RATIOS = {"frechet": "Fréchet", "nll": "NLL"}  # metrics in which one step is placed between the teacher and a baseline
 
 
 def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
@@ -87,7 +80,7 @@ def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, 
     The distance of a model that was trained on the features it is measured in counts as missing.
     """
 
-    def number(row: Row) -> float | None:
+    def number(row: Row) -> Any:
         return None if metric == "frechet" and row.get("trained_on") else row[metric]
 
     found = [[number(row) for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
@@ -154,6 +147,8 @@ def caption(report: dict[str, Any]) -> list[str]:
 
     seeds, commit_of_run = ", ".join(str(run["seed"]) for run in runs), first["commit"] or "unknown"
     closed = any(value is not None for value in middle["closed"].values())
+    tokenizer = first.get("tokenizer", {"psnr": None, "frechet": 0.0, "images": 0})
+    ratio = "" if tokenizer["psnr"] is None else f"PSNR {tokenizer['psnr']:.1f} dB of held-out images, "
     real = any(row["kind"] == "real" for row in first["contenders"].values())
     lines = {
         f"Medians of {len(runs)} runs, and where they lie.": len(runs) > 1,
@@ -164,6 +159,8 @@ def caption(report: dict[str, Any]) -> list[str]:
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
         "sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.": True,
         "Real data: every image once, so its distance is biased upwards; accuracy on held-out ones.": real,
+        f"The tokenizer alone: {ratio}Fréchet {tokenizer['frechet']:.4f} of {tokenizer['images']:,} real images from "
+        "their reconstructions.": "tokenizer" in first,
         f"{first['hardware']}, decoding included; params without the tokenizer; commit {commit_of_run[:10]}.": True,
     }
     messages = dict.fromkeys(message for run in runs for message in run.get("warnings", ()))

@@ -24,8 +24,7 @@ from dd2_lightning.models.walk import integrate_walk
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.sampling import Sampling
 
-OpenModel = Callable[[str, tuple[str, ...]], nn.Module]
-"""``(directory, stages that it may come from) -> network``."""
+OpenModel = Callable[[str, tuple[str, ...]], nn.Module]  # ``(directory, stages that it may come from) -> network``
 
 
 @dataclass
@@ -39,40 +38,27 @@ class Samples:
 
 @dataclass(kw_only=True, eq=False)
 class Sampler(ABC):
-    """A way to make tokens of given classes.
+    """A way to make tokens of given classes."""
 
-    Attributes:
-        kind: its name in a config.
-        synthetic: False for real images, which have no cost and no seed.
-        name: its row in the table; by default ``title``.
-        title: the default name, set by ``setup`` or the class.
-        snapped: whether tokens are replaced by their nearest codes before they are decoded.
-        passes: sequential passes through a backbone for one sample; None for real images.
-        networks: the networks it samples with, tokenizer excluded.
-        trained_on: identities of the feature networks that its training has seen; their distances measure nothing.
-        smooth: ``(labels (B,), noise (B, n, C)) -> tokens`` of samplers whose tokens are a smooth function of noise
-            alone, so that their images have a path length; None elsewhere.
-    """
-
-    kind: ClassVar[str]
-    synthetic: ClassVar[bool] = True
-    name: str = ""
-    title: str = field(init=False)
-    snapped: bool = field(init=False, default=False)
-    passes: int | None = field(init=False, default=None)
-    networks: tuple[nn.Module, ...] = field(init=False, default=())
+    kind: ClassVar[str]  # its name in a config
+    synthetic: ClassVar[bool] = True  # False for real images, which have no cost and no seed
+    name: str = ""  # its row in the table; by default ``title``
+    title: str = field(init=False)  # the default name, set by ``setup`` or the class
+    snapped: bool = field(init=False, default=False)  # whether nearest codes replace the tokens that are decoded
+    passes: int | None = field(init=False, default=None)  # sequential passes through a backbone for one sample
+    networks: tuple[nn.Module, ...] = field(init=False, default=())  # those it samples with, tokenizer excluded
+    # identities of the feature networks that its training has seen; their distances measure nothing
     trained_on: tuple[str, ...] = field(init=False, default=())
+    # ``(labels (B,), noise (B, n, C)) -> tokens`` where these are a smooth function of noise alone, so that images have
+    # a path length
     smooth: Callable[[Tensor, Tensor], Tensor] | None = field(init=False, default=None)
 
     def bind(
         self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
     ) -> Self:
-        """Make it ready to sample; settings that the teacher does not allow are a ValueError.
+        """Make it ready to sample with a teacher; settings that this does not allow are a ValueError.
 
-        Args:
-            teacher: draws its positions, snaps, decodes.
-            sampling: guidance and truncation of the teacher.
-            open_model: opens the directory that is named; without it the networks themselves have to be given.
+        A directory is opened by ``open_model``; without it the networks themselves have to be given.
         """
         self.teacher, self.sampling = teacher, sampling
         self.setup()
@@ -103,7 +89,6 @@ class Sampler(ABC):
         return self.teacher.snap(tokens) if self.snapped else tokens
 
     def draw(self, labels: Tensor, noise: SampleNoise) -> Samples:
-        """A batch of samples with their images."""
         tokens = self.sample(labels, noise)
         indices = self.teacher.snap(tokens) if tokens.is_floating_point() else tokens
         return Samples(labels, self.teacher.decode(tokens).float(), indices)
@@ -134,8 +119,7 @@ class TeacherSampler(Sampler):
     """The teacher at its full number of steps."""
 
     kind = title = "teacher"
-    purpose = "teacher"
-    """Samples of different purposes are independent."""
+    purpose = "teacher"  # samples of different purposes are independent
 
     def setup(self) -> None:
         self.passes, self.networks = self.teacher.layout.num_positions, teacher_networks(self.teacher)
@@ -156,20 +140,14 @@ class DistilledSampler(Sampler):
 
     All of them see the same noise, and where the teacher takes steps it draws with the random numbers of
     :class:`TeacherSampler`.
-
-    Attributes:
-        stages: the stages that its directory may come from.
-        model: directory of its finished stage; from Python also the network itself.
-        optional: leave it out, with a message, while the stage has not finished.
-        transport: the generator's way to sample, set by ``setup``.
     """
 
-    stages: ClassVar[tuple[str, ...]] = ("csd", "align", "frechet")
-    model: str | nn.Module
+    stages: ClassVar[tuple[str, ...]] = ("csd", "align", "frechet")  # those that its directory may come from
+    model: str | nn.Module  # directory of its finished stage; from Python also the network itself
     snapped: bool = False
-    optional: bool = False
+    optional: bool = False  # leave it out, with a message, while the stage has not finished
     network: Any = field(init=False)
-    transport: generator.Sampler = field(init=False)
+    transport: generator.Sampler = field(init=False)  # the generator's way to sample, set by ``setup``
 
     def bind(
         self, teacher: CodebookTeacher, sampling: Sampling | None = None, open_model: OpenModel | None = None
@@ -199,14 +177,10 @@ class OneStepSampler(DistilledSampler):
 
 @dataclass(kw_only=True, eq=False)
 class RefinedSampler(DistilledSampler):
-    """DD2, its last positions drawn again by the teacher (alg. 4).
-
-    Attributes:
-        steps: the one step and one for each position that is drawn again, at most N + 1.
-    """
+    """DD2, its last positions drawn again by the teacher (alg. 4)."""
 
     kind = "refined"
-    steps: int
+    steps: int  # the one step and one for each position that is drawn again, at most N + 1
     network: generator.OneStepGenerator = field(init=False)
 
     def setup(self) -> None:
@@ -217,20 +191,13 @@ class RefinedSampler(DistilledSampler):
 
 @dataclass(kw_only=True, eq=False)
 class DD1Sampler(DistilledSampler):
-    """DD1 in one step or two, or with the teacher in the middle ("pre-trained-n-m", m is where the second call starts).
-
-    Attributes:
-        steps: 1 or 2, without the teacher.
-        start: in the place of ``steps``, with the teacher in the middle: n, the first position, from 0, that it draws
-            before the second call.
-        split: how many positions come out as codes; by default as it was trained.
-    """
+    """DD1 in one step or two, or with the teacher in the middle ("pre-trained-n-m"; the second call starts at m)."""
 
     kind = "dd1"
     stages = ("dd1",)
-    steps: int | None = None
-    start: int | None = None
-    split: int | None = None
+    steps: int | None = None  # 1 or 2, without the teacher
+    start: int | None = None  # in its place, with the teacher: n, the first position, from 0, that this draws
+    split: int | None = None  # how many positions come out as codes; by default as it was trained
     network: DD1Generator = field(init=False)
 
     def setup(self) -> None:
@@ -249,15 +216,11 @@ class DD1Sampler(DistilledSampler):
 
 @dataclass(kw_only=True, eq=False)
 class ARDiffusionSampler(DistilledSampler):
-    """The AR-diffusion model of stage 1 with its sampler: Euler steps for each position in turn.
-
-    Attributes:
-        euler_steps: for each position; they are passes through the head, not through the backbone.
-    """
+    """The AR-diffusion model of stage 1 with its sampler: Euler steps for each position in turn."""
 
     kind, title = "ar_diffusion", "AR-diffusion"
     stages = ("init",)
-    euler_steps: int = 10
+    euler_steps: int = 10  # for each position; passes through the head, not through the backbone
     network: Student = field(init=False)
 
     def setup(self) -> None:

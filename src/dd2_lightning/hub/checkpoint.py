@@ -61,14 +61,10 @@ def locate(reference: str, card: Card | DD1Card, flag: str) -> Path:
 def read_checkpoint(path: str | Path, wrappers: tuple[str, ...] = (), entry: str | None = None) -> dict[str, Tensor]:
     """The state dict in a checkpoint file, memory-mapped where the format allows.
 
-    The ``module.`` that distributed training puts before every key is removed.
-
-    Args:
-        path: a safetensors file or one written by ``torch.save``. Pickled code in it is never executed.
-        wrappers: further entries to look for the weights in, ``/`` between levels.
-        entry: the only entry to look in, for files that hold weights in several.
-
-    An ``ArtifactError`` refuses files that are damaged or compressed, hold anything that could run, or no state dict.
+    It is a safetensors file or one written by ``torch.save``; pickled code is never executed. Weights are looked for in
+    ``wrappers`` too, ``/`` between levels, or only in the ``entry``. The ``module.`` that distributed training puts
+    before every key is removed. An ``ArtifactError`` refuses what is damaged, compressed, could run, or is no state
+    dict.
     """
     path = Path(path)
     if not path.is_file():

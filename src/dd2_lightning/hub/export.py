@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from dd2_lightning.artifacts import FORMAT, REQUIRED, Artifact
+from dd2_lightning.artifacts import FORMAT, REQUIRED, Artifact, load_generator, load_init, load_teacher
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import check_writable, sha256, write_atomically
 from dd2_lightning.hub.model_card import find_report, model_card
@@ -17,11 +18,10 @@ from dd2_lightning.hub.model_card import find_report, model_card
 MAIN = {"teacher": "teacher", "init": "student"}
 """Name of the file with the network of a stage, where it is not the ``generator``."""
 
-LOCAL = ("teacher", "init_from", "lpips_weights")
+LOCAL = ("teacher", "init_from", "lpips_weights", "features")
 """Settings that name files of the machine a run was made on."""
 
-Contents = dict[str, Path | bytes]
-"""Files by name: a path where one is taken as it is."""
+Contents = dict[str, Path | bytes]  # files by name: a path where one is taken as it is
 
 
 def collect(
@@ -34,17 +34,14 @@ def collect(
 ) -> Contents:
     """The files of a self-contained directory: networks, ``config.json`` with their checksums, and a model card.
 
-    Args:
-        run: directory of any finished stage, or one that was exported.
-        name: what the model is loaded by.
-        guidance: with the guidance network, which stage 3 starts from.
-        raw: with the generator's weights without averaging.
-        report: directory of an evaluation for the card; by default one beside or in the run that measured this model.
-        license: of the model; by default that of the published weights it comes from, if there are such.
+    The model is loaded by its ``name``; other arguments are the options of ``dd2 export``.
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")
-    wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and ("csd", "align", "dd1")}
+    loaders: dict[str, Callable[..., Any]] = {"teacher": load_teacher, "init": load_init}
+    loaders.get(stage, load_generator)(run)  # what is damaged is not handed on
+    has_raw = ("csd", "align", "frechet", "dd1")
+    wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and has_raw}
     for extra, stages in wanted.items():
         if stages and stage not in stages:
             raise ValueError(

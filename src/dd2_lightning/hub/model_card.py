@@ -16,6 +16,7 @@ KINDS = {
     "init": "The AR-diffusion model that stage 1 of {paper} makes of {teacher}; stage 2 starts from it.",
     "csd": "A one-step image generator, distilled from {teacher} by {paper}.",
     "align": "A one-step image generator, distilled from {teacher} by {paper} and aligned (stage 3).",
+    "frechet": "A one-step image generator, distilled from {teacher} by {paper} and trained on Fréchet distances.",
     "dd1": "A generator of one or two steps, distilled from {teacher} by Distilled Decoding 1 (arXiv 2412.17153).",
 }
 """The first sentence, by stage."""
@@ -37,14 +38,9 @@ COMMANDS = {
 
 
 def find_report(run: Path, weights: str, given: str | Path | None = None) -> Path | None:
-    """Directory of the report of an evaluation that measured a model; None if there is none in or beside its run.
+    """Directory of the report that measured these weights (their SHA-256); None if there is none in or beside the run.
 
     A report that is ``given`` and measured other weights is an ``ArtifactError``.
-
-    Args:
-        run: directory of the model.
-        weights: SHA-256 of the file with its network.
-        given: directory of the report, or its JSON file.
     """
     if given is not None:
         path = Path(given)
@@ -71,13 +67,10 @@ def release_of(config: dict[str, Any]) -> tuple[Card | None, dict[str, Any]]:
 
 
 def model_card(name: str, config: dict[str, Any], report: Path | None = None, license: str | None = None) -> str:
-    """A model card as Markdown, its metadata first.
+    """A model card as Markdown, its metadata first, of a model that is loaded by its name: ``user/name``, a directory.
 
-    Args:
-        name: what the model is loaded by: ``user/name``, or a directory.
-        config: ``config.json`` of the exported directory.
-        report: directory of a report that measured it.
-        license: of the model; by default that of the release it comes from.
+    From ``config.json`` of the exported directory and the directory of a report that measured it. The license is by
+    default that of the release it comes from.
     """
     card, origin = release_of(config)
     metadata: dict[str, Any] = {"license": license or (card.licence.lower() if card else None)}
@@ -138,6 +131,7 @@ def details(config: dict[str, Any]) -> str:
         "sizes": ", ".join(f"{key} {value}" for key, value in sizes.items()),
         "velocity head": ", ".join(f"{key} {value}" for key, value in config.get("head", {}).items()),
         "head time": config.get("head_time"),
+        "trained on the features": ", ".join(config.get("features", [])),
         "iterations": config.get("iterations"),
         "hardware": config.get("hardware"),
         "dd2-lightning": config.get("version"),

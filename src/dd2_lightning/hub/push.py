@@ -5,22 +5,14 @@ from typing import Any
 
 from dd2_lightning.errors import ArtifactError, first_line
 from dd2_lightning.hub.export import Contents, collect
-from dd2_lightning.remote import NAME
+from dd2_lightning.remote import NAME, http_status
 
 
 def push_to_hub(run: str | Path, repo: str, private: bool = False, dry_run: bool = False, **options: Any) -> Contents:
-    """Publish a run, and return the files that were, or would be, published.
+    """Publish a run as ``user/name``, and return the files that were, or would be, published.
 
-    Args:
-        run: directory of a finished stage, or one that was exported.
-        repo: ``user/name``; created if it is not there, otherwise its files of the same names are replaced.
-        private: make a new repository private.
-        dry_run: collect the files and contact nobody.
-        options: those of :func:`~dd2_lightning.hub.export.collect`.
-
-    Raises:
-        ValueError: for a malformed name.
-        ArtifactError: if the run is not in order, there is no token, or the Hub refuses or cannot be reached.
+    A repository is created if it is not there; otherwise its files of the same names are replaced. A ``dry_run``
+    contacts nobody. The ``options`` are those of :func:`~dd2_lightning.hub.export.collect`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
@@ -45,7 +37,7 @@ def push_to_hub(run: str | Path, repo: str, private: bool = False, dry_run: bool
 
 def reason(error: Exception) -> str:
     """Why the Hub did not take a commit, in one line."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = http_status(error)
     if status == 401:
         return "the Hub does not know this token (hf auth login, or HF_TOKEN)"
     if status == 403:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import write_atomically
-from dd2_lightning.images.grids import mosaic
 
 
 class Format(NamedTuple):
@@ -30,11 +30,9 @@ FORMATS = {
 }
 """By the ending of a name."""
 
-MOST_PIXELS = 2**28
-"""Of one file; a grid is held in memory."""
+MOST_PIXELS = 2**28  # of one file; a grid is held in memory
 
-GAP = 2
-"""Pixels between the images of a grid."""
+GAP = 2  # pixels between the images of a grid
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -61,6 +59,22 @@ def check_not_directory(path: Path) -> None:
     """Refuse a directory in the place of a file that is to be written."""
     if path.is_dir():
         raise ArtifactError(f"--output {path} is a directory, not a file")
+
+
+def mosaic(images: Tensor, columns: int, gap: int = 1, background: float = 1.0) -> Tensor:
+    """Arrange images (B, channels, H, W) in rows of ``columns``: one image, (channels, height, width).
+
+    Pixels between images, ``gap`` wide, and the rest of the last row have the value ``background``.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"a grid needs images (B, channels, H, W), got {tuple(images.shape)}")
+    if columns < 1:
+        raise ValueError(f"a grid needs at least 1 column, got {columns}")
+    B, channels, H, W = images.shape
+    sheet = images.new_full((-(-B // columns) * columns, channels, H + gap, W + gap), background)
+    sheet[:B, :, :H, :W] = images
+    sheet = rearrange(sheet, "(r c) ch h w -> ch (r h) (c w)", c=columns)
+    return sheet[:, : sheet.shape[1] - gap, : sheet.shape[2] - gap]
 
 
 def encode_image(image: Tensor, ending: str = ".png") -> bytes:

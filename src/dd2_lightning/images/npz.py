@@ -19,8 +19,7 @@ from torch import Tensor
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import atomic_path
 
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of every entry, so that the same images make the same file."""
+EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every entry, so that the same images make the same file
 
 BOMB_BYTES, BOMB_RATIO = 2**28, 100
 """An entry that unpacks to more bytes than this, and to more than so many times the file, is refused."""
@@ -45,11 +44,7 @@ def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarra
 
 
 class ImageFile:
-    """An opened file of images of ``shape`` (N, H, W, channels).
-
-    Raises:
-        ArtifactError: if it is missing or damaged, or ``arr_0`` does not hold images.
-    """
+    """An opened file of images of ``shape`` (N, H, W, channels)."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

@@ -25,16 +25,10 @@ FORMAT = 1
 
 
 class SampleSet:
-    """A file and the batches that it is made of.
+    """An ``.npz`` file and the batches that it is made of.
 
-    Args:
-        output: the ``.npz`` file.
-        labels: classes of all images, (N,).
-        batch_size: images a batch.
-        settings: all else that determines the images, plain values.
-
-    Raises:
-        ArtifactError: if there are batches of another run, or nothing can be written.
+    Images are determined by ``labels`` (N,), batch size and ``settings``, which are plain values. Batches of another
+    run are an ``ArtifactError``.
     """
 
     def __init__(self, output: str | Path, labels: Tensor, batch_size: int, settings: dict[str, Any]):
@@ -51,7 +45,6 @@ class SampleSet:
         remove_temporary(self.output.parent, self.output.name)
 
     def path(self, start: int) -> Path:
-        """File of the batch that begins with this image."""
         return self.directory / f"{start // self.batch_size:06d}.npy"
 
     def complete(self, draw: Callable[[int, Tensor], Tensor]) -> None:

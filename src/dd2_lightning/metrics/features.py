@@ -1,17 +1,18 @@
-"""Feature networks: the digit classifier, Inception, or a class of the user's."""
+"""Feature networks: a classifier of the run's own images, Inception, or a class of the user's."""
 
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dd2_lightning.artifacts import state_hash
+from dd2_lightning.data.images import ImageData
+from dd2_lightning.data.named import Named, make_named
 from dd2_lightning.errors import DD2Error
 from dd2_lightning.hub.checkpoint import read_checkpoint
 from dd2_lightning.images.files import to_bytes
-from dd2_lightning.metrics.digits import load_classifier
+from dd2_lightning.metrics.classifier import load_classifier
 from dd2_lightning.metrics.simple import UNTRAINED
 
 
@@ -35,10 +36,7 @@ class InceptionFeatures(nn.Module):
     """The Inception network of FID, through torch-fidelity: 2,048 features after the last pooling.
 
     It reads RGB images. Its 1,008 logits, without bias as the inception score takes them, are not those of a teacher's
-    classes.
-
-    Args:
-        weights: its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
+    classes. The weights are its file ``weights-inception-2015-12-05-6726825d.pth``; nothing is downloaded.
     """
 
     width = 2048
@@ -67,7 +65,7 @@ class InceptionFeatures(nn.Module):
 
         def with_gradient(first_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
             """What the first layer reads of rounded pixels, with the gradient of those that are not."""
-            smooth = (resize(255 * images, inputs[0].shape[2:], align_corners=False) - 128) / 128
+            smooth = (resize(255 * images, tuple(inputs[0].shape[2:]), align_corners=False) - 128) / 128
             return inputs[0] + (smooth - smooth.detach())
 
         with next(self.network.children()).register_forward_pre_hook(with_gradient):
@@ -78,50 +76,56 @@ class InceptionFeatures(nn.Module):
 
 
 def feature_network(
-    name: str = "digits",
+    named: Named,
     directory: str | Path = ".",
     inception: str | Path | None = None,
     device: torch.device | str = "cpu",
+    data: ImageData | None = None,
     seed: int = 0,
 ) -> FeatureNetwork:
     """Open a feature network, frozen, in evaluation mode.
 
-    Args:
-        name: ``digits``, ``inception``, ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`:
-            ``my_module.MyFeatures``.
-        directory: of the digit classifier's file.
-        inception: weights of Inception.
-        device: of the network.
-        seed: of the digit classifier.
+    It is ``classifier`` (of this seed, trained on ``data`` and kept in the directory), ``inception`` (by its weights
+    file), ``pixels``, ``random``, or the class of a :class:`FeatureNetwork`, perhaps with its settings:
+    ``my_module.MyFeatures``.
     """
     network: FeatureNetwork
-    if name == "digits":
-        network = load_classifier(directory, seed)
-    elif name == "inception":
+    if named == "classifier":
+        if data is None:
+            raise ValueError("--features classifier needs --data: the images that it is trained on")
+        network = load_classifier(directory, data, seed)
+    elif named == "inception":
         if inception is None:
             raise ValueError("--features inception needs --inception: its weights file")
         network = InceptionFeatures(inception)
-    elif name in UNTRAINED:
-        network = UNTRAINED[name]()
+    elif isinstance(named, str) and named in UNTRAINED:
+        network = UNTRAINED[named]()
     else:
-        network = import_network(name)
+        network = own_network(named)
     return network.to(device).requires_grad_(False).eval() if isinstance(network, nn.Module) else network
 
 
-def import_network(name: str) -> FeatureNetwork:
-    """A user's feature network, by where its class is imported from; a ValueError says what it lacks."""
-    if "." not in name:
-        raise ValueError(
-            f"unknown feature network '{name}'; there are: digits, inception, pixels, random, or your own: module.Class"
-        )
-    try:
-        network = resolve_name(name)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"feature network '{name}' cannot be made ({error}); is its module on PYTHONPATH?") from error
+def own_network(named: Named) -> FeatureNetwork:
+    """A user's feature network; a ValueError says what it lacks."""
+    if isinstance(named, str) and "." not in named:
+        known = "classifier, inception, pixels, random, or your own: module.Class"
+        raise ValueError(f"unknown feature network '{named}'; there are: {known}")
+    network = make_named(named, "", "feature network")
     missing = [key for key in ("width", "held_out_accuracy", "features", "logits") if not hasattr(network, key)]
     if missing:
-        raise ValueError(f"feature network '{name}' has no {', '.join(missing)}; see FeatureNetwork")
+        raise ValueError(f"feature network '{named}' has no {', '.join(missing)}; see FeatureNetwork")
     return network
+
+
+@torch.no_grad()
+def check_reads(network: FeatureNetwork, named: Named, shape: tuple[int, ...], device: torch.device | str) -> None:
+    """Refuse, with a ValueError, a feature network that does not read images (B, *shape)."""
+    try:
+        found = tuple(network.features(torch.zeros(2, *shape, device=device)).shape)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"--features {named} does not read images {tuple(shape)}: {error}") from error
+    if found != (2, network.width):
+        raise ValueError(f"--features {named} makes features {found} of 2 images, it says (2, {network.width})")
 
 
 def identity(network: FeatureNetwork) -> str:

@@ -3,10 +3,8 @@ r"""Fréchet distance of Gaussians fitted to features (Heusel et al. 2017, arXiv
 .. math:: \|\mu_1-\mu_2\|^2 + \mathrm{tr}\,\Sigma_1 + \mathrm{tr}\,\Sigma_2 - 2\,\mathrm{tr}(\Sigma_1\Sigma_2)^{1/2}.
 
 :math:`\Sigma_1\Sigma_2` has the eigenvalues of the symmetric :math:`\Sigma_1^{1/2}\Sigma_2\Sigma_1^{1/2}`, so two
-symmetric eigenproblems give the trace: real also where matrices are singular, and faster than the Schur form of
-``scipy.linalg.sqrtm``. LAPACK's divide and conquer, which scipy lets one choose, takes two thirds of the time of
-``torch.linalg.eigh`` at 2,048 features. torchmetrics' FID reads no reference statistics, takes the eigenvalues of the
-product, which is not symmetric, and rounds the result to the features' precision.
+symmetric eigenproblems give the trace: real also where matrices are singular, and faster than ``scipy.linalg.sqrtm``.
+torchmetrics' FID reads no reference statistics, and rounds the result to the features' precision.
 """
 
 import warnings
@@ -24,17 +22,11 @@ from dd2_lightning.metrics.warning import SampleWarning
 
 @dataclass
 class Gaussian:
-    """Mean and covariance of a set of features.
+    """Mean and covariance of a set of features."""
 
-    Attributes:
-        mean: (d,).
-        covariance: (d, d), with the unbiased divisor count - 1.
-        count: number of samples; 0 if a file does not say it.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
+    mean: Tensor  # (d,)
+    covariance: Tensor  # (d, d), with the unbiased divisor count - 1
+    count: int  # number of samples; 0 if a file does not say it
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
@@ -93,11 +85,7 @@ def square_root(covariance: Tensor) -> Tensor:
 def differentiable_distance(mean: Tensor, covariance: Tensor, reference_mean: Tensor, root: Tensor) -> Tensor:
     """Squared Fréchet distance (), differentiable in ``mean`` (d,) and ``covariance`` (d, d), all in float64.
 
-    Args:
-        mean: of the samples.
-        covariance: of the samples.
-        reference_mean: (d,).
-        root: square root of the reference's covariance, (d, d).
+    The ``root`` is the square root of the reference's covariance, (d, d).
     """
     values = torch.linalg.eigvalsh(root @ covariance @ root)
     # eigenvalues that are rounding, where a covariance is singular: their roots have no derivative
@@ -115,9 +103,7 @@ class RunningFrechet(nn.Module):
     The gradient is that of the last batch of features f; the running moments μ', M' are constants. They, the reference
     and the number of samples behind them are buffers in float64, so that a run that resumes has all of them.
 
-    Args:
-        width: d, of the features.
-        decay: β.
+    The ``name`` of the feature network is for messages.
     """
 
     count: Tensor
@@ -126,9 +112,9 @@ class RunningFrechet(nn.Module):
     reference_mean: Tensor
     reference_root: Tensor
 
-    def __init__(self, width: int, decay: float):
+    def __init__(self, width: int, decay: float, name: str = ""):
         super().__init__()
-        self.decay = decay
+        self.decay, self.name = decay, name
         self.batches: list[tuple[Tensor, Tensor]] = []
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         for name, shape in {"mean": (width,), "products": (width, width)}.items():
@@ -147,11 +133,7 @@ class RunningFrechet(nn.Module):
         self.reference_root.copy_(square_root(reference.covariance))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Distance () after a batch of features (B, d), which :meth:`update` takes in.
-
-        Raises:
-            NonFiniteLossError: for features or moments that are not finite.
-        """
+        """Distance () after a batch of features (B, d), which :meth:`update` takes in."""
         f = features.double()
         batch = f.mean(0), f.T @ f / len(f)
         mean, products = (
@@ -162,9 +144,16 @@ class RunningFrechet(nn.Module):
         try:
             covariance = products - mean.outer(mean)
             return differentiable_distance(mean, covariance, self.reference_mean, self.reference_root)
-        except torch.linalg.LinAlgError as error:
-            reason = " ".join(str(error).split())
-            raise NonFiniteLossError(f"the moments of the generator's features have no distance: {reason}") from error
+        except torch.linalg.LinAlgError:
+            self.check_finite()
+            raise
+
+    def check_finite(self) -> None:
+        """Refuse, with a ``NonFiniteLossError``, features and moments that are not finite."""
+        if not all(moment.isfinite().all() for moment in (self.products, *(products for _, products in self.batches))):
+            raise NonFiniteLossError(
+                f"features of the generator's images, or their moments, are not finite: {self.name}"
+            )
 
     @torch.no_grad()
     def update(self) -> None:

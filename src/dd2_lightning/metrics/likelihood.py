@@ -12,19 +12,10 @@ from dd2_lightning.sampling import Sampling
 
 @torch.no_grad()
 def sequence_nll(teacher: CodebookTeacher, indices: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
-    """Negative log likelihood of sequences under the guided, untruncated teacher at temperature 1.
+    """Negative log likelihood of snapped sequences, indices (B, n), of classes (B,): nats a sequence, (B,).
 
-    Args:
-        teacher: the model; it reads the codebook vectors of ``indices``, never an unsnapped token.
-        indices: snapped sequences, (B, n).
-        labels: (B,).
-        sampling: guidance of the teacher, in the convention of its family; truncation and temperature are not used.
-
-    Returns:
-        Nats a sequence, (B,); infinite for an impossible one.
-
-    Raises:
-        TypeError: if ``indices`` are not integers (B, n), or the teacher has no codebook.
+    It is that of the teacher with the guidance of ``sampling``, without truncation, at temperature 1; infinite for an
+    impossible sequence. A ``TypeError`` refuses tokens that are no indices.
     """
     teacher = require_codebook(teacher)
     if indices.ndim != 2 or indices.is_floating_point():

@@ -4,19 +4,17 @@ The manifold of a set of features is the union of balls, one around each, that r
 the set. Precision is the share of generated features in the manifold of the reference, recall the share of reference
 features in the manifold of the generated ones.
 
-torchmetrics has no such metric. Distances are exact to float64's rounding, so that no pair is on the wrong side of a
-radius; the usual expansion :math:`\|a\|^2+\|b\|^2-2ab` in half or single precision is not.
+Distances are exact to float64's rounding, so that no pair is on the wrong side of a radius; the usual expansion
+:math:`\|a\|^2+\|b\|^2-2ab` in half or single precision is not.
 """
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK = 2**23
-"""Distances held at a time: 64 MB."""
+CHUNK = 2**23  # distances held at a time: 64 MB
 
 DUPLICATE = 1e-12
 """Pairs whose squared distance is a smaller part of their squared lengths are one point; rounding is below it."""
@@ -37,7 +35,6 @@ class FirstFeatures:
             self.missing -= len(self.batches[-1])
 
     def compute(self) -> Tensor:
-        """The features so far."""
         if not self.batches:
             raise ValueError("there are no features yet")
         self.batches = [torch.cat(self.batches)]  # what is kept is not held twice
@@ -61,21 +58,14 @@ class Manifold:
         return torch.cat([squared.topk(self.k + 1, largest=False).values[:, -1] for _, squared in distances])
 
 
-class Fractions(NamedTuple):
-    """Share of samples in the manifold of the reference, and of the reference in the manifold of the samples."""
-
-    precision: float
-    recall: float
-
-
-def precision_recall(reference: Manifold, samples: Manifold) -> Fractions:
+def precision_recall(reference: Manifold, samples: Manifold) -> tuple[float, float]:
     """Precision and recall of samples; both numbers depend on how many there are."""
     precise = torch.zeros(len(samples.features), dtype=torch.bool, device=samples.features.device)
     recalled = 0
     for rows, squared in squared_distances(reference.features, samples.features):
         precise |= (squared <= reference.squared_radii[rows, None]).any(0)
         recalled += int((squared <= samples.squared_radii).any(1).sum())
-    return Fractions(precise.double().mean().item(), recalled / len(reference.features))
+    return precise.double().mean().item(), recalled / len(reference.features)
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Iterator[tuple[slice, Tensor]]:

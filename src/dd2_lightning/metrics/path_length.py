@@ -4,10 +4,7 @@ r"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948): how much imag
 
 with :math:`z(t)` between two Gaussian draws, interpolated spherically. A path keeps its class. The distance D is
 squared: LPIPS in the literature, and by default here the squared distance of a classifier's features, so that figures
-of the two cannot be compared.
-
-torchmetrics' function of this name needs torchvision even where a distance is given, looks at the start of paths only,
-wants noise of one axis, and draws from the global random state.
+of the two cannot be compared. torchmetrics' function looks at the start of paths only and wants noise of one axis.
 """
 
 import math
@@ -81,21 +78,14 @@ def path_length(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> PathLength:
-    """Measure the path length of a generator.
+    """Measure the path length of a generator on ``samples`` paths; path i has class i mod ``num_classes``.
 
     Args:
         draw: images (B, channels, H, W) of classes (B,) and noise ``(B, *shape)``.
         shape: of the noise of one image, (n, C).
-        num_classes: path i has class i mod this.
         distance: squared distances (B,) of two batches of images.
-        samples: number of paths; one pair of images each, at a random place.
-        epsilon: how far apart the pair is.
-        interpolation: along the arc or the straight line.
+        epsilon: how far apart the two images of a path, at a random place of it, are.
         discard: share left out on each side before the mean is taken, as in the paper.
-        seed: of noise and places.
-        batch_size: pairs at a time.
-        device: of noise and labels.
-        progress: report progress on stderr.
     """
     check_at_least_one("", samples=samples, batch_size=batch_size)
     check_range("", "(0, inf)", epsilon=epsilon)

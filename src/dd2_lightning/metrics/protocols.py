@@ -16,19 +16,12 @@ from dd2_lightning.noise import SampleNoise
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to draw and measure a set of samples.
+    """A way to draw and measure a set of samples."""
 
-    Attributes:
-        name: of the protocol in results.
-        draw_labels: (num, classes, seed) -> (num,).
-        manifold_samples: generated samples that precision and recall take.
-        samples: in all; figures of fewer are not comparable. None where a protocol does not say it.
-    """
-
-    name: str
-    draw_labels: Callable[[int, int, int], Tensor]
-    manifold_samples: int
-    samples: int | None = None
+    name: str  # in results
+    draw_labels: Callable[[int, int, int], Tensor]  # (num, classes, seed) -> (num,)
+    manifold_samples: int  # generated samples that precision and recall take
+    samples: int | None = None  # in all; figures of fewer are not comparable. None where a protocol does not say it.
 
     def labels(self, num: int, classes: int, seed: int = 0) -> Tensor:
         """Classes of samples 0 to ``num - 1``, (num,); a ValueError for a number that the protocol does not have."""
@@ -39,9 +32,8 @@ class Protocol:
 def balanced(num: int, classes: int, seed: int = 0) -> Tensor:
     """Every class equally often; sample i has class i mod classes.
 
-    So every run of samples holds all classes. OpenAI's evaluator takes the inception score of 5,000 samples at a time:
-    in the order of their classes these would have 100 classes, and no score above 100. (LlamaGen shuffles its samples
-    for that reason.) Likewise, the first 10,000 stand for all in precision and recall.
+    OpenAI's evaluator takes the inception score of 5,000 samples at a time: in the order of their classes these would
+    have 100 classes, and no score above 100. Likewise, the first 10,000 stand for all in precision and recall.
     """
     if num % classes:
         raise ValueError(f"{num} samples are not the same number of each of {classes} classes; take a multiple")

@@ -21,31 +21,22 @@ from dd2_lightning.noise import stream
 
 @dataclass
 class QualityScores:
-    """Scores of a set of images; None where a number is not defined.
+    """Scores of a set of images; None where a number is not defined."""
 
-    Attributes:
-        frechet: Fréchet distance of the features to the reference's; FID if they are Inception's.
-        kid: squared maximum mean discrepancy with a cubic kernel, without bias, so it may be negative.
-        inception_score: of a classifier's logits.
-        precision: share of samples in the manifold of the reference.
-        recall: share of the reference in the manifold of the samples.
-    """
-
-    frechet: float
-    kid: float | None = None
-    inception_score: float | None = None
-    precision: float | None = None
-    recall: float | None = None
+    frechet: float  # Fréchet distance of the features to the reference's; FID if they are Inception's
+    kid: float | None = None  # squared maximum mean discrepancy with a cubic kernel; unbiased, so it may be negative
+    inception_score: float | None = None  # of a classifier's logits
+    precision: float | None = None  # share of samples in the manifold of the reference
+    recall: float | None = None  # share of the reference in the manifold of the samples
 
 
 class Quality(nn.Module):
     """Measures a set of samples against a reference; :meth:`reset` makes it ready for the next set.
 
+    The reference is a fit of its features and, for KID, precision and recall, the features (N, d) themselves: the first
+    ``manifold_samples`` of each side. Recall rises with their number and precision falls.
+
     Args:
-        gaussian: fit of the reference's features.
-        features: of reference images, (N, d); without them there is only FID and the inception score.
-        manifold_samples: samples that KID, precision and recall take, the first of each side. Recall rises with their
-            number and precision falls.
         k: neighbours of precision and recall.
         splits: subsets whose inception scores are averaged.
         seed: of KID's subsets and those of the inception score.
@@ -86,7 +77,6 @@ class Quality(nn.Module):
             self.inception.update(logits)
 
     def compute(self) -> QualityScores:
-        """All scores of the samples so far."""
         scores = QualityScores(frechet_distance(self.gaussian, self.fit.compute()))
         if self.manifold is not None:
             samples = self.first.compute()

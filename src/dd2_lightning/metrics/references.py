@@ -32,18 +32,11 @@ FORMAT = "1"
 
 @dataclass
 class Reference:
-    """An opened reference file, with statistics, images, or both.
-
-    Attributes:
-        path: the file.
-        gaussian: statistics.
-        network: identity of the feature network that the statistics are of; None if the file does not say it.
-        images: uint8.
-    """
+    """An opened reference file, with statistics, images, or both."""
 
     path: Path
-    gaussian: Gaussian | None = None
-    network: str | None = None
+    gaussian: Gaussian | None = None  # the statistics
+    network: str | None = None  # identity of the feature network that they are of; None if the file does not say it
     images: ImageFile | None = None
 
     def check_network(self, network: FeatureNetwork) -> None:
@@ -86,11 +79,7 @@ def write_statistics(path: str | Path, gaussian: Gaussian, network: FeatureNetwo
 
 
 def open_reference(path: str | Path) -> Reference:
-    """Open a reference.
-
-    Raises:
-        ArtifactError: if it is missing, damaged or of neither kind.
-    """
+    """Open a reference; an ``ArtifactError`` if it is missing, damaged or of neither kind."""
     path = Path(path)
     if path.suffix == ".safetensors":
         return _read_statistics(path)

@@ -22,13 +22,9 @@ class Backbone(nn.Module, ABC):
     def forward(self, tokens: Tensor, labels: Tensor, cache: Cache | None = None) -> Tensor:
         """Features of the next tokens, (B, n', d); feature i depends on tokens of earlier positions only.
 
-        The backbone shifts or accumulates its input itself. Positions are all those up to the one that follows
-        ``tokens``; with a cache, only the new ones among them.
-
-        Args:
-            tokens: those of all complete positions so far, (B, k, C), or of the sequence, (B, n, C).
-            labels: (B,).
-            cache: empty or left by a call with fewer positions.
+        The backbone shifts or accumulates its input itself: the tokens of all complete positions so far, (B, k, C), or
+        of the sequence, (B, n, C). Positions are all those up to the one that follows; with a cache, which is empty or
+        left by a call with fewer positions, only the new ones among them.
         """
 
     def next_position(self, tokens: Tensor, labels: Tensor, cache: Cache) -> Tensor:

@@ -4,8 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = 256
-"""A code that is never chosen is re-seeded after about this many tokens per code have been seen."""
+PATIENCE = 256  # a code that is never chosen is re-seeded after about this many tokens per code have been seen
 
 
 def nearest_code(z: Tensor, codebook: Tensor, log_p: Tensor | None = None) -> Tensor:
@@ -25,6 +24,12 @@ def perplexity(counts: Tensor) -> Tensor:
     """Exponential of the entropy of code usage, between 1 and V: counts (V,) -> ()."""
     share = counts / counts.sum()
     return (-torch.xlogy(share, share).sum()).exp()
+
+
+@torch.no_grad()
+def spacing(codebook: Tensor) -> Tensor:
+    """Distance of every code (V, C) from its nearest neighbour, (V,)."""
+    return torch.cat([torch.cdist(part, codebook).topk(2, largest=False).values[:, 1] for part in codebook.split(1024)])
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Teachers with a codebook, whose flow follows exactly from the logits of a classifier."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
@@ -7,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dd2_lightning.errors import InputTypeError
-from dd2_lightning.flow import CodebookFlow
+from dd2_lightning.flow import CodebookFlow, chunks
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.layers import Cache
 from dd2_lightning.models.teacher import Teacher, check_labels
 from dd2_lightning.models.tokenizer import Tokenizer
-from dd2_lightning.models.truncation import draw, keep_top_k, keep_top_p
+from dd2_lightning.models.truncation import LOGITS, draw, keep_likeliest
 from dd2_lightning.models.walk import Walk
 from dd2_lightning.sampling import Sampling
 
@@ -21,18 +22,16 @@ from dd2_lightning.sampling import Sampling
 class CodebookTeacher(Teacher):
     """A causal backbone, a classifier over a codebook, and the tokenizer the codebook belongs to.
 
-    A family overrides :meth:`guide`, :meth:`truncate` and :meth:`choose` where it differs.
-
-    Args:
-        backbone: features from tokens.
-        classifier: ``(features (B, n, d), labels) -> logits (B, n, V)``.
-        tokenizer: owner of the codebook.
+    The classifier maps (features (B, n, d), labels) to logits (B, n, V). A family overrides :meth:`guide`,
+    :meth:`truncate` and :meth:`choose` where it differs.
     """
 
     def __init__(self, backbone: Backbone, classifier: nn.Module, tokenizer: Tokenizer):
         super().__init__()
         self.backbone, self.classifier, self.tokenizer = backbone, classifier, tokenizer
         self.layout, self.num_classes, self.token_dim = backbone.layout, backbone.num_classes, backbone.token_dim
+        self.positions: Tensor
+        self.register_buffer("positions", self.layout.position_of_token(torch.device("cpu")), persistent=False)
 
     @property
     def codebook(self) -> Tensor:
@@ -52,7 +51,7 @@ class CodebookTeacher(Teacher):
         )
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.codebook[tokens.long()] if self.are_indices(tokens) else tokens  # a byte would be taken for a mask
+        return self.tokenizer.look_up(tokens.long()) if self.are_indices(tokens) else tokens  # a byte would be a mask
 
     def snap(self, tokens: Tensor) -> Tensor:
         """Nearest code of every token: (B, n, C) -> indices (B, n)."""
@@ -75,8 +74,7 @@ class CodebookTeacher(Teacher):
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
         """Temperature (1e-5 at least), top-k and top-p on guided logits (B, n', V); tokens that are cut become -inf."""
-        logits = keep_top_k(logits / max(sampling.temperature, 1e-5), sampling.top_k)
-        return keep_top_p(logits, sampling.top_p)
+        return keep_likeliest(logits / max(sampling.temperature, 1e-5), sampling.top_k, sampling.top_p)
 
     def choose(
         self, flow: CodebookFlow, sampling: Sampling, uniforms: Tensor, position: int, rng: torch.Generator | None
@@ -93,31 +91,54 @@ class CodebookTeacher(Teacher):
         Tokens are as in :meth:`flow`; a ``ValueError`` refuses labels that no class has.
         """
         check_labels(labels, self.num_classes)
-        return self._logits(self.prepare(tokens), labels, self.resolve_sampling(Sampling(guidance_scale)))
+        sampling = self.resolve_sampling(Sampling(guidance_scale))
+        return self._guided_logits(self.prepare(tokens), labels, sampling, len(self.codebook))
 
     def predict(self, prepared: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, n, V) of one pass over :meth:`prepare`-d tokens; labels (B,) may be the null label."""
         return self.classifier(self.backbone(prepared, labels), labels).float()
 
-    def _logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling, cache: Cache | None = None) -> Tensor:
-        guided = sampling.guidance_scale is not None
+    def _guided_logits(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        sampling: Sampling,
+        codes: int,
+        cache: Cache | None = None,
+        finish: Callable[[Tensor], Tensor] = lambda logits: logits,
+    ) -> Tensor:
+        """Guided logits (B, n', V) after ``finish``, a few sequences at a time: those of both halves would be large."""
+        B, guided = len(labels), sampling.guidance_scale is not None
         if guided:
             tokens, labels = torch.cat([tokens, tokens]), torch.cat([labels, torch.full_like(labels, self.num_classes)])
         read = self.backbone if cache is None else partial(self.backbone.next_position, cache=cache)
-        logits = self.classifier(read(tokens, labels), labels).float()
-        if not guided:
-            return logits
-        cond, uncond = logits.chunk(2)
-        span = self.layout.span(cache.positions - 1) if cache else slice(cond.shape[1])
-        positions = self.layout.position_of_token(tokens.device)[span]
-        return self.guide(cond, uncond, sampling, positions)
+        features, labels = (x.unflatten(0, (1 + guided, B)) for x in (read(tokens, labels), labels))
+        span = self.layout.span(cache.positions - 1) if cache else slice(features.shape[2])
+
+        def logits_of(rows: slice) -> Tensor:
+            logits = self.classifier(features[:, rows].flatten(0, 1), labels[:, rows].flatten()).float()
+            if guided:
+                logits = self.guide(*logits.chunk(2), sampling, self.positions[span])
+            return finish(logits)
+
+        size = max(1, LOGITS // (codes * features.shape[0] * features.shape[2]))
+        parts = [logits_of(rows) for rows in chunks(B, size)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _flow(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None, cache: Cache | None = None
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        sampling: Sampling | None,
+        cache: Cache | None = None,
+        codebook: Tensor | None = None,
     ) -> CodebookFlow:
-        sampling = self.resolve_sampling(sampling)
-        logits = self._logits(tokens, labels, sampling, cache)
-        return CodebookFlow(self.codebook, self.truncate(logits, sampling).log_softmax(-1))
+        sampling, codebook = self.resolve_sampling(sampling), self.codebook if codebook is None else codebook
+
+        def log_p(logits: Tensor) -> Tensor:
+            return self.truncate(logits, sampling).log_softmax(-1)
+
+        return CodebookFlow(codebook, self._guided_logits(tokens, labels, sampling, len(codebook), cache, log_p))
 
     def flow(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> CodebookFlow:
         return self._flow(self.prepare(tokens), labels, sampling)
@@ -128,7 +149,8 @@ class CodebookTeacher(Teacher):
         check_labels(labels, self.num_classes)
         if prefix is None:
             prefix = labels.new_zeros(len(labels), 0)
-        advance = partial(self._flow, labels=labels, sampling=sampling, cache=Cache())
+        cache = Cache(self.layout.length)
+        advance = partial(self._flow, labels=labels, sampling=sampling, cache=cache, codebook=self.codebook)
         return Walk(self.layout, advance, self.prepare, self.prepare(prefix))
 
     @torch.no_grad()
@@ -166,12 +188,9 @@ class CodebookTeacher(Teacher):
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
     ) -> Tensor:
-        """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft.
+        """Teacher-refined sampling (alg. 4): re-sample the last ``steps - 1`` positions of a one-step draft (B, n, C).
 
-        Args:
-            tokens: the draft, (B, n, C), and so is the result.
-            steps: total steps k: 1 returns the draft, N + 1 is the teacher itself.
-            labels: as in :meth:`sample`, like the others.
+        The total steps are k: 1 returns the draft, N + 1 is the teacher itself. Others are as in :meth:`sample`.
         """
         self.check_steps(steps)
         if steps == 1:

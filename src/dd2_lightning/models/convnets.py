@@ -6,8 +6,7 @@ The layers are VQGAN's as VAR (arXiv 2404.02905) and LlamaGen (arXiv 2406.06525)
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 4
-"""Channels a group of the normalisation where 32 groups, as published, do not go: ``ch`` is a multiple of it."""
+GROUP = 4  # channels a group of the normalisation where 32 groups, as published, do not go: ``ch`` is a multiple of it
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

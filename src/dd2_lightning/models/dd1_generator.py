@@ -14,11 +14,8 @@ from dd2_lightning.sampling import Sampling
 class DD1Generator(Generator):
     """A network of DD1: samples in 1 or 2 steps, in up to ``second`` + 1 with the teacher in the middle.
 
-    Args:
-        student: the network.
-        tokenizer: the teacher's.
-        split: how many positions come out as codes; the tokens of later ones are continuous.
-        second: t of the second call.
+    The first ``split`` positions come out as codes, the tokens of later ones are continuous; ``second`` is t of the
+    second call.
     """
 
     student: DD1Student

@@ -20,21 +20,16 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Generator(nn.Module, ABC):
-    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens.
+    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
 
-    Attributes:
-        trained_on: identities of the feature networks whose features its training brought near to a reference.
-    """
-
-    trained_on: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()  # identities of the feature networks that it was trained on
 
     def __init__(self, student: Student | DD1Student, tokenizer: Tokenizer):
         super().__init__()
         self.student, self.tokenizer = student, tokenizer
         self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
 
-    directory: Path | None = None
-    """The directory that it was loaded from."""
+    directory: Path | None = None  # the directory that it was loaded from
 
     def push_to_hub(self, repo: str, **options: Any) -> None:
         """Publish it as ``user/name``; ``options`` are those of :func:`dd2_lightning.push_to_hub`.
@@ -63,11 +58,8 @@ class Generator(nn.Module, ABC):
     ) -> Sampler:
         """Open a sampler of a number of steps, and refuse settings before anything is drawn.
 
-        Args:
-            steps: passes over positions, the teacher's included.
-            teacher: for numbers of steps that need one; an ``InputTypeError`` if it has no codebook.
-            sampling: guidance and truncation of the teacher.
-            split: for generators that have one (a ``ValueError`` for others); None is the generator's.
+        The steps are passes over positions, the teacher's included, whose guidance and truncation are ``sampling``; a
+        ``ValueError`` says when one is needed. A ``split`` is for generators that have one; None is the generator's.
         """
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +13,29 @@ from dd2_lightning.layout import Layout
 
 @dataclass
 class LayerCache:
-    """Keys and values that one attention layer has seen, (B, heads, tokens, d) each."""
+    """Keys and values that one attention layer has seen, (B, heads, length, d) each, in memory for all ``capacity``."""
 
-    k: Tensor | None = None
-    v: Tensor | None = None
+    capacity: int
+    length: int = 0
+    modulation: Tensor | None = None  # of a block under a condition, which is the same along a walk
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens; returns those of all tokens so far."""
-        self.k = k if self.k is None else torch.cat([self.k, k], 2)
-        self.v = v if self.v is None else torch.cat([self.v, v], 2)
-        return self.k, self.v
+        """Add the keys and values of new tokens; returns those of all tokens so far, views of the memory."""
+        if not self.length:
+            self.k, self.v = (x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (k, v))
+        start, self.length = self.length, self.length + k.shape[2]
+        self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
 
-@dataclass
 class Cache:
-    """The state of a backbone along a walk."""
+    """The state of a backbone along a walk over sequences of ``length`` tokens."""
 
-    positions: int = 0  # how many positions' features have been computed
-    # one key-value cache per block, by its number
-    layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))
-    state: Tensor | None = None  # what else a family accumulates
+    def __init__(self, length: int):
+        self.positions = 0  # how many positions' features have been computed
+        # one key-value cache per block, by its number
+        self.layers: defaultdict[int, LayerCache] = defaultdict(lambda: LayerCache(length))
+        self.state: Tensor | None = None  # what else a family accumulates
 
 
 def visibility(layout: Layout, new: slice, device: torch.device | None = None) -> Tensor | None:
@@ -43,6 +46,26 @@ def visibility(layout: Layout, new: slice, device: torch.device | None = None) -
     position = layout.position_of_token(device)[: new.stop]
     mask = position[new, None] >= position[None, :]
     return None if layout.positions_in(new.stop) - layout.positions_in(new.start) == 1 else mask
+
+
+FEW_ROWS = 8  # a processor's linear map of more rows is faster as it is written
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The linear map x Wᵀ + b; of a few rows on a CPU as W xᵀ, for which its library need not repack the weights."""
+    rows = x.shape[:-1].numel()
+    if x.device.type != "cpu" or not 1 < rows <= FEW_ROWS or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    columns = x.reshape(rows, -1).contiguous().T
+    y = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
+    return y.T.contiguous().view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """A linear map by :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class SelfAttention(nn.Module):
@@ -56,18 +79,18 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, l2_norm: bool = True):
         super().__init__()
         self.heads = heads
-        self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.mat_qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.zero_k_bias: Tensor
         self.register_buffer("zero_k_bias", torch.zeros(dim))
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if l2_norm else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         B, L, dim = x.shape
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).view(B, L, 3, self.heads, dim // self.heads)
+        qkv = linear(x, self.mat_qkv.weight, bias).view(B, L, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if self.scale_mul_1H11 is None:
             scale = 0.25 / math.sqrt(q.shape[-1])
@@ -88,8 +111,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -110,12 +133,12 @@ def init_residual(linears: list[nn.Linear]) -> None:
         linear.weight.data.div_(math.sqrt(len(linears)))
 
 
-def exact_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+def exact_linear(module: nn.Linear, x: Tensor) -> Tensor:
     """A linear map in float32 or wider, whatever the precision of its input and of autocast."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    bias = None if linear.bias is None else linear.bias.to(dtype)
+    bias = None if module.bias is None else module.bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+        return linear(x.to(dtype), module.weight.to(dtype), bias)
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:
@@ -134,7 +157,7 @@ def layer_norm(x: Tensor) -> Tensor:
 
 def adaptive(out_dim: int, cond_dim: int) -> nn.Sequential:
     """The map from a condition to modulation vectors: SiLU, Linear."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, out_dim))
+    return nn.Sequential(nn.SiLU(), Linear(cond_dim, out_dim))
 
 
 class AdaptiveNorm(nn.Module):
@@ -178,7 +201,11 @@ class AdaLNBlock(nn.Module):
 
         The boolean ``mask`` is broadcast to (B, heads, L, keys); ``between`` (B, L, dim) is added after attention.
         """
-        six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
+        six = None if cache is None else cache.modulation
+        if six is None:
+            six = cond + self.ada_gss if self.shared else self.ada_lin(cond).view(x.shape[0], 1, 6, -1)
+        if cache is not None:
+            cache.modulation = six
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
         x = x + gate1 * self.attn(layer_norm(x) * (1 + scale1) + shift1, mask, cache)
         if between is not None:

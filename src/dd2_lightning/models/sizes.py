@@ -35,8 +35,7 @@ class Sizes:
     A ``ValueError`` names the key of a value that its type does not allow, or that makes no model.
     """
 
-    FAMILY: ClassVar[str]
-    """The family's name in messages."""
+    FAMILY: ClassVar[str]  # the family's name in messages
 
     def __post_init__(self):
         for field in fields(self):
@@ -70,7 +69,6 @@ class Sizes:
         return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert them to JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 

@@ -34,7 +34,7 @@ class Student(nn.Module):
         check_labels(labels, self.num_classes)
         if prefix is None:
             prefix = self.head.output.weight.new_zeros(len(labels), 0, self.token_dim)
-        cache = Cache()
+        cache = Cache(self.layout.length)
 
         def advance(tokens: Tensor) -> HeadFlow:
             return HeadFlow(self.head, self.backbone.next_position(tokens, labels, cache))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.flow import Flow
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that no class has, with a ``ValueError``."""
+    """Refuse labels that no class has, with a ``ValueError``; shapes have no values, nor has a CUDA graph."""
+    if isinstance(labels, FakeTensor) or (labels.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
     bad = labels[(labels < 0) | (labels >= num_classes)]
     if len(bad):
         raise ValueError(f"label {bad[0].item()} is out of range: the model has classes 0..{num_classes - 1}")
@@ -66,13 +69,9 @@ class Teacher(nn.Module, ABC):
     ) -> Tensor:
         """Draw sequences: indices (B, n), or embeddings (B, n, C) where tokens are continuous.
 
-        Args:
-            labels: (B,).
-            sampling: guidance and truncation.
-            generator: random source, on the labels' device.
-            prefix: tokens of the first positions, which are kept; a codebook teacher snaps them to their nearest codes.
-            uniforms: the uniform random numbers, (B, n), instead of a generator.
-            until: draw this many positions; None draws all.
+        Random numbers are those of a generator on the labels' device, or ``uniforms`` (B, n). The tokens of the first
+        positions may be given as a ``prefix``, of which a codebook teacher snaps embeddings to their nearest codes.
+        With ``until`` only so many positions are drawn.
         """
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Tokenizers: images to tokens and back, and the training losses of those with a VQ codebook."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,9 @@ from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
 
+PIXELS = 1 << 20
+"""Pixels that are decoded at a time: 16 images of side 256, whose maps take 3 GB."""
+
 PIXELS_MISSING = (
     "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. A teacher that was "
     "converted with --latent-only gets them by converting the full tokenizer file"
@@ -18,13 +22,14 @@ PIXELS_MISSING = (
 
 
 class TokenizerLosses(NamedTuple):
-    """Losses of a VQ tokenizer on a batch, all scalars (); only ``loss`` has a gradient."""
+    """Losses of a VQ tokenizer on a batch, scalars (), and what it draws; ``loss`` and ``pixels`` have gradients."""
 
     loss: Tensor  # weighted reconstruction (of pixels in [-1, 1]) + codebook + weighted commitment
     reconstruction: Tensor  # mean squared error of pixels in [0, 1]
     codebook: Tensor  # squared distance of the codes from the latents
     commitment: Tensor  # the same distance, as the encoder is charged for it, unweighted
     perplexity: Tensor  # exponential of the entropy of code usage in the batch, between 1 and V
+    pixels: Tensor  # the reconstructions (B, channels, S, S), in about [-1, 1]
 
 
 class Tokenizer(nn.Module):
@@ -40,6 +45,10 @@ class Tokenizer(nn.Module):
 
         @property
         def codebook(self) -> Tensor: ...
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The codes of indices (B, n): (B, n, C)."""
+        return self.codebook[indices]
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> indices (B, n), or embeddings where tokens are continuous."""
@@ -70,12 +79,9 @@ class Quantised(NamedTuple):
 class VQTokenizer(Tokenizer, ABC):
     """Encoder, quantiser, decoder.
 
-    Args:
-        networks: between images in [-1, 1] and latent maps (B, C, H, H): encoder, decoder, and the convolutions after
-            the one and before the other; None leaves a codebook, which can be distilled without images.
-        quantiser: ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
-        layout: the order of the tokens.
-        image_shape: channels, height and width.
+    Networks between images in [-1, 1], of ``image_shape`` (channels, S, S), and latent maps (B, C, H, H) are encoder,
+    decoder, and the convolutions after the one and before the other; None leaves a codebook, which can be distilled
+    without images. The quantiser maps ``latent map -> Quantised``; its ``embedding`` is the codebook as stored.
     """
 
     def __init__(
@@ -113,7 +119,9 @@ class VQTokenizer(Tokenizer, ABC):
         return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return (self.decode_map(self.latent_map(tokens)).clamp(-1, 1) + 1) / 2
+        size = max(1, PIXELS // math.prod(self.image_shape[1:]))
+        images = [self.decode_map(self.latent_map(part)) for part in tokens.split(size)]
+        return (torch.cat(images).clamp(-1, 1) + 1) / 2
 
     def training_losses(
         self,
@@ -144,4 +152,5 @@ class VQTokenizer(Tokenizer, ABC):
             codebook.detach(),
             commitment.detach(),
             perplexity(counts),
+            pixels,
         )

@@ -18,21 +18,16 @@ from torch import Tensor
 from dd2_lightning.flow import CodebookFlow, Flow, euler_times, integrate, multistep, shifted_times
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
-
-PAIR_STEPS = 25
-"""Evaluations of the flow a token by default: 1 token in 1,000 is another than in the limit (docs/architecture.md)."""
+from dd2_lightning.sampling import PAIR_STEPS
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow, covariant=True)
 
 
 class Walk(Generic[AnyFlow]):
-    """One pass through the positions of a batch of sequences.
+    """One pass through the positions of a batch of sequences, from the inputs ``tokens`` of the first ones, if any.
 
-    Args:
-        layout: the order.
-        advance: from the tokens so far to the flow of the next position; it holds the cache.
-        prepare: from indices or embeddings to the inputs of the model's backbone.
-        tokens: inputs of the first positions, possibly none.
+    ``advance`` goes from the tokens so far to the flow of the next position, and holds the cache; ``prepare`` from
+    indices or embeddings to the inputs of the model's backbone.
     """
 
     def __init__(
@@ -44,13 +39,14 @@ class Walk(Generic[AnyFlow]):
 
     @property
     def span(self) -> slice:
-        """The tokens of the current position."""
         return self.layout.span(self.position)
 
     def __iter__(self) -> Iterator[AnyFlow]:
         while self.position < self.layout.num_positions:
             current = self.position
-            yield self._advance(self.tokens)
+            with torch.no_grad():  # the cache is overwritten in place
+                flow = self._advance(self.tokens)
+            yield flow
             if self.position == current:
                 raise RuntimeError(f"position {current}: append() its tokens before going on")
 

@@ -17,8 +17,7 @@ from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.teacher import cross_entropy, drop_labels, sample_images, with_noise
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-TOLERANCE = 0.005
-"""What the adapted teacher's cross-entropy may exceed the original's by."""
+TOLERANCE = 0.005  # what the adapted teacher's cross-entropy may exceed the original's by
 
 
 class ContinuousInput(DistillationStage):
@@ -42,9 +41,6 @@ class ContinuousInput(DistillationStage):
         ema_limit: largest rate of the EMA, which is what is kept.
         sampling: for the sample grid.
         accumulate: micro-batches an update is split into.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "adapt"
@@ -107,11 +103,7 @@ class ContinuousInput(DistillationStage):
         return cast(Any, model).input_error(self.teacher).mean()
 
     def indices(self, batch: Batch) -> Tensor:
-        """The batch's sequences, or its images as sequences, (b, n).
-
-        Raises:
-            DD2Error: if it has neither.
-        """
+        """The batch's sequences, or its images as sequences, (b, n)."""
         if batch.tokens is None and batch.images is not None:
             return self.teacher.encode(batch.images)
         return batch.required("tokens")
@@ -127,15 +119,19 @@ class ContinuousInput(DistillationStage):
         return Losses(losses, {"cross_entropy": losses})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        indices, means = self.indices(batch), {}
+        indices = self.indices(batch)
         for name, model in (("original", self.teacher), ("adapted", self.ema)):
             losses = cross_entropy(model, model.prepare(indices), batch.labels, indices)
-            means[name] = losses.mean()
-            self.log(f"val/cross_entropy_{name}", means[name], batch_size=len(batch), sync_dist=True)
-            self.per_position[f"val_cross_entropy_{name}"] = losses.mean(0)
-        self.ratio = (means["adapted"] / means["original"]).item()
-        self.log("val/ratio", self.ratio, prog_bar=True, batch_size=len(batch), sync_dist=True)
+            self.log(f"val/cross_entropy_{name}", losses.mean(), batch_size=len(batch), sync_dist=True)
+            self.watch_held_out(batch, {f"val_cross_entropy_{name}": losses.mean(0)})
         self.log("val/input", self.input_error(self.ema), batch_size=len(batch), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        original, adapted = (self.per_position[f"val_cross_entropy_{name}"].mean() for name in ("original", "adapted"))
+        self.ratio = (adapted / original).item()
+        self.log("val/ratio", self.ratio, prog_bar=True, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -158,10 +154,12 @@ class ContinuousInput(DistillationStage):
                 f"{1 + TOLERANCE} is the goal: train it for more iterations",
                 stacklevel=2,
             )
+        original = self.open_teacher()
         config = {
             "family": family_of(self.teacher),
             "architecture": self.ema.config,
-            "original": teacher_reference(self.open_teacher(), self.trainer.default_root_dir),
+            "original": teacher_reference(original, self.trainer.default_root_dir),
             "cross_entropy_ratio": self.ratio,
+            **{key: original.config[key] for key in ("data",) if key in original.config},
         }
         return config, {"teacher": self.ema}

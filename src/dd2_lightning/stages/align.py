@@ -20,22 +20,14 @@ class PerformanceAlign(CSDDistill):
             ``guidance_updates``.
         guidance_updates: K of both phases.
         head_time: t_g; None is the one that the csd stage was trained with.
-        kwargs: as for :class:`CSDDistill`; ``init_from`` is the directory of a finished csd stage.
-
-    Raises:
-        ValueError: as :class:`CSDDistill`, for a negative ``align_guidance_updates``, and for ``initialise``: here both
-            networks are those of stage 2.
+        kwargs: as for :class:`CSDDistill`, without ``initialise``; ``init_from`` is that of a finished csd stage.
     """
 
     name = "align"
     starts_from = ("csd",)
 
     def __init__(
-        self,
-        align_guidance_updates: int = 8000,
-        guidance_updates: int = 2,
-        head_time: float | None = None,
-        **kwargs,
+        self, align_guidance_updates: int = 8000, guidance_updates: int = 2, head_time: float | None = None, **kwargs
     ):
         # head_time is None until the networks are built
         super().__init__(guidance_updates=guidance_updates, head_time=head_time, **kwargs)  # type: ignore[arg-type]

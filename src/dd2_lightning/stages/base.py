@@ -23,34 +23,24 @@ from dd2_lightning.stages.execution import Execution, shard
 from dd2_lightning.stages.settings import check_settings, jsonable
 from dd2_lightning.stages.updates import Losses, Update, watched_means
 
-FROZEN = ("teacher.", "feature_networks.")
-"""Prefixes of the state-dict keys that checkpoints leave out."""
+FROZEN = ("teacher.", "feature_networks.")  # prefixes of the state-dict keys that checkpoints leave out
 
 
 class Stage(pl.LightningModule):
     """A training stage: settings, networks, losses, and the list of its updates, which this class performs.
 
     One ``training_step`` is one **iteration**: one batch, one tick of ``trainer.global_step``, whatever number of
-    optimizer steps it takes. Checkpoints, logging and resume count iterations.
-
-    Args:
-        accumulate: micro-batches an update is split into.
-
-    Attributes:
-        name: the stage's name in checkpoints.
-        artifact_kind: the kind of artifact that ``config.json`` names; None is ``name``.
-        per_position: the last per-token values of each watched quantity, (n,), for callbacks.
-        execution: how its networks are run.
+    optimizer steps it takes, each on ``accumulate`` micro-batches. Checkpoints, logging and resume count iterations.
     """
 
-    name: ClassVar[str]
-    artifact_kind: ClassVar[str | None] = None
+    name: ClassVar[str]  # in checkpoints
+    artifact_kind: ClassVar[str | None] = None  # in ``config.json``; None is ``name``
 
     def __init__(self, accumulate: int = 1):
         super().__init__()
         self.automatic_optimization = False
         self.accumulate = accumulate
-        self.per_position: dict[str, Tensor] = {}
+        self.per_position: dict[str, Tensor] = {}  # last values per token, (n,), of what is watched, for callbacks
         self.execution = Execution()
 
     def save_settings(self, stage: type["Stage"]) -> None:
@@ -58,9 +48,6 @@ class Stage(pl.LightningModule):
 
         They are read from the attributes of the same names; the directory ``teacher`` from ``teacher_path``, the
         network having its name. Checkpoints are read with ``weights_only=True``, so no object of ours may be in them.
-
-        Raises:
-            ValueError: naming a setting that is out of range, and the range.
         """
         names = [name for name in inspect.signature(stage.__init__).parameters if name not in ("self", "kwargs")]
         settings = {name: getattr(self, "teacher_path" if name == "teacher" else name) for name in names}
@@ -129,18 +116,12 @@ class Stage(pl.LightningModule):
                 self.record(batch, {"ema_rate": update.ema.update(batch.iteration - update.start)})
 
     def perform(self, update: Update, optimizer: LightningOptimizer, batch: Batch, k: int) -> None:
-        """Take one optimizer step on the mean of per-token losses, accumulated over micro-batches.
+        """Take the k-th step of an update in this iteration, on the mean of its loss over tokens and micro-batches.
 
-        Args:
-            update: which one.
-            optimizer: its parameters get gradients, those of the other optimizers do not.
-            batch: the samples of this process.
-            k: number of the repetition in this iteration.
-
-        Raises:
-            NonFiniteLossError: before the step changes anything.
+        A :class:`NonFiniteLossError` is raised before the step changes anything.
         """
         count = self.accumulate if update.accumulate else 1
+        batch = batch if update.batch_size is None else batch.thinned(update.batch_size)
         if len(batch) % count:
             raise ValueError(f"model.accumulate {count} does not divide the batch of {len(batch)} a process")
         lr = update.learning_rate(batch.iteration, k, self.trainer.max_steps)
@@ -174,6 +155,12 @@ class Stage(pl.LightningModule):
         self.per_position |= {name: mean for name, mean in means.items() if mean.ndim}
         if losses[0].progress:
             self.record(batch, {name: means[name].mean() for name in losses[0].progress}, prog_bar=True)
+
+    def watch_held_out(self, batch: Batch, means: dict[str, Tensor]) -> None:
+        """Keep means per token, (n,), of some held-out samples: averaged with those of the samples before them."""
+        for name, mean in means.items():
+            before = self.per_position[name] * batch.start if batch.start else 0
+            self.per_position[name] = (before + mean * len(batch)) / (batch.start + len(batch))
 
     def record(self, batch: Batch, values: dict[str, Any], prog_bar: bool = False) -> None:
         """Log training values, averaged over the processes, in the iterations that are written out.
@@ -218,11 +205,7 @@ class Stage(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another stage; put frozen networks back so that loading stays strict.
-
-        Raises:
-            ArtifactError: naming both stages.
-        """
+        """Refuse the checkpoint of another stage; put frozen networks back so that loading stays strict."""
         found = checkpoint.get("stage")
         if found != self.name:
             raise ArtifactError(

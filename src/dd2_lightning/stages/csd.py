@@ -12,7 +12,8 @@ from dd2_lightning.families.registry import AnySampling
 from dd2_lightning.losses import CSDLoss, Normaliser, dmd_loss, fcs_loss, position_weight, sid_loss
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.generator import GeneratorStage
+from dd2_lightning.stages.adversarial import AdversarialSettings, adversary_of
+from dd2_lightning.stages.distillation import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
@@ -41,9 +42,7 @@ class CSDDistill(GeneratorStage):
         ema_limit: largest EMA rate; the rate after i generator updates is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
         initialise: which networks start from stage 1, the others (ablations) from the teacher with a fresh head.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
+        adversarial: weights of a discriminator's terms, which learn from ``data.real``; None has none.
     """
 
     name = "csd"
@@ -69,9 +68,10 @@ class CSDDistill(GeneratorStage):
         ema_limit: float = 0.9999,
         accumulate: int = 1,
         initialise: Literal["both", "generator", "guidance", "none"] = "both",
+        adversarial: AdversarialSettings | None = None,
     ):
         super().__init__(teacher, accumulate)
-        self.init_from, self.initialise = init_from, initialise
+        self.init_from, self.initialise, self.adversarial = init_from, initialise, adversarial
         self.teacher_sampling, self.guidance_updates, self.head_time = teacher_sampling, guidance_updates, head_time
         self.form, self.alpha, self.normaliser, self.position_weights = form, alpha, normaliser, position_weights
         self.draws, self.t_logit_mean, self.ema_limit = draws, t_logit_mean, ema_limit
@@ -81,9 +81,9 @@ class CSDDistill(GeneratorStage):
 
     def build(self, source: dict[str, Any]) -> None:
         self.head_config = source["head"]
-        self.generator = build_student(self.teacher, **self.head_config)
-        self.guidance = build_student(self.teacher, **self.head_config)
+        self.generator, self.guidance = (build_student(self.teacher, **self.head_config) for _ in range(2))
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.adversary = adversary_of(self.adversarial, self.guidance)
 
     def load(self, source: Artifact) -> None:
         for name in ("generator", "guidance"):
@@ -92,7 +92,7 @@ class CSDDistill(GeneratorStage):
         self.ema.load_state_dict(self.generator.state_dict())
 
     def trained_networks(self) -> list[nn.Module]:
-        return [*self.generator.children(), *self.guidance.children()]
+        return [*self.generator.children(), *self.guidance.children(), *self.adversary.children()]
 
     def ema_networks(self) -> list[nn.Module]:
         return list(self.ema.children())
@@ -106,11 +106,12 @@ class CSDDistill(GeneratorStage):
         return self.ema.generate(noise, labels, self.head_time)
 
     def updates(self) -> list[Update]:
-        ema = EMA(self.ema, self.generator, self.ema_limit)
-        K, psi, theta = self.guidance_updates, self.guidance_optimizer, self.generator_optimizer
+        ema, K = EMA(self.ema, self.generator, self.ema_limit), self.guidance_updates
         return [
-            Update("guidance", self.guidance, self.guidance_loss, psi, repeat=K),
-            Update("generator", self.generator, self.generator_loss, theta, ema=ema, clock=K),
+            Update(
+                "guidance", self.adversary.players(self.guidance), self.guidance_loss, self.guidance_optimizer, repeat=K
+            ),
+            Update("generator", self.generator, self.generator_loss, self.generator_optimizer, ema=ema, clock=K),
         ]
 
     def guidance_loss(self, batch: Batch, k: int) -> Losses:
@@ -118,8 +119,8 @@ class CSDDistill(GeneratorStage):
         with torch.no_grad():
             q = self.generate(self.generator, batch, "guidance", k)
         noised = self.noised(batch, q, self.t_min_guidance, "guidance", k)
-        losses = fcs_loss(self.guidance.flow(q, batch.labels), noised)
-        return Losses(losses, {"fcs": losses})
+        flow = self.guidance.flow(q, batch.labels)
+        return self.adversary.beside_fcs(fcs_loss(flow, noised), flow, noised, self.teacher, batch)
 
     def generator_loss(self, batch: Batch, k: int) -> Losses:
         """Weighted L_CSD per token at fresh generator samples that carry gradients (eqs. 5 and 12)."""
@@ -130,19 +131,18 @@ class CSDDistill(GeneratorStage):
     def csd_loss(self, batch: Batch, q: Tensor, *key: int | str) -> CSDLoss:
         """L_CSD per token at generator samples q, whose prefixes enter both backbones as constants."""
         noised, prefix = self.noised(batch, q, self.t_min_generator, *key), q.detach()
-        teacher = self.teacher_flow(prefix, batch.labels)
         with torch.no_grad():
             guidance = self.guidance.flow(prefix, batch.labels)
-        if self.form == "dmd":
-            return dmd_loss(teacher, guidance, noised, self.normaliser)
-        return sid_loss(teacher, guidance, noised, self.alpha, self.normaliser)
+        given = self.teacher_flow(prefix, batch.labels), guidance, noised
+        csd = dmd_loss(*given, self.normaliser) if self.form == "dmd" else sid_loss(*given, self.alpha, self.normaliser)
+        return self.adversary.beside_csd(csd, guidance, noised, batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         samples = self.generate(self.generator, batch, "validation")
         for name, q in (("generator", samples), ("teacher", self.teacher.embed(batch.required("tokens")))):
             gap = self.csd_loss(batch, q, "validation").gap
             self.log(f"val/score_gap_{name}", gap.mean(), batch_size=len(batch), sync_dist=True)
-            self.per_position[f"val_score_gap_{name}"] = gap.mean(0)
+            self.watch_held_out(batch, {f"val_score_gap_{name}": gap.mean(0)})
         self.log_likelihood(batch, self.generate(self.ema, batch, "validation"), self.teacher_sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:

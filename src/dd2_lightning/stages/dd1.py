@@ -14,7 +14,7 @@ from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.dd1 import DD1Student, is_finished, joined, trajectory_point
 from dd2_lightning.models.dd1_generator import DD1Generator
 from dd2_lightning.sampling import Sampling
-from dd2_lightning.stages.generator import GeneratorStage
+from dd2_lightning.stages.distillation import GeneratorStage
 from dd2_lightning.stages.schedule import OptimizerSettings
 from dd2_lightning.stages.updates import EMA, Losses, Update, watched_means
 
@@ -41,9 +41,6 @@ class DD1Distill(GeneratorStage):
         optimizer: Adam and its schedule, counted in iterations.
         ema_limit: largest EMA rate; the rate after i iterations is min(limit, (i+1)/(i+10)).
         accumulate: micro-batches an update is split into.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range, or ``lpips`` without its weights.
     """
 
     name = "dd1"
@@ -104,11 +101,7 @@ class DD1Distill(GeneratorStage):
         return self.second * (sample % 2)
 
     def jump_loss(self, student: DD1Student, batch: Batch, t: int | Tensor) -> DD1Loss:
-        """The loss per token, (b, n), of predicting the end of the trajectory from X_t; t one number or (b,).
-
-        Raises:
-            DD2Error: for data without noise.
-        """
+        """The loss per token, (b, n), of predicting the end of the trajectory from X_t; t one number or (b,)."""
         noise, tokens = batch.required("noise"), batch.required("tokens")
         q = self.teacher.embed(tokens)
         x = trajectory_point(self.layout, q, noise, t)
@@ -124,14 +117,14 @@ class DD1Distill(GeneratorStage):
             return (end - q).square().sum(-1)
         if not hasattr(self, "_lpips"):
             assert self.lpips_weights is not None
-            self._lpips = lpips_distance(self.lpips_weights, q.device)
+            self._lpips = lpips_distance(self.lpips_weights)
         return self._lpips(self.teacher.decode(end), self.teacher.decode(q))[:, None]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         for t in (0, self.second):
             jump = self.jump_loss(self.ema, batch, t)
             means = watched_means([watched(jump)])
-            self.per_position |= {f"val_{t}_{name}": mean for name, mean in means.items()}
+            self.watch_held_out(batch, {f"val_{t}_{name}": mean for name, mean in means.items()})
             for name, value in (("cross_entropy", jump.cross_entropy), ("accuracy", jump.hit)):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)

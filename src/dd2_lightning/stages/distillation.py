@@ -1,5 +1,6 @@
-"""The base class of stages with a frozen teacher: networks, teacher sequences, provenance."""
+"""The base classes of stages with a frozen teacher, and of those among them that make a generator."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from dd2_lightning.families.registry import family_of
 from dd2_lightning.files import sha256
 from dd2_lightning.flow import CodebookFlow, Noised, add_noise
 from dd2_lightning.layout import Layout
+from dd2_lightning.metrics.likelihood import sequence_nll
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.walk import noise_to_codes
 from dd2_lightning.sampling import Sampling
@@ -22,23 +24,12 @@ from dd2_lightning.stages.sequences import complete, complete_cache, describe_ca
 
 
 class DistillationStage(Stage):
-    """A stage with a frozen teacher.
+    """A stage with a frozen teacher, which is read from a directory."""
 
-    Args:
-        teacher: directory of the teacher.
-        accumulate: micro-batches an update is split into.
-
-    Attributes:
-        teacher: loaded in ``configure_model`` from ``teacher_path``.
-        starts_from: stages whose directory ``init_from`` may name; without any it starts from the teacher alone.
-        learns_from_pairs: whether it reads ``Batch.noise``.
-    """
-
-    teacher: CodebookTeacher
+    teacher: CodebookTeacher  # loaded in ``configure_model`` from ``teacher_path``
     init_from: str
-    starts_from: ClassVar[tuple[str, ...]] = ()
-    learns_from_pairs: ClassVar[bool] = False
-
+    starts_from: ClassVar[tuple[str, ...]] = ()  # stages whose directory ``init_from`` may name
+    learns_from_pairs: ClassVar[bool] = False  # whether it reads ``Batch.noise``
     teacher_sampling: Sampling
     draws: int
     t_logit_mean: float | None
@@ -46,7 +37,7 @@ class DistillationStage(Stage):
     def __init__(self, teacher: str, accumulate: int):
         super().__init__(accumulate)
         self.teacher_path = teacher
-        self._held_out: Batch | None = None
+        self._held_out: dict[int, Batch] = {}
 
     @property
     def layout(self) -> Layout:
@@ -72,9 +63,7 @@ class DistillationStage(Stage):
     def build(self, source: dict[str, Any]) -> None:
         """Make the trained networks and their moving averages from the teacher, which may be on the meta device.
 
-        Args:
-            source: settings of the stage that this one starts from, with the sizes of the velocity head as ``head``;
-                empty for stages that start from the teacher alone.
+        ``source`` holds the settings of the stage that this one starts from, ``head`` the sizes of its velocity head.
         """
         raise NotImplementedError
 
@@ -82,18 +71,13 @@ class DistillationStage(Stage):
         """Fill the networks from the directory that ``init_from`` names."""
 
     def open_init(self) -> Artifact:
-        """The artifact that ``init_from`` names, made from this very teacher.
-
-        Raises:
-            ArtifactError: if it is missing, from another stage, family or teacher.
-        """
+        """The artifact that ``init_from`` names; refuses one of another stage, family or teacher."""
         artifact = Artifact.open(self.init_from, self.starts_from, "model.init_from")
         check_family(artifact, self.teacher)
         check_hash(self.open_teacher(), artifact.config["teacher"]["sha256"], f"model.init_from {artifact.directory}")
         return artifact
 
     def open_teacher(self) -> Artifact:
-        """The teacher's directory."""
         return Artifact.open(self.teacher_path, ("teacher",), "model.teacher")
 
     def provenance(self) -> dict[str, Any]:
@@ -106,23 +90,13 @@ class DistillationStage(Stage):
         if batch.request is None:
             return batch
         if self.trainer.training:
-            return complete(batch, self.teacher)
-        if self._held_out is None:
-            self._held_out = complete(batch, self.teacher)
-        return self._held_out
+            return complete(batch, self.teacher, self.accumulate)
+        if batch.start not in self._held_out:
+            self._held_out[batch.start] = complete(batch, self.teacher)
+        return self._held_out[batch.start]
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
-        """A cache of teacher sequences, checked, its missing shards sampled by the first process.
-
-        Args:
-            directory: made if missing.
-            num: number of sequences.
-            seed: of the sequences.
-            request: how they are sampled.
-
-        Raises:
-            ArtifactError: if the directory holds another cache or a damaged shard.
-        """
+        """A cache of ``num`` teacher sequences, checked, its missing shards sampled by the first process."""
         description = describe_cache(self.teacher_path, self.teacher, request.sampling, num, seed, request.pair_steps)
         if self.trainer.is_global_zero:
             complete_cache(directory, description, self.teacher, request.sampling)
@@ -170,14 +144,32 @@ class DistillationStage(Stage):
         checkpoint["teacher_sha256"] = self.teacher_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a run with another teacher.
-
-        Raises:
-            ArtifactError: naming the teacher's file.
-        """
+        """Refuse the checkpoint of a run with another teacher."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["teacher_sha256"] != self.teacher_sha256:
             raise ArtifactError(
                 f"{Path(self.teacher_path) / 'teacher.safetensors'} is not the teacher that the run of this "
                 f"checkpoint began with: put that one back, or start the stage again in another directory"
             )
+
+
+class GeneratorStage(DistillationStage):
+    """A stage that makes a generator, whose EMA is sampled, shown and scored."""
+
+    @abstractmethod
+    def draw(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """One-step tokens of the EMA, (b, n, C), from noise (b, n, C)."""
+
+    def log_likelihood(self, batch: Batch, one_step: Tensor, sampling: Sampling) -> None:
+        """Log the teacher's likelihood of one-step tokens (b, n, C), snapped, and of the batch's teacher sequences."""
+        for name, indices in (("one_step", self.teacher.snap(one_step)), ("teacher", batch.required("tokens"))):
+            nll = sequence_nll(self.teacher, indices, batch.labels, sampling).mean()
+            self.log(f"val/nll_{name}", nll, prog_bar=name == "one_step", batch_size=len(batch), sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        return self.draw_images(batch)
+
+    def draw_images(self, batch: Batch) -> Tensor | None:
+        if not self.teacher.tokenizer.has_images:
+            return None
+        return self.teacher.decode(self.draw(self.image_noise(batch), batch.labels))

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 
@@ -44,3 +44,5 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """
     for module in (*blocks_of(network), network):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    if hasattr(network, "hidden"):  # of a velocity head: called beside forward
+        register_fsdp_forward_method(network, "hidden")

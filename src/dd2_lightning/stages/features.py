@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dd2_lightning.data.images import ImageData
 from dd2_lightning.errors import DD2Error, NonFiniteLossError, check_range
 from dd2_lightning.metrics.features import feature_network
 from dd2_lightning.metrics.frechet import FeatureGaussian, Gaussian
@@ -17,11 +18,11 @@ class FeatureSettings:
     """A feature network, and what the features of generated images are brought near to.
 
     Attributes:
-        network: digits, inception, pixels, random, or a class of your own: my_module.MyFeatures, a ``torch.nn.Module``.
+        network: classifier, inception, pixels, random, or a ``torch.nn.Module`` of your own: my_module.MyFeatures.
         reference: teacher (a sample of it), real (the images of ``data.real``), or a file: images or statistics, as
             ``dd2 quality`` reads them.
         weights: weights file of Inception.
-        seed: of a network that is trained when it is needed: digits. 0 is the one that ``dd2 evaluate`` measures with.
+        seed: of the classifier, which is trained when it is needed; 0 is the one that ``dd2 evaluate`` measures with.
         weight: of its distance in the loss.
     """
 
@@ -43,17 +44,17 @@ def check_features(features: list[FeatureSettings]) -> None:
             raise ValueError("model.features: inception needs its weights file: {network: inception, weights: FILE}")
 
 
-def open_networks(features: list[FeatureSettings], directory: str | Path) -> list[nn.Module]:
-    """Open feature networks, frozen; those that are trained here are kept in ``DIRECTORY/features``.
-
-    Raises:
-        DD2Error: for one that cannot be trained on.
-    """
+def open_networks(
+    features: list[FeatureSettings], directory: str | Path, images: Callable[[], ImageData]
+) -> list[nn.Module]:
+    """Open feature networks, frozen; those that are trained here, on ``images``, are kept in ``DIRECTORY/features``."""
     networks = []
     for entry in features:
-        network = feature_network(
-            entry.network, Path(directory) / f"features/{entry.seed}", entry.weights, seed=entry.seed
-        )
+        kept, data = Path(directory) / f"features/{entry.seed}", images() if entry.network == "classifier" else None
+        try:
+            network = feature_network(entry.network, kept, entry.weights, data=data, seed=entry.seed)
+        except ValueError as error:
+            raise DD2Error(f"model.features: {error}") from error
         if not isinstance(network, nn.Module):
             raise DD2Error(f"model.features: {entry.network} is no torch.nn.Module, so it cannot be trained on")
         networks.append(network)
@@ -61,11 +62,7 @@ def open_networks(features: list[FeatureSettings], directory: str | Path) -> lis
 
 
 def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
-    """Features (B, d) in float32, with a gradient where images (B, channels, H, W) have one.
-
-    Raises:
-        DD2Error: if the network has none.
-    """
+    """Features (B, d) in float32, with a gradient where images (B, channels, H, W) have one."""
     with torch.autocast(images.device.type, enabled=False):
         features = network.features(images.float())
     if images.requires_grad and not features.requires_grad:
@@ -77,17 +74,9 @@ def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
 def fit_features(
     networks: list[nn.Module], batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor], name: str
 ) -> list[Gaussian]:
-    """Fits to the features of images, by network.
+    """Fits to the features of images, by network, from this process's batches (B, channels, H, W).
 
-    Args:
-        networks: feature networks.
-        batches: this process's share of the images, (B, channels, H, W) each.
-        reduce: sum over processes.
-        name: what the images are of, for messages.
-
-    Raises:
-        DD2Error: for fewer images than features.
-        NonFiniteLossError: for features that are not finite.
+    ``reduce`` sums over processes; ``name`` says in messages what the images are of.
     """
     fits: list[FeatureGaussian] | None = None
     for images in batches:

@@ -1,37 +1,33 @@
 """Stage 4: train a one-step generator on the Fréchet distance of its images' features (FD-loss, arXiv:2604.28190)."""
 
-from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from dd2_lightning.artifacts import Artifact
-from dd2_lightning.data import PrefixData
 from dd2_lightning.data.batch import Batch
-from dd2_lightning.errors import ArtifactError, DD2Error, check_at_least_one, check_range
+from dd2_lightning.data.images import ImageData
+from dd2_lightning.data.named import images_of
+from dd2_lightning.errors import ArtifactError
 from dd2_lightning.losses import position_weight
 from dd2_lightning.metrics.features import identity
 from dd2_lightning.metrics.frechet import Gaussian, RunningFrechet
 from dd2_lightning.metrics.references import open_reference
 from dd2_lightning.metrics.simple import PixelFeatures
-from dd2_lightning.noise import SampleNoise
-from dd2_lightning.progress import tracked
 from dd2_lightning.stages.align import PerformanceAlign
 from dd2_lightning.stages.features import (
     FeatureSettings,
     check_features,
     check_fit,
     features_for_training,
-    fit_features,
     open_networks,
 )
+from dd2_lightning.stages.moments import MomentImages
 from dd2_lightning.stages.updates import EMA, Losses, Update
 
-FLOOR = 0.01
-"""Added to a distance where its gradient is divided by it."""
+FLOOR = 0.01  # added to a distance where its gradient is divided by it
 
 
 class FrechetAlign(PerformanceAlign):
@@ -55,9 +51,6 @@ class FrechetAlign(PerformanceAlign):
         moment_decay: β, the part of the running moments that an iteration leaves.
         csd_weight: λ; above 0 guidance updates and L_CSD go on as in stage 2.
         kwargs: as for :class:`PerformanceAlign`; ``init_from`` is the directory of a finished csd or align stage.
-
-    Raises:
-        ValueError: as :class:`PerformanceAlign`, without ``features``, and for one that is listed twice.
     """
 
     name = "frechet"
@@ -74,9 +67,8 @@ class FrechetAlign(PerformanceAlign):
     ):
         super().__init__(align_guidance_updates=0, **kwargs)
         check_features(features)
-        check_at_least_one("model.", moment_samples=moment_samples, moment_batch=moment_batch)
-        check_range("model.", "[0, 1)", moment_decay=moment_decay)
-        check_range("model.", "[0, inf)", csd_weight=csd_weight)
+        if self.adversarial and not csd_weight:
+            raise ValueError("model.adversarial needs the guidance network: set model.csd_weight above 0")
         self.features, self.csd_weight = features, csd_weight
         self.moment_samples, self.moment_batch, self.moment_decay = moment_samples, moment_batch, moment_decay
         self.save_settings(FrechetAlign)
@@ -91,14 +83,16 @@ class FrechetAlign(PerformanceAlign):
     def use_networks(self, networks: list[nn.Module]) -> None:
         """Measure with these feature networks, from empty moments on."""
         self.feature_networks = nn.ModuleList(networks)
-        self.distances = nn.ModuleList(RunningFrechet(network.width, self.moment_decay) for network in networks)
+        self.distances = nn.ModuleList(
+            RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
+        )
 
     def load(self, source: Artifact) -> None:
         source.load_into(self.generator, "generator")  # the EMA
         if self.csd_weight:
             source.load_into(self.guidance, "guidance")
         self.ema.load_state_dict(self.generator.state_dict())
-        self.use_networks(open_networks(self.features, self.trainer.default_root_dir))
+        self.use_networks(open_networks(self.features, self.trainer.default_root_dir, self.classified_images))
 
     def trained_networks(self) -> list[nn.Module]:
         return super().trained_networks() if self.csd_weight else list(self.generator.children())
@@ -131,82 +125,40 @@ class FrechetAlign(PerformanceAlign):
             for distance in self.distances:
                 distance.update()
 
+    def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
+        if name == "generator":
+            for distance in self.distances:
+                distance.check_finite()
+        super()._check_finite(losses, name, iteration)
+
     def on_train_start(self) -> None:
         """Fill the moments, unless they came with a checkpoint."""
         super().on_train_start()
         self.feature_networks.eval()
         if not all(distance.count for distance in self.distances):
-            for distance, *gaussians in zip(self.distances, self.fit_generator(), self.references(), strict=True):
+            images = MomentImages(self, self.moment_samples, self.moment_batch)
+            draw = partial(self.generator.generate, head_time=self.head_time)
+            generated = images.fit(list(self.feature_networks), images.generated(draw), "generator")
+            for distance, *gaussians in zip(self.distances, generated, self.references(images), strict=True):
                 distance.start(*gaussians)
 
-    def fit_generator(self) -> list[Gaussian]:
-        """Fits to the features of the generator's images, by feature network."""
-
-        def draw(labels: Tensor, noise: SampleNoise) -> Tensor:
-            eps = noise.randn("moments", self.layout.length, self.teacher.token_dim)
-            return self.generator.generate(eps, labels, self.head_time)
-
-        return self.fit(list(self.feature_networks), self.sampled(draw, "generator"), "generator")
-
-    def references(self) -> list[Gaussian]:
+    def references(self, images: MomentImages) -> list[Gaussian]:
         """What the generator's features are compared with, by feature network."""
-        sources = {"teacher": self.teacher_images, "real": self.real_images}
-        networks = dict(zip(self.features, self.feature_networks, strict=True))
-        found = {}
-        for name, images in sources.items():
+        networks, found = dict(zip(self.features, self.feature_networks, strict=True)), {}
+        for name, batches in {"teacher": images.teacher, "real": images.real}.items():
             chosen = {entry: network for entry, network in networks.items() if entry.reference == name}
             if chosen:
-                found |= zip(chosen, self.fit(list(chosen.values()), images(), name), strict=True)
+                found |= zip(chosen, images.fit(list(chosen.values()), batches(), name), strict=True)
         for entry in networks.keys() - found.keys():
             reference = open_reference(entry.reference)
             found[entry], _ = reference.measured(networks[entry], 1, self.moment_batch, self.device)
             check_fit(found[entry].count, networks[entry], entry.reference)
         return [found[entry] for entry in networks]
 
-    def fit(self, networks: list[nn.Module], batches: Iterator[Tensor], name: str) -> list[Gaussian]:
-        """Fits to the features of images, this process's share of which is given."""
-        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        with self.trainer.precision_plugin.train_step_context():
-            return fit_features(networks, batches, reduce, name)
-
-    def shares(self, total: int, name: str) -> Iterator[slice]:
-        """Batches of ``total`` images that fall to this process."""
-        size, world = self.moment_batch, self.trainer.world_size
-        starts = range(size * self.trainer.global_rank, total, size * world)
-        batches = (slice(start, min(start + size, total)) for start in starts)
-        return (
-            tracked(batches, f"moments: {name}", total, size=size * world) if self.trainer.is_global_zero else batches
-        )
-
-    @torch.no_grad()
-    def sampled(self, draw: Callable[[Tensor, SampleNoise], Tensor], name: str) -> Iterator[Tensor]:
-        """Images of ``draw(labels, noise) -> tokens``; sample i has class i mod classes."""
-        for rows in self.shares(self.moment_samples, name):
-            noise = SampleNoise(self.data.seed, rows.start, rows.stop - rows.start, self.device)
-            labels = torch.arange(rows.start, rows.stop, device=self.device) % self.num_classes
-            yield self.teacher.decode(draw(labels, noise))
-
-    def teacher_images(self) -> Iterator[Tensor]:
-        """A sample of the teacher."""
-
-        def draw(labels: Tensor, noise: SampleNoise) -> Tensor:
-            uniforms = noise.rand("moments of the teacher", self.layout.length)
-            return self.teacher.sample(labels, self.data.sampling, uniforms=uniforms)
-
-        return self.sampled(draw, "teacher")
-
-    def real_images(self) -> Iterator[Tensor]:
-        """The real images that the data module has to learn from."""
-        if self.data.real is None:
-            raise DD2Error("model.features: reference real needs data.real, as in {class_path: DigitsData}")
-        images = self.data.real.train
-        for rows in self.shares(images.size, "real images"):
-            yield images.pixels(rows).to(self.device)
-
-    @property
-    def data(self) -> PrefixData:
-        """The data module of the run."""
-        return cast(PrefixData, self.trainer.datamodule)  # type: ignore[attr-defined]
+    def classified_images(self) -> ImageData:
+        """What classifiers are trained on: the real images of the data module, or the teacher's."""
+        real, teacher = self.trainer.datamodule.real, self.open_teacher()  # type: ignore[attr-defined]
+        return real or images_of(teacher.directory, teacher.config)
 
     @property
     def identities(self) -> list[str]:

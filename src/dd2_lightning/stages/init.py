@@ -32,9 +32,6 @@ class ARDiffusionInit(DistillationStage):
         t_logit_mean: None draws flow times uniformly; a number m draws the logistic function of N(m, 1).
         optimizer: Adam and its schedule, counted in iterations.
         accumulate: micro-batches an update is split into.
-
-    Raises:
-        ValueError: for a setting out of range, naming it and its range.
     """
 
     name = "init"
@@ -63,7 +60,6 @@ class ARDiffusionInit(DistillationStage):
 
     @property
     def head_config(self) -> dict[str, int]:
-        """Sizes of the velocity head."""
         return {"width": self.head_width, "depth": self.head_depth, "octaves": self.head_octaves}
 
     def build(self, source: dict[str, Any]) -> None:
@@ -96,7 +92,7 @@ class ARDiffusionInit(DistillationStage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         error = self.losses(batch, "gts", "validation")
         self.log("val/gts", error.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.per_position["val_gts"] = error.mean(0)
+        self.watch_held_out(batch, {"val_gts": error.mean(0)})
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         if not self.teacher.tokenizer.has_images:

@@ -34,14 +34,7 @@ class OptimizerSettings:
     clip: float = 1.0
 
     def check(self, prefix: str) -> None:
-        """Refuse values out of range.
-
-        Args:
-            prefix: what stands before their names for the user: ``model.optimizer.``.
-
-        Raises:
-            ValueError: naming the first and its range.
-        """
+        """Refuse values out of range; ``prefix`` stands before their names for the user: ``model.optimizer.``."""
         check_range(prefix, "(0, inf)", lr=self.lr)
         counts = {"warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip}
         check_range(prefix, "[0, inf)", **counts, lr_start=self.lr_start, lr_end=self.lr_end)

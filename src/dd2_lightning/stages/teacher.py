@@ -1,31 +1,37 @@
 """Train a small teacher from images: the tokenizer first, then the autoregressive transformer."""
 
 import copy
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dd2_lightning.callbacks.logs import last_iteration, writer_of
 from dd2_lightning.data.batch import Batch
+from dd2_lightning.data.named import describe_images
 from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
+from dd2_lightning.images.files import mosaic
 from dd2_lightning.layout import Layout
+from dd2_lightning.metrics.perceptual import lpips_distance
+from dd2_lightning.models.codebook import perplexity, spacing
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
+from dd2_lightning.models.discriminator import PatchDiscriminator, hinge_loss
 from dd2_lightning.models.tokenizer import VQTokenizer
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages.base import Stage
 from dd2_lightning.stages.schedule import OptimizerSettings
+from dd2_lightning.stages.tokenizer import DiscriminatorSettings, adaptive_weight
 from dd2_lightning.stages.updates import EMA, Losses, Update
+
+SHOWN = 10  # images whose reconstructions are logged, below them
 
 
 def cross_entropy(model: CodebookTeacher, read: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of every token, (b, n).
+    """Cross-entropy of every token, (b, n), with indices (b, n) or probabilities (b, n, V) as the target.
 
-    Args:
-        model: makes the prediction.
-        read: input of its backbone, see :meth:`CodebookTeacher.prepare`.
-        labels: (b,), the null label included.
-        target: indices (b, n) or probabilities (b, n, V).
+    The backbone's input ``read`` is that of :meth:`CodebookTeacher.prepare`; labels (b,) may be the null label.
     """
     target = target.transpose(1, 2) if target.is_floating_point() else target.long()
     return F.cross_entropy(model.predict(read, labels).transpose(1, 2), target, reduction="none")
@@ -72,6 +78,18 @@ def check_images(model: CodebookTeacher, num_classes: int, image_shape: tuple[in
         )
 
 
+def describe_codes(codebook: Tensor) -> str:
+    """The scale of a codebook (V, C) and how far its codes lie from each other, in words."""
+    apart = spacing(codebook.float())
+    low, middle, high = apart.quantile(torch.tensor([0.05, 0.5, 0.95], device=apart.device)).tolist()
+    rms = codebook.float().square().mean().sqrt().item()
+    return (
+        f"{len(codebook):,} codes of {codebook.shape[1]} numbers, rms {rms:.2f} (noise: 1); the nearest other code is "
+        f"{middle:.2f} away ({low:.2f} to {high:.2f} for 9 in 10), "
+        f"as far as noise reaches at t = {middle / (middle + 2):.2f}"
+    )
+
+
 class TeacherTraining(Stage):
     """Train a teacher of any family on labelled images.
 
@@ -81,6 +99,11 @@ class TeacherTraining(Stage):
         tokenizer_iterations: iterations of the tokenizer; the transformer takes the rest of the run.
         reconstruction_weight: weight of the pixels' error against the codebook's in the tokenizer's loss.
         commitment_weight: weight of what the encoder is charged for its distance from the codes.
+        perceptual_weight: weight of LPIPS, how far reconstructions look from images, in the tokenizer's loss.
+        lpips_weights: file with the weights of LPIPS, see :func:`lpips_distance`.
+        discriminator: a discriminator that the tokenizer is trained against; None is without.
+        tokenizer_batch_size: images of a batch that the tokenizer learns from; None is all. It divides
+            ``data.batch_size``, which is the transformer's.
         codebook_rms: root mean square of the codebook's entries, set (without changing an image) when the tokenizer
             is done. Noise has 1.
         label_dropout: share of samples that learn the null label of classifier-free guidance.
@@ -96,10 +119,6 @@ class TeacherTraining(Stage):
             its dead codes in all of a batch, are not.
         images: ``num_classes`` and ``image_shape`` of the data. They give a published family's architecture its
             ``num_classes`` and ``image_channels``, unless it has them. The command line takes them from the data.
-
-    Raises:
-        ValueError: for an unknown family, sizes that it refuses or that are not those of the data, or a setting out
-            of range.
     """
 
     name = "teacher"
@@ -111,6 +130,10 @@ class TeacherTraining(Stage):
         tokenizer_iterations: int = 1000,
         reconstruction_weight: float = 1.0,
         commitment_weight: float = 0.25,
+        perceptual_weight: float = 0.0,
+        lpips_weights: str | None = None,
+        discriminator: DiscriminatorSettings | None = None,
+        tokenizer_batch_size: int | None = None,
         codebook_rms: float = 1.0,
         label_dropout: float = 0.1,
         input_noise: float = 0.0,
@@ -129,7 +152,11 @@ class TeacherTraining(Stage):
         self.family, self.architecture, self.images = family, architecture, images
         self.tokenizer_iterations = tokenizer_iterations
         self.reconstruction_weight, self.commitment_weight = reconstruction_weight, commitment_weight
-        self.codebook_rms = codebook_rms
+        self.perceptual_weight, self.lpips_weights, self.discriminator = perceptual_weight, lpips_weights, discriminator
+        if perceptual_weight and not lpips_weights:
+            raise ValueError("model.perceptual_weight is LPIPS's: name the file of its weights in model.lpips_weights")
+        self.perceptual_distance = lpips_distance(lpips_weights) if perceptual_weight and lpips_weights else None
+        self.tokenizer_batch_size, self.codebook_rms = tokenizer_batch_size, codebook_rms
         self.label_dropout, self.input_noise, self.input_swaps = label_dropout, input_noise, input_swaps
         self.tokenizer_optimizer, self.transformer_optimizer = tokenizer_optimizer, transformer_optimizer
         self.ema_limit, self.sampling = ema_limit, sampling
@@ -137,6 +164,10 @@ class TeacherTraining(Stage):
         self.model = require_codebook(teacher_from_config(family, architecture))
         if images:
             check_images(self.model, **images)
+        self.critic: PatchDiscriminator | None = None
+        if discriminator is not None:
+            channels, side, _ = cast(VQTokenizer, self.model.tokenizer).image_shape
+            self.critic = PatchDiscriminator(channels, side, discriminator.width, discriminator.layers)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
 
     @property
@@ -158,34 +189,62 @@ class TeacherTraining(Stage):
 
     def updates(self) -> list[Update]:
         boundary = self.tokenizer_iterations
-        return [
-            Update(
-                "tokenizer",
-                self.model.tokenizer,
-                self.tokenizer_loss,
-                self.tokenizer_optimizer,
-                stop=boundary,
-                accumulate=False,
-            ),
-            Update(
-                "transformer",
-                nn.ModuleList(self.trained_networks()),
-                self.transformer_loss,
-                self.transformer_optimizer,
-                start=boundary,
-                ema=EMA(self.ema, self.model, self.ema_limit),
-                logged_as="cross_entropy",
-                begin=self.finish_tokenizer,
-            ),
-        ]
+        tokenizer = Update(
+            "tokenizer",
+            self.model.tokenizer,
+            self.tokenizer_loss,
+            self.tokenizer_optimizer,
+            stop=boundary,
+            accumulate=False,
+            batch_size=self.tokenizer_batch_size,
+        )
+        transformer = Update(
+            "transformer",
+            nn.ModuleList(self.trained_networks()),
+            self.transformer_loss,
+            self.transformer_optimizer,
+            start=boundary,
+            ema=EMA(self.ema, self.model, self.ema_limit),
+            logged_as="cross_entropy",
+            begin=self.finish_tokenizer,
+        )
+        if self.discriminator is None or self.critic is None:
+            return [tokenizer, transformer]
+        critic = replace(
+            tokenizer,
+            name="discriminator",
+            network=self.critic,
+            loss=self.discriminator_loss,
+            optimizer=self.discriminator.optimizer,
+            start=self.discriminator.start,
+        )
+        return [tokenizer, critic, transformer]
 
     def tokenizer_loss(self, batch: Batch, k: int) -> Losses:
-        """Reconstruction and commitment, (1, 1)."""
-        losses = cast(VQTokenizer, self.model.tokenizer).training_losses(
-            batch.required("images"), batch.stream("codes"), self.reconstruction_weight, self.commitment_weight
+        """Reconstruction, codebook, commitment and, where they are on, the perceptual and adversarial terms, (1, 1)."""
+        tokenizer, images = cast(VQTokenizer, self.model.tokenizer), batch.required("images")
+        losses = tokenizer.training_losses(
+            images, batch.stream("codes"), self.reconstruction_weight, self.commitment_weight
         )
-        watch = {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}
-        return Losses(losses.loss.view(1, 1), watch, progress=tuple(watch))
+        loss, watch = losses.loss, {"reconstruction": losses.reconstruction, "perplexity": losses.perplexity}
+        if self.perceptual_distance is not None:
+            watch["perceptual"] = self.perceptual_distance((losses.pixels + 1) / 2, images).mean()
+            loss = loss + self.perceptual_weight * watch["perceptual"]
+        if self.discriminator is not None and self.critic is not None and batch.iteration >= self.discriminator.start:
+            adversarial = -self.critic(losses.pixels).mean()
+            last = tokenizer.decoder.get_parameter("conv_out.weight")
+            ratio = adaptive_weight(loss, adversarial, last, self.trainer.strategy.reduce)
+            loss = loss + self.discriminator.weight * ratio * adversarial
+            watch |= {"adversarial": adversarial, "adversarial_weight": ratio}
+        return Losses(loss.view(1, 1), watch, progress=tuple(watch))
+
+    def discriminator_loss(self, batch: Batch, k: int) -> Losses:
+        """How badly images and reconstructions are told from each other, (1, 1)."""
+        images = batch.required("images")
+        with torch.no_grad():
+            drawn = cast(VQTokenizer, self.model.tokenizer).training_losses(images).pixels
+        assert self.critic is not None
+        return Losses(hinge_loss(self.critic(2 * images - 1), self.critic(drawn)).view(1, 1))
 
     def finish_tokenizer(self) -> None:
         """Bring the codebook to the scale of noise and hand the tokenizer to the transformer."""
@@ -205,11 +264,24 @@ class TeacherTraining(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = batch.required("images")
         indices = self.model.encode(images)
-        error = F.mse_loss(self.model.decode(indices), images)
-        self.log("val/reconstruction", error, batch_size=len(batch), sync_dist=True)
+        decoded = self.model.decode(indices)
+        used = perplexity(torch.bincount(indices.flatten(), minlength=len(self.model.codebook)))
+        measured = {"val/reconstruction": F.mse_loss(decoded, images), "val/perplexity": used}
+        self.log_dict(measured, batch_size=len(batch), sync_dist=True)
+        if batch_idx == 0 and not self.trainer.sanity_checking and (writer := writer_of(self.trainer)) is not None:
+            pairs = torch.cat([images[:SHOWN], decoded[:SHOWN]])
+            writer.add_image("reconstructions", mosaic(pairs, len(pairs) // 2), last_iteration(self.trainer))
         if self.trainer.global_step > self.tokenizer_iterations:
             losses = cross_entropy(self.ema, self.ema.prepare(indices), batch.labels, indices)
             self.log("val/cross_entropy", losses.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+    def on_train_end(self) -> None:
+        """Say how the codes lie, which is what a student's noise levels have to resolve."""
+        described = describe_codes(self.model.codebook.detach())
+        if self.trainer.is_global_zero:
+            print(described)
+        if (writer := writer_of(self.trainer)) is not None:
+            writer.add_text("codes", described, last_iteration(self.trainer))
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         if self.trainer.global_step <= self.tokenizer_iterations:
@@ -217,4 +289,5 @@ class TeacherTraining(Stage):
         return sample_images(self.ema, batch, self.sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-        return {"family": self.family, "architecture": self.ema.config}, {"teacher": self.ema}
+        data = describe_images(self.trainer.datamodule)  # type: ignore[attr-defined]
+        return {"family": self.family, "architecture": self.ema.config, **data}, {"teacher": self.ema}

@@ -14,19 +14,12 @@ from dd2_lightning.stages.schedule import OptimizerSettings, ema_rate, update_em
 
 @dataclass
 class Losses:
-    """What a micro-batch gives: the loss to differentiate, and quantities to watch.
+    """What a micro-batch gives: the loss to differentiate, and quantities to watch."""
 
-    Attributes:
-        loss: per token, (b, n); its mean is differentiated.
-        watch: by name, values per token (b, n), kept for plots per position, or a single number ().
-        weight: of every token in the means of ``watch``, (b, n); None weighs all alike.
-        progress: names of the watched quantities whose mean is also logged and shown on the progress bar.
-    """
-
-    loss: Tensor
-    watch: dict[str, Tensor] = field(default_factory=dict)
-    weight: Tensor | None = None
-    progress: tuple[str, ...] = ()
+    loss: Tensor  # per token, (b, n); its mean is differentiated
+    watch: dict[str, Tensor] = field(default_factory=dict)  # values per token (b, n), or single numbers ()
+    weight: Tensor | None = None  # of every token in the means of ``watch``, (b, n); None weighs all alike
+    progress: tuple[str, ...] = ()  # the watched quantities whose mean is also logged and shown on the progress bar
 
     def detach(self) -> "Losses":
         """The same numbers without their graph."""
@@ -49,17 +42,11 @@ def watched_means(losses: list[Losses]) -> dict[str, Tensor]:
 
 
 class EMA(NamedTuple):
-    """An exponential moving average of a network's parameters.
+    """An exponential moving average of a network's parameters."""
 
-    Attributes:
-        average: the network that holds it.
-        network: the network it follows.
-        limit: largest rate; the rate after i updates is min(limit, (i+1)/(i+10)). 0 copies the network.
-    """
-
-    average: nn.Module
-    network: nn.Module
-    limit: float
+    average: nn.Module  # the network that holds it
+    network: nn.Module  # the network it follows
+    limit: float  # largest rate; the rate after i updates is min(limit, (i+1)/(i+10)). 0 copies the network.
 
     def update(self, count: int) -> float:
         """Take in the network after ``count`` earlier updates, and return the rate of that."""
@@ -70,44 +57,29 @@ class EMA(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """One kind of optimizer step: which network learns from which loss, and in which iterations.
+    """One kind of optimizer step: which network learns from which loss, and in which iterations."""
 
-    Attributes:
-        name: of what is updated.
-        network: its parameters get gradients.
-        loss: ``(micro-batch, k) -> Losses`` of the k-th repetition within an iteration.
-        optimizer: Adam, its schedule and the gradient clipping.
-        repeat: steps an iteration.
-        start: first iteration that has it.
-        stop: first iteration that does not have it any more; None is the end of the run.
-        ema: updated after the last repetition, counted from ``start``.
-        clock: what the learning rate counts: None the steps of this update, from ``start`` to ``stop``; a number N
-            counts N steps in every iteration of the run, of which this update's ``repeat`` are the last.
-        logged_as: name of the loss in logs and errors; None is ``name``.
-        accumulate: whether a batch may be split into micro-batches.
-        begin: called once, in iteration ``start``, before the first step.
-    """
-
-    name: str
-    network: nn.Module
-    loss: Callable[[Batch, int], Losses]
-    optimizer: OptimizerSettings
-    repeat: int = 1
-    start: int = 0
-    stop: int | None = None
-    ema: EMA | None = None
+    name: str  # of what is updated
+    network: nn.Module  # its parameters get gradients
+    loss: Callable[[Batch, int], Losses]  # ``(micro-batch, k) -> Losses`` of the k-th repetition within an iteration
+    optimizer: OptimizerSettings  # Adam, its schedule and the gradient clipping
+    repeat: int = 1  # steps an iteration
+    start: int = 0  # first iteration that has it
+    stop: int | None = None  # first iteration that does not have it any more; None is the end of the run
+    ema: EMA | None = None  # updated after the last repetition, counted from ``start``
+    # what the learning rate counts: None the steps of this update, from ``start`` to ``stop``; a number N counts N in
+    # every iteration of the run, of which this update's ``repeat`` are the last
     clock: int | None = None
-    logged_as: str | None = None
-    accumulate: bool = True
-    begin: Callable[[], None] | None = None
+    logged_as: str | None = None  # name of the loss in logs and errors; None is ``name``
+    accumulate: bool = True  # whether a batch may be split into micro-batches
+    batch_size: int | None = None  # samples of a batch that it reads, of all processes together; None is all
+    begin: Callable[[], None] | None = None  # called once, in iteration ``start``, before the first step
 
     @property
     def label(self) -> str:
-        """Name of the loss in logs and errors."""
         return self.logged_as or self.name
 
     def is_due(self, iteration: int) -> bool:
-        """Whether this iteration has the update."""
         return self.start <= iteration and (self.stop is None or iteration < self.stop)
 
     def count(self, iterations: int) -> int:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from dd2_lightning import flow
 from dd2_lightning.costs import Ledger
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import build_meta
@@ -25,11 +27,9 @@ def stored_posterior_mean(x_t: Tensor, t: Tensor, codebook: Tensor, log_p: Tenso
 def time_flow(
     family: str, architecture: dict[str, Any], batch_size: int, draws: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Seconds and memory of the posterior mean, alone and with its gradient by the noised tokens.
+    """Seconds of every round, and bytes alive at once, of the posterior mean and of its gradient by noised tokens.
 
-    Returns:
-        ``tokens``, ``codes`` and ``channels``, ``seconds`` of every round, ``median_seconds``, and ``bytes`` that are
-        alive at once beyond what is given.
+    ``fused_gradient`` has logits in double precision; ``single_gradient``, which has not, says what that costs.
     """
     teacher = require_codebook(build_meta(family, architecture))
     n, V, C = teacher.layout.length, len(teacher.codebook), teacher.token_dim
@@ -41,11 +41,16 @@ def time_flow(
         x0 = posterior_mean(x_t.detach().requires_grad_(), *rest)
         x0.backward(torch.ones_like(x0))
 
+    def single_gradient() -> None:
+        with patch.object(flow, "LOGITS_DTYPE", torch.float32):
+            gradient(codebook_posterior_mean)
+
     functions = {
         "fused": lambda: codebook_posterior_mean(x_t, *rest),
         "stored": lambda: stored_posterior_mean(x_t, *rest),
         "fused_gradient": lambda: gradient(codebook_posterior_mean),
         "stored_gradient": lambda: gradient(stored_posterior_mean),
+        "single_gradient": single_gradient,
     }
     seconds = interleaved(functions, rounds, device)
     return {

@@ -1,14 +1,19 @@
 """Time of a teacher against one step."""
 
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dd2_lightning.devices import PRECISIONS, autocast, check_precision
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.models.graphs import Replayed, cast_linears
 from dd2_lightning.models.sizes import count_parameters
 from dd2_lightning.models.student import build_student
 from dd2_lightning.sampling import Sampling
@@ -23,28 +28,39 @@ def time_sampling(
     sampling: Sampling,
     head: tuple[int, int],
     device: str,
+    precision: str | int = "32",
+    graphs: bool = False,
 ) -> dict[str, Any]:
-    """Seconds a batch of teacher sequences, of one-step sequences, and of decoding them.
+    """Seconds a batch of teacher sequences, of one-step sequences, and of decoding them, with their ratios.
 
-    Returns:
-        ``steps`` and ``tokens`` of the teacher, ``parameters`` of both, ``seconds`` of every round,
-        ``median_seconds``, ``ratio`` of the networks alone and ``ratio_with_decoder``.
+    With ``graphs`` all three are replayed as CUDA graphs. On a GPU, ``bytes`` are the largest that each allocates,
+    weights included.
     """
     with torch.device(device):
         teacher = require_codebook(teacher_from_config(family, architecture)).to(device).eval()
         student = build_student(teacher, width=head[0], depth=head[1]).to(device).eval()
     generator = OneStepGenerator(student, teacher.tokenizer, head_time=1.0)
-    labels = torch.arange(batch_size, device=device) % teacher.num_classes
-    tokens = torch.randn(batch_size, teacher.layout.length, teacher.token_dim, device=device)
-    seconds = interleaved(
-        {
-            "teacher": lambda: teacher.sample(labels, sampling),
-            "one_step": lambda: generator.sample(labels),
-            "decoder": lambda: generator.decode(tokens),
-        },
-        rounds,
-        device,
-    )
+    with torch.device(device):
+        labels = torch.arange(batch_size) % teacher.num_classes
+        tokens = torch.randn(batch_size, teacher.layout.length, teacher.token_dim)
+        uniforms = torch.rand(batch_size, teacher.layout.length)
+    check_precision(torch.device(device), precision)
+    for network in (teacher, student):
+        cast_linears(network, PRECISIONS[str(precision)])
+
+    def timed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Tensor]:
+        def computed(*inputs: Tensor) -> Tensor:
+            with autocast(torch.device(device), precision):
+                return function(*inputs)
+
+        return partial(Replayed(computed) if graphs else computed, *inputs)
+
+    functions = {
+        "teacher": timed(lambda y, u: teacher.sample(y, sampling, uniforms=u), labels, uniforms),
+        "one_step": timed(lambda y, noise: generator.sample(y, noise=noise), labels, tokens),
+        "decoder": timed(generator.decode, tokens),
+    }
+    seconds = interleaved(functions, rounds, device)
     middle = {name: median(taken) for name, taken in seconds.items()}
     return {
         "steps": teacher.layout.num_positions,
@@ -54,7 +70,17 @@ def time_sampling(
             "one_step": count_parameters(student),
         },
         "seconds": seconds,
+        "bytes": {name: allocated_bytes(function, device) for name, function in functions.items()},
         "median_seconds": middle,
         "ratio": middle["teacher"] / middle["one_step"],
         "ratio_with_decoder": (middle["teacher"] + middle["decoder"]) / (middle["one_step"] + middle["decoder"]),
     }
+
+
+def allocated_bytes(function: Callable[[], Any], device: str) -> int | None:
+    """The largest number of bytes that are allocated on a GPU while a function runs; None elsewhere."""
+    if torch.device(device).type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    return torch.cuda.max_memory_allocated(device)

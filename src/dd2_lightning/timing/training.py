@@ -57,12 +57,7 @@ def time_updates(
     precision: str,
     device: str,
 ) -> dict[str, dict[str, Any]]:
-    """Time the updates of a stage.
-
-    Returns:
-        By update: ``parameters`` that it changes, ``flops`` a sample, ``seconds`` of every round,
-        ``seconds_per_sample`` (the median), ``tflops`` achieved (10¹² operations a second).
-    """
+    """Time the updates of a stage, by name; ``flops`` are those of a sample, ``tflops`` 10¹² operations a second."""
     with torch.device(device):
         stage.teacher = teacher
         stage.build({"head": head})

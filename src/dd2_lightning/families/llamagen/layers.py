@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd2_lightning.families.llamagen.config import LlamaGenConfig
-from dd2_lightning.models.layers import LayerCache
+from dd2_lightning.models.layers import LayerCache, Linear
 
 
 def rope_table(grid: int, head_dim: int, base: float = 10_000.0) -> Tensor:
@@ -29,9 +29,9 @@ def rope_table(grid: int, head_dim: int, base: float = 10_000.0) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate adjacent channels of x (B, L, heads, d) by a table (L, d/2, 2), in float32."""
+    """Rotate adjacent channels of x (B, heads, L, d) by a table (L, d/2, 2), in float32."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table[:, None].unbind(-1)
+    cos, sin = table.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
 
 
@@ -54,13 +54,13 @@ class GroupedAttention(nn.Module):
     def __init__(self, dim: int, heads: int, kv_heads: int):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.wqkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.wqkv = Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
+        self.wo = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 2)
-        q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
+        qk, v = qkv.transpose(1, 2).split([self.heads + self.kv_heads, self.kv_heads], 1)
+        q, k = rotate(qk, rope).split([self.heads, self.kv_heads], 1)
         if cache is not None:
             k, v = cache.extend(k, v)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.kv_heads != self.heads)
@@ -72,9 +72,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w1 = Linear(dim, hidden, bias=False)
+        self.w3 = Linear(dim, hidden, bias=False)
+        self.w2 = Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

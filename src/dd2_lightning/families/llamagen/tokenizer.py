@@ -64,6 +64,9 @@ class SphereVQ(VQTokenizer):
     def codebook(self) -> Tensor:
         return self.code_norm * self.quantize.unit_codes
 
+    def look_up(self, indices: Tensor) -> Tensor:
+        return self.code_norm * F.normalize(self.quantize.embedding(indices), dim=-1)  # of 16,384 codes these alone
+
     def latents(self, images: Tensor) -> Tensor:
         return F.normalize(super().latents(images), dim=1)
 

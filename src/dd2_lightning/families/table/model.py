@@ -5,12 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dd2_lightning.families.table.dd1 import DD1Causal
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
-from dd2_lightning.models.layers import AdaLNBlock, Cache, fourier_features, visibility
+from dd2_lightning.models.dd1 import DD1Student
+from dd2_lightning.models.layers import (
+    AdaLNBlock,
+    AdaptiveNorm,
+    Cache,
+    exact_linear,
+    fourier_features,
+    visibility,
+)
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
 
@@ -115,13 +122,48 @@ class CausalBackbone(Backbone):
         return x
 
 
+class DD1Causal(DD1Student):
+    """A small transformer with fresh weights over any layout; the class also modulates every block.
+
+    ``octaves`` counts the :func:`fourier_features` of tokens and noise.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        token_dim: int,
+        num_classes: int,
+        codes: int,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        octaves: int = 0,
+    ):
+        super().__init__(layout, token_dim, num_classes, width)
+        self.octaves = octaves
+        self.input = nn.Linear(token_dim * (1 + 2 * octaves), width)
+        self.classes = nn.Embedding(num_classes, width)
+        self.place = nn.Parameter(torch.randn(len(self.position), width) * 0.02)
+        self.blocks = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(depth))
+        self.head_nm = AdaptiveNorm(width)
+        self.head = nn.Linear(width, codes)
+
+    def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.classes(labels)
+        h = torch.cat([c[:, None], self.input(fourier_features(x, self.octaves))], 1) + self.place + flags
+        for block in self.blocks:
+            h = block(h, c, self.mask)
+        return h[:, 1:], c
+
+    def classify(self, h: Tensor, c: Tensor) -> Tensor:
+        return exact_linear(self.head, self.head_nm(h, c))
+
+
 class TableTeacher(CodebookTeacher):
     """An exact joint distribution over token sequences, without weights that a student could start from.
 
-    Args:
-        joint: probabilities (need not be normalised), (classes, V, ..., V).
-        codebook: (V, C).
-        student: width, depth, heads and octaves of the student's :class:`CausalBackbone`.
+    The joint, (classes, V, ..., V), need not be normalised; ``student`` has width, depth, heads and octaves of the
+    student's :class:`CausalBackbone`.
     """
 
     def __init__(self, joint: Tensor, codebook: Tensor, student: dict | None = None):

@@ -29,7 +29,7 @@ from dd2_lightning.models.layers import (
     init_residual,
     visibility,
 )
-from dd2_lightning.models.truncation import keep_top_k
+from dd2_lightning.models.truncation import keep_likeliest
 from dd2_lightning.sampling import Sampling
 
 
@@ -137,13 +137,7 @@ class VARTeacher(CodebookTeacher):
 
     def truncate(self, logits: Tensor, sampling: Sampling) -> Tensor:
         """Temperature, top-k with ties, then VAR's top-p: the tail of mass at most 1 - p is cut."""
-        logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
-        if sampling.top_p < 1:
-            ordered, order = logits.sort(-1)
-            cut = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-            cut[..., -1] = False
-            logits = logits.masked_fill(cut.scatter(-1, order, cut), -torch.inf)
-        return logits
+        return keep_likeliest(logits / sampling.temperature, sampling.top_k, sampling.top_p, torch.ge)
 
     def choose(
         self, flow: CodebookFlow, sampling: Sampling, uniforms: Tensor, position: int, rng: torch.Generator | None
