@@ -21,8 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from dd2_lightning import flow as flows
 from dd2_lightning.layout import Layout
+from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import Cache
+from dd2_lightning.models.truncation import draw
+from dd2_lightning.sampling import Sampling
 
 PRECISIONS = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precisions of the trainer that are counted, and the type that autocast computes in."""
@@ -36,6 +39,18 @@ CPU_ATTENTION = {
         lambda grad, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(grad, q, k, v)
     ),
 }
+
+USABLE = 0.9
+"""Share of a GPU's memory that is planned with; the rest is for its runtime, communication and fragmentation."""
+
+CPU_MEMORY = 4e9
+"""Bytes that a batch may take on a CPU."""
+
+LARGEST = 500
+"""Samples that are drawn at a time, if they fit; more would not be faster."""
+
+COUNTED_AT = (8, 16)
+"""Batch sizes that are counted; with fewer samples something else than the activations can be the peak."""
 
 WALK_SAMPLES = 16
 """Positions of a walk whose cost is counted, if it has more; the others lie between them on straight lines."""
@@ -201,3 +216,58 @@ def flow_flops(teacher: CodebookTeacher) -> int:
     with count_flops() as flops:
         flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1))
     return flops.get_total_flops()
+
+
+@torch.no_grad()
+def sampling_peak(teacher: CodebookTeacher, size: int, sampling: Sampling | None = None, pairs: bool = False) -> int:
+    """Bytes alive at once while ``size`` sequences are drawn, at the last position: all others are in the cache.
+
+    With ``pairs`` noise is integrated instead.
+    """
+    layout, device = teacher.layout, teacher.codebook.device
+    labels, last = torch.zeros(size, dtype=torch.long, device=device), layout.counts[-1]
+    known = layout.offsets[max(0, layout.num_positions - 2)]
+    with Ledger() as ledger:
+        walk = teacher.walk(labels, sampling, torch.zeros(size, known, dtype=torch.long, device=device))
+        flows_of_positions = iter(walk)
+        if layout.num_positions > 1:
+            next(flows_of_positions)
+            walk.append(torch.zeros(size, layout.counts[-2], dtype=torch.long, device=device))
+            ledger.peak = ledger.alive
+        flow = next(flows_of_positions)
+        if pairs:
+            noise = torch.zeros(size, last, teacher.token_dim, device=device)
+            x0 = flow.denoise(noise[:, :, None], torch.ones(size, last, 1, device=device))
+            nearest_code(x0[:, :, 0], flow.codebook, flow.log_p)
+        else:
+            draw(flow, torch.zeros(size, last, device=device))
+    return ledger.peak
+
+
+def peak_of(function: Callable[[], Any]) -> int:
+    """Bytes alive at once that a function allocates."""
+    with Ledger() as ledger:
+        function()
+    return ledger.peak
+
+
+def growth(peak: Callable[[int], int]) -> tuple[int, int]:
+    """Bytes a sample, and those that do not depend on the batch, of a peak by batch size; on shapes."""
+    few, many = COUNTED_AT
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        first, second = peak(few), peak(many)
+    each = max(1, (second - first) // (many - few))
+    return each, max(0, second - many * each)
+
+
+def largest_batch(device: torch.device, *peaks: Callable[[int], int]) -> int:
+    """How many samples at a time, up to :data:`LARGEST`, are within a device's memory in all of these peaks.
+
+    Beside what is allocated on a GPU already; on a CPU within :data:`CPU_MEMORY`.
+    """
+    memory = CPU_MEMORY
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        memory = USABLE * total - torch.cuda.memory_allocated(device)
+    fits = [int((memory - fixed) // each) for each, fixed in map(growth, peaks)]
+    return max(1, min(LARGEST, *fits))

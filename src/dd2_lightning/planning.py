@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -16,13 +18,25 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from dd2_lightning.artifacts import Artifact
-from dd2_lightning.costs import Cost, loss_cost, sampling_flops, shapes_only
+from dd2_lightning.costs import (
+    COUNTED_AT,
+    USABLE,
+    Cost,
+    computing_in,
+    growth,
+    loss_cost,
+    peak_of,
+    sampling_flops,
+    sampling_peak,
+    shapes_only,
+)
 from dd2_lightning.data import Batch, PrefixData
 from dd2_lightning.errors import check_range
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
+from dd2_lightning.models.tokenizer import PIXELS, VQTokenizer
 from dd2_lightning.progress import tracked
 from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
@@ -30,11 +44,6 @@ from dd2_lightning.stages.distillation import DistillationStage
 from dd2_lightning.stages.updates import Update
 
 GIGA = 1e9
-USABLE = 0.9
-"""Share of a GPU's memory that is planned with; the rest is for its runtime, communication and fragmentation."""
-
-COUNTED_AT = (8, 16)
-"""Batch sizes that are counted; with fewer samples something else than the activations can be the peak."""
 
 
 @dataclass
@@ -52,6 +61,19 @@ class UpdatePlan:
 
 
 @dataclass
+class Phase:
+    """What is done beside the updates, without gradients."""
+
+    name: str  # with the number of its samples
+    samples: int  # at a time, on a GPU
+    peak: tuple[int, int]  # bytes a sample, and those that do not depend on their number
+
+    @property
+    def activations(self) -> int:
+        return self.samples * self.peak[0] + self.peak[1]
+
+
+@dataclass
 class Plan:
     """Networks, updates and teacher sequences of a run."""
 
@@ -60,6 +82,7 @@ class Plan:
     parameters: dict[str, int]  # network to its number of parameters
     weights: int  # bytes of all networks, buffers included
     updates: list[UpdatePlan]  # the kinds of optimizer steps
+    phases: list[Phase]  # validation, sampling, decoding
     batch_size: int  # of all GPUs together
     devices: int  # number of GPUs
     micro_batch: int  # samples a GPU holds at a time
@@ -85,6 +108,16 @@ class Plan:
     def activations(self) -> int:
         """Bytes of activations a sample, in the update that needs the most."""
         return max(update.cost.peak for update in self.updates)
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Bytes that a GPU holds in all, at the most, in each update and phase."""
+        kept = self.weights + self.optimizer
+        updates = {
+            f"update of the {u.name}": kept + self.gradients + u.fixed.peak + self.micro_batch * u.cost.peak
+            for u in self.updates
+        }
+        return updates | {phase.name: kept + phase.activations for phase in self.phases}
 
     def fits(self, memory: float) -> int:
         """The largest micro-batch for a GPU of so many bytes; 0 if not even the networks fit."""
@@ -134,12 +167,14 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
         updates = [count_update(stage, update, iterations, precision) for update in counted]
         guided = data.sampling.guidance_scale is not None
         sequence = sampling_flops(stage.teacher, guided, precision, data.pair_steps or 0)
+        phases = list(count_phases(stage, data, micro_batch, precision))
     return Plan(
         stage=stage.name,
         teacher=source,
         parameters={name: count_parameters(module) for name, module in networks.items()},
         weights=sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers())),
         updates=updates,
+        phases=phases,
         batch_size=data.batch_size,
         devices=devices,
         micro_batch=micro_batch,
@@ -161,13 +196,37 @@ def count_update(stage: DistillationStage, update: Update, iterations: int, prec
     return UpdatePlan(update.name, update.count(iterations), sample, fixed)
 
 
+def count_phases(stage: DistillationStage, data: PrefixData, micro_batch: int, precision: Any) -> Iterator[Phase]:
+    """Count what a run does beside its updates: it validates, samples the teacher, and decodes images to show."""
+    teacher = stage.teacher
+
+    def validate(size: int) -> int:
+        batch = blank_batch(stage, size)
+        with torch.no_grad(), computing_in(precision), warnings.catch_warnings(action="ignore"):
+            return peak_of(lambda: stage.validation_step(batch, 0))
+
+    def decode(size: int) -> int:
+        tokens = torch.zeros(size, stage.layout.length, teacher.token_dim)
+        with torch.no_grad(), computing_in(precision):
+            return peak_of(lambda: teacher.decode(tokens))
+
+    samples = min(micro_batch, data.validation_size)
+    with patch.object(type(stage), "image_sampling", data.sampling):  # a trainer has it otherwise
+        yield Phase(f"validation, {samples} samples", samples, growth(validate))
+    drawing = partial(sampling_peak, teacher, sampling=data.sampling, pairs=bool(data.pair_steps))
+    yield Phase(f"sampling the teacher, {micro_batch} sequences", micro_batch, growth(drawing))
+    if teacher.tokenizer.has_images:
+        images = max(1, PIXELS // math.prod(teacher.tokenizer.image_shape[1:]))
+        yield Phase(f"decoding, {images} images", images, growth(decode))
+
+
 def blank_batch(stage: DistillationStage, size: int) -> Batch:
     """A batch of ``size`` samples, all zeros."""
     tokens = torch.zeros(size, stage.layout.length, dtype=torch.long)
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
     labels, images = torch.zeros(size, dtype=torch.long), None
     if getattr(stage, "adversarial", None):
-        images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
+        images = torch.zeros(size, *cast(VQTokenizer, stage.teacher.tokenizer).image_shape)
     return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 
@@ -260,6 +319,8 @@ def print_plan(plan: Plan, memory: float, throughput: float) -> None:
         "optimizer state": size(plan.optimizer),
         f"activations of {plan.micro_batch} samples": size(activations),
         "sum": size(plan.constant + activations),
+        **{name: size(number) for name, number in plan.peaks.items()},
+        "peak": f"{size(max(plan.peaks.values()))} ({max(plan.peaks, key=plan.peaks.__getitem__)})",
         f"micro-batch that fits {memory / GIGA:g} GB": f"{fits:,} samples" if fits else "none",
     }
     show("memory of a GPU", "bytes", rows=memory_rows.items())

@@ -41,7 +41,9 @@ def init_stage(teacher: str, **settings) -> ARDiffusionInit:
 def csd_stage(teacher: str, tmp_path: Path, kind=CSDDistill, **settings) -> CSDDistill:
     """A stage whose ``init_from`` is only begun: its config says the size of the head."""
     (tmp_path / "init").mkdir(exist_ok=True)
-    (tmp_path / "init/config.json").write_text(json.dumps({"head": {"width": 16, "depth": 2, "octaves": 0}}))
+    head = {"width": 16, "depth": 2, "octaves": 0}
+    config = {"stage": "init", "format": 1, "family": "", "teacher": {"path": "", "sha256": ""}, "head": head}
+    (tmp_path / "init/config.json").write_text(json.dumps(config))
     sampling = Sampling(guidance_scale=1.5, top_k=3)
     return kind(teacher=teacher, init_from=str(tmp_path / "init"), teacher_sampling=sampling, draws=2, **settings)
 

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from dd2_lightning.errors import DD2Error, check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
@@ -17,7 +17,7 @@ def cache(
     seed: int = 0,
     processes: int = 1,
     shard_size: int = 10_000,
-    batch_size: int = 500,
+    batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     part: int = 0,
     parts: int = 1,
@@ -34,7 +34,7 @@ def cache(
         processes: how many sample at a time, each its own shards.
         shard_size: sequences a file; what an interruption can cost. Where that would leave processes without a shard,
             shards are smaller.
-        batch_size: sequences at a time.
+        batch_size: sequences at a time; auto is the largest that fits the GPU's memory, or 4 GB on a CPU, up to 500.
         device: where to compute: auto, cpu, cuda (every process its GPU), mps.
         part: for several machines: which part of the shards is this one's, from 0.
         parts: for several machines: how many there are.
@@ -49,7 +49,8 @@ def cache(
     from dd2_lightning.devices import resolve_device
     from dd2_lightning.stages.sequences import describe_cache, fill
 
-    counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": batch_size, "parts": parts}
+    size = None if batch_size == "auto" else batch_size
+    counts = {"num": num, "processes": processes, "shard_size": shard_size, "batch_size": size, "parts": parts}
     check_samples(seed)
     check_at_least_one("--", **counts, pair_steps=pair_steps)
     device = str(resolve_device(device))
@@ -63,7 +64,7 @@ def cache(
         mine = [shard for shard in sequences.missing() if shard % parts == part]
         shares = [mine[k::processes] for k in range(processes) if mine[k::processes]]
         if len(shares) > 1:
-            work = (teacher, output, description, sampling, shares, batch_size, device)
+            work = (teacher, output, description, sampling, shares, size, device)
             try:
                 run_processes(sample_share, work, len(shares))
             except multiprocessing.ProcessRaisedException as error:
@@ -73,7 +74,7 @@ def cache(
                     f"a process of dd2 cache ended: {error}; run the command again to complete it"
                 ) from error
         else:
-            fill(sequences, network.to(device), sampling, mine, batch_size)
+            fill(sequences, network.to(device), sampling, mine, size)
     done = len(sequences.shards) - len(sequences.missing())
     finish("cache", f"{done} of {len(sequences.shards)} shards, {num} sequences -> {output}", output=output, num=num)
 
@@ -85,7 +86,7 @@ def sample_share(
     description: dict[str, Any],
     sampling: Sampling,
     shares: list[list[int]],
-    batch_size: int,
+    batch_size: int | None,
     device: str,
 ) -> None:
     """Sample one process's shards; the first process shows its progress."""

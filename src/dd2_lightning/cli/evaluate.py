@@ -1,10 +1,16 @@
 """``dd2 evaluate``: samplers against their teacher."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dd2_lightning.errors import check_samples
 from dd2_lightning.families.registry import AnySampling
+from dd2_lightning.sampling import Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+    from dd2_lightning.models.codebook_teacher import CodebookTeacher
 
 
 def evaluate(
@@ -21,7 +27,7 @@ def evaluate(
     features: dict[str, Any] | str = "classifier",
     inception: str | None = None,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     precision: str | int = "32",
 ) -> dict[str, Any]:
@@ -47,7 +53,8 @@ def evaluate(
             class of your own: my_module.MyFeatures, perhaps as class_path and init_args.
         inception: weights file of Inception.
         seed: of all samples.
-        batch_size: samples at a time; it changes no number.
+        batch_size: samples at a time; auto is the largest that fits the GPU's memory, or 4 GB on a CPU, up to 500. It
+            changes no number.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks that sample: 32 or bf16; metrics and likelihood are always in float32 or float64.
 
@@ -63,7 +70,8 @@ def evaluate(
     from dd2_lightning.metrics.features import check_reads, feature_network
     from dd2_lightning.metrics.warning import collect_warnings
 
-    check_samples(seed, samples=samples, reference_samples=reference_samples, batch_size=batch_size)
+    size = None if batch_size == "auto" else batch_size
+    check_samples(seed, samples=samples, reference_samples=reference_samples, batch_size=size)
     if samplers and contenders:
         raise ValueError("give samplers only: contenders is their former name")
     entries = samplers or contenders
@@ -86,7 +94,24 @@ def evaluate(
     kept = teacher if os.access(teacher, os.W_OK) else path.parent
     network = feature_network(features, kept, inception, chosen, images)
     check_reads(network, features, opened.image_shape, chosen)
-    settings = {"seed": seed, "reference_samples": reference_samples, "batch_size": batch_size, "precision": precision}
+    size = size or evaluation_batch(opened.teacher, opened.sampling, chosen)
+    settings = {"seed": seed, "reference_samples": reference_samples, "batch_size": size, "precision": precision}
     report = evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
     finish("evaluate", f"{path.name}, table.md, samples.png, steps.png -> {path.parent}")
     return report
+
+
+def evaluation_batch(teacher: "CodebookTeacher", sampling: Sampling, device: "torch.device") -> int:
+    """How many samples at a time the teacher can draw, score and decode."""
+    import torch
+
+    from dd2_lightning.costs import largest_batch, peak_of, sampling_peak
+    from dd2_lightning.metrics.likelihood import sequence_nll
+
+    def peak(size: int) -> int:
+        with torch.device(device), torch.no_grad():
+            indices = torch.zeros(size, teacher.layout.length, dtype=torch.long)
+            scored = peak_of(lambda: sequence_nll(teacher, indices, indices[:, 0], sampling))
+            return max(scored, peak_of(lambda: teacher.decode(indices)) if teacher.tokenizer.has_images else 0)
+
+    return largest_batch(device, peak, lambda size: sampling_peak(teacher, size, sampling))

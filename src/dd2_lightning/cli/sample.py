@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dd2_lightning.errors import check_at_least_one, check_samples
 from dd2_lightning.families.registry import AnySampling
@@ -24,7 +25,7 @@ def sample(
     sampling: AnySampling = Sampling(),
     split: int | None = None,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     precision: str | int = "32",
 ) -> None:
@@ -46,7 +47,7 @@ def sample(
         sampling: guidance and truncation of that teacher, like --sampling.guidance_scale 1.5.
         split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
         seed: of the noise; image i depends on the seed and i only.
-        batch_size: images at a time.
+        batch_size: images at a time; auto is the largest that fits the GPU's memory, or 4 GB on a CPU, up to 500.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
 
@@ -59,13 +60,14 @@ def sample(
 
     from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
     from dd2_lightning.cli.finish import finish
+    from dd2_lightning.costs import largest_batch, peak_of, sampling_peak
     from dd2_lightning.devices import autocast, check_precision, resolve_device
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
     from dd2_lightning.images.sample_sets import SampleSet
     from dd2_lightning.noise import SampleNoise
 
-    check_samples(seed, num=num, batch_size=batch_size)
+    check_samples(seed, num=num, batch_size=None if batch_size == "auto" else batch_size)
     check_at_least_one("--", steps=steps)
     if protocol is not None and (labels is not None or num is None):
         raise ValueError("--protocol decides on the labels: it needs --num and goes without --labels")
@@ -85,6 +87,16 @@ def sample(
             tokens = tokens_of(labels.to(chosen), *noise.for_generators(n, C))
             return generator.decode(tokens).float().cpu()
 
+    def peak(size: int) -> int:
+        classes, noise = torch.zeros(size, dtype=torch.long, device=chosen), torch.zeros(size, n, C, device=chosen)
+        with torch.no_grad(), autocast(chosen, precision):
+            sampler = generator.sampler(split=split)
+            once = peak_of(lambda: sampler(classes, noise, noise[..., 0]))
+            return max(once, peak_of(lambda: generator.decode(noise)))
+
+    if batch_size == "auto":
+        peaks = [partial(sampling_peak, refiner, sampling=sampling)] if refiner else []
+        batch_size = largest_batch(chosen, peak, *peaks)
     if kind == "npz":
         settings = {
             "model": state_hash(generator),

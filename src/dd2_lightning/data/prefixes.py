@@ -1,5 +1,6 @@
 """What the distillation stages read: labels, and teacher sequences that are cached or requested of the stage."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, cast
 
@@ -20,6 +21,7 @@ class SequenceSource(Protocol):
     """The stage that a data module serves: it has the teacher."""
 
     num_classes: int
+    accumulate: int
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
         """A complete cache of teacher sequences."""
@@ -128,6 +130,12 @@ class PrefixData(IterationData):
             return CachedBatches(cache, *slices)
         request = self.request("online") if self.sequences == "online" else None
         return LabelBatches(self.stage.num_classes, request, *slices)
+
+    def held_out_batches(self) -> Sequence[Batch]:
+        """The held-out samples, no more at a time than an update has."""
+        batch, trainer = self.held_out_batch(), self.trainer
+        assert trainer is not None
+        return batch.parts(max(1, self.batch_size // (trainer.world_size * self.stage.accumulate)))
 
     def held_out_batch(self) -> Batch:
         """A request for teacher sequences, with labels that go round the classes."""

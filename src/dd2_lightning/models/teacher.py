@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from dd2_lightning.errors import InputTypeError
 from dd2_lightning.flow import Flow
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that no class has, with a ``ValueError``; the capture of a CUDA graph checks nothing."""
-    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+    """Refuse labels that no class has, with a ``ValueError``; shapes have no values, nor has a CUDA graph."""
+    if isinstance(labels, FakeTensor) or (labels.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     bad = labels[(labels < 0) | (labels >= num_classes)]
     if len(bad):

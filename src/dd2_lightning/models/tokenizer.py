@@ -1,5 +1,6 @@
 """Tokenizers: images to tokens and back, and the training losses of those with a VQ codebook."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from dd2_lightning.errors import PixelsMissingError
 from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import perplexity, reseed_dead_codes
+
+PIXELS = 1 << 20
+"""Pixels that are decoded at a time: 16 images of side 256, whose maps take 3 GB."""
 
 PIXELS_MISSING = (
     "this tokenizer holds a codebook but no encoder and decoder: it cannot read or draw images. A teacher that was "
@@ -115,7 +119,9 @@ class VQTokenizer(Tokenizer, ABC):
         return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return (self.decode_map(self.latent_map(tokens)).clamp(-1, 1) + 1) / 2
+        size = max(1, PIXELS // math.prod(self.image_shape[1:]))
+        images = [self.decode_map(self.latent_map(part)) for part in tokens.split(size)]
+        return (torch.cat(images).clamp(-1, 1) + 1) / 2
 
     def training_losses(
         self,

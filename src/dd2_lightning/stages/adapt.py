@@ -119,15 +119,19 @@ class ContinuousInput(DistillationStage):
         return Losses(losses, {"cross_entropy": losses})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        indices, means = self.indices(batch), {}
+        indices = self.indices(batch)
         for name, model in (("original", self.teacher), ("adapted", self.ema)):
             losses = cross_entropy(model, model.prepare(indices), batch.labels, indices)
-            means[name] = losses.mean()
-            self.log(f"val/cross_entropy_{name}", means[name], batch_size=len(batch), sync_dist=True)
-            self.per_position[f"val_cross_entropy_{name}"] = losses.mean(0)
-        self.ratio = (means["adapted"] / means["original"]).item()
-        self.log("val/ratio", self.ratio, prog_bar=True, batch_size=len(batch), sync_dist=True)
+            self.log(f"val/cross_entropy_{name}", losses.mean(), batch_size=len(batch), sync_dist=True)
+            self.watch_held_out(batch, {f"val_cross_entropy_{name}": losses.mean(0)})
         self.log("val/input", self.input_error(self.ema), batch_size=len(batch), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        original, adapted = (self.per_position[f"val_cross_entropy_{name}"].mean() for name in ("original", "adapted"))
+        self.ratio = (adapted / original).item()
+        self.log("val/ratio", self.ratio, prog_bar=True, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

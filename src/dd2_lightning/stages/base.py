@@ -156,6 +156,12 @@ class Stage(pl.LightningModule):
         if losses[0].progress:
             self.record(batch, {name: means[name].mean() for name in losses[0].progress}, prog_bar=True)
 
+    def watch_held_out(self, batch: Batch, means: dict[str, Tensor]) -> None:
+        """Keep means per token, (n,), of some held-out samples: averaged with those of the samples before them."""
+        for name, mean in means.items():
+            before = self.per_position[name] * batch.start if batch.start else 0
+            self.per_position[name] = (before + mean * len(batch)) / (batch.start + len(batch))
+
     def record(self, batch: Batch, values: dict[str, Any], prog_bar: bool = False) -> None:
         """Log training values, averaged over the processes, in the iterations that are written out.
 

@@ -142,7 +142,7 @@ class CSDDistill(GeneratorStage):
         for name, q in (("generator", samples), ("teacher", self.teacher.embed(batch.required("tokens")))):
             gap = self.csd_loss(batch, q, "validation").gap
             self.log(f"val/score_gap_{name}", gap.mean(), batch_size=len(batch), sync_dist=True)
-            self.per_position[f"val_score_gap_{name}"] = gap.mean(0)
+            self.watch_held_out(batch, {f"val_score_gap_{name}": gap.mean(0)})
         self.log_likelihood(batch, self.generate(self.ema, batch, "validation"), self.teacher_sampling)
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:

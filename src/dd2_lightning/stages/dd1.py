@@ -124,7 +124,7 @@ class DD1Distill(GeneratorStage):
         for t in (0, self.second):
             jump = self.jump_loss(self.ema, batch, t)
             means = watched_means([watched(jump)])
-            self.per_position |= {f"val_{t}_{name}": mean for name, mean in means.items()}
+            self.watch_held_out(batch, {f"val_{t}_{name}": mean for name, mean in means.items()})
             for name, value in (("cross_entropy", jump.cross_entropy), ("accuracy", jump.hit)):
                 mean = value.sum() / jump.unfinished.sum()
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)

@@ -37,7 +37,7 @@ class DistillationStage(Stage):
     def __init__(self, teacher: str, accumulate: int):
         super().__init__(accumulate)
         self.teacher_path = teacher
-        self._held_out: Batch | None = None
+        self._held_out: dict[int, Batch] = {}
 
     @property
     def layout(self) -> Layout:
@@ -90,10 +90,10 @@ class DistillationStage(Stage):
         if batch.request is None:
             return batch
         if self.trainer.training:
-            return complete(batch, self.teacher)
-        if self._held_out is None:
-            self._held_out = complete(batch, self.teacher)
-        return self._held_out
+            return complete(batch, self.teacher, self.accumulate)
+        if batch.start not in self._held_out:
+            self._held_out[batch.start] = complete(batch, self.teacher)
+        return self._held_out[batch.start]
 
     def open_cache(self, directory: str, num: int, seed: int, request: SequenceRequest) -> SequenceCache:
         """A cache of ``num`` teacher sequences, checked, its missing shards sampled by the first process."""

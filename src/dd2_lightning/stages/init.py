@@ -92,7 +92,7 @@ class ARDiffusionInit(DistillationStage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         error = self.losses(batch, "gts", "validation")
         self.log("val/gts", error.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self.per_position["val_gts"] = error.mean(0)
+        self.watch_held_out(batch, {"val_gts": error.mean(0)})
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         if not self.teacher.tokenizer.has_images:

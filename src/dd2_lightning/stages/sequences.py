@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.artifacts import Artifact
+from dd2_lightning.costs import largest_batch, sampling_peak
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import DD2Error
@@ -56,16 +58,21 @@ def sample_codes(teacher: CodebookTeacher, labels: Tensor, sampling: Sampling, u
     return tokens
 
 
-def complete(batch: Batch, teacher: CodebookTeacher) -> Batch:
-    """The batch with the sequences, or pairs of noise and sequence, that it requests."""
+def complete(batch: Batch, teacher: CodebookTeacher, count: int = 1) -> Batch:
+    """The batch with the sequences, or pairs of noise and sequence, that it requests, drawn in ``count`` parts."""
     request, layout = batch.request, teacher.layout
     assert request is not None
+    parts = batch.parts(-(-len(batch) // count))
     if request.pair_steps:
-        noise = batch.randn(request.purpose, shape=(layout.length, teacher.token_dim))
-        tokens = noise_to_codes(teacher.walk(batch.labels, request.sampling), noise, request.pair_steps)
-        return replace(batch, tokens=tokens, noise=noise, request=None)
-    uniforms = batch.rand(request.purpose, shape=(layout.length,))
-    return replace(batch, tokens=sample_codes(teacher, batch.labels, request.sampling, uniforms), request=None)
+        noise = [part.randn(request.purpose, shape=(layout.length, teacher.token_dim)) for part in parts]
+        walks = (teacher.walk(part.labels, request.sampling) for part in parts)
+        drawn = [noise_to_codes(*pair, request.pair_steps) for pair in zip(walks, noise, strict=True)]
+        return replace(batch, tokens=torch.cat(drawn), noise=torch.cat(noise), request=None)
+    drawn = [
+        sample_codes(teacher, part.labels, request.sampling, part.rand(request.purpose, shape=(layout.length,)))
+        for part in parts
+    ]
+    return replace(batch, tokens=torch.cat(drawn), request=None)
 
 
 def complete_cache(
@@ -75,7 +82,7 @@ def complete_cache(
     cache = SequenceCache(directory, description)
     if cache.missing():
         with cache.lock():
-            fill(cache, teacher, sampling, cache.missing(), batch_size=500)
+            fill(cache, teacher, sampling, cache.missing())
     cache.verify()
 
 
@@ -84,15 +91,19 @@ def fill(
     teacher: CodebookTeacher,
     sampling: Sampling,
     shards: Iterable[int],
-    batch_size: int,
+    batch_size: int | None = None,
     show: bool = True,
 ) -> None:
     """Sample shards of a cache, one after the other. Labels go round the classes.
 
     Their sequences depend on seed, shard and the manifest's shard size; neither on the batch size nor on the teacher's
-    device, where they are drawn. Progress is reported if ``show``.
+    device, where they are drawn; without a batch size, as many at a time as its memory takes. Progress is reported if
+    ``show``.
     """
     device, drawn = require_codebook(teacher).codebook.device, []
+    if batch_size is None:
+        drawing = partial(sampling_peak, teacher, sampling=sampling, pairs=cache.pairs is not None)
+        batch_size = largest_batch(device, drawing)
     batches = [(shard, rows) for shard in shards for rows in cache.rows(shard).split(batch_size)]
     total = sum(len(rows) for _, rows in batches)
     progress = tracked(batches, "teacher sequences", total, "sequences", batch_size) if show else batches
