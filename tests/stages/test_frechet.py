@@ -161,7 +161,7 @@ def test_two_processes_equal_one(run, tmp_path):
     (alone,) = weights_of(run, "frechet", tmp_path / "one", 1, iterations=2)
     first, second = weights_of(run, "frechet", tmp_path / "two", 2, iterations=2, accumulate=1)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
-    assert deviation(alone, first) < 1e-6
+    assert deviation(alone, first) < 1e-5
     start = load_file(run / "csd/generator.safetensors")
     assert max((alone[f"generator.{key}"] - value).abs().max() for key, value in start.items()) > 5e-4
 
