@@ -128,7 +128,7 @@ def draw_ratios(content: Content, path: Path) -> None:
         logarithmic(ax)
         ax.set_xlim(0, 1.5 * max(entry["teacher"][key] for entry in content["settings"].values()))
     panels[0].set_ylabel("left by DD2 / left by DD1")
-    panels[1].legend(frameon=False, title="below 1: DD2 is closer", loc="lower left")
+    panels[1].legend(frameon=False, title="below 1: DD2 is closer", loc="upper right")
     figure.tight_layout()
     for ax, key in zip(panels, ("nats", "nats_per_token"), strict=True):
         shown = [
