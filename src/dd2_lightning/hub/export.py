@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from dd2_lightning.artifacts import FORMAT, REQUIRED, Artifact
+from dd2_lightning.artifacts import FORMAT, REQUIRED, Artifact, load_generator, load_init, load_teacher
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import check_writable, sha256, write_atomically
 from dd2_lightning.hub.model_card import find_report, model_card
@@ -37,6 +38,8 @@ def collect(
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")
+    loaders: dict[str, Callable[..., Any]] = {"teacher": load_teacher, "init": load_init}
+    loaders.get(stage, load_generator)(run)  # what is damaged is not handed on
     has_raw = ("csd", "align", "frechet", "dd1")
     wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and has_raw}
     for extra, stages in wanted.items():
