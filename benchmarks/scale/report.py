@@ -98,14 +98,15 @@ def shortened(run: Content) -> Content:
     }
 
 
-def logarithmic(ax: Any) -> None:
-    """Make the vertical axis logarithmic, with numbers as people write them."""
+def logarithmic(ax: Any, which: str) -> None:
+    """Make the axis ``x`` or ``y`` logarithmic, with numbers as people write them."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(**{f"{which}scale": "log"})
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -125,8 +126,10 @@ def draw_ratios(content: Content, path: Path) -> None:
             if middles:
                 ax.plot(*zip(*middles, strict=True), marker, color=colour, label=name)
         ax.set_xlabel(f"teacher's entropy, nats {label}")
-        logarithmic(ax)
-        ax.set_xlim(0, 1.5 * max(entry["teacher"][key] for entry in content["settings"].values()))
+        logarithmic(ax, "x")
+        logarithmic(ax, "y")
+        nats = [entry["teacher"][key] for entry in content["settings"].values()]
+        ax.set_xlim(min(nats) / 1.2, 3.5 * max(nats))  # room for the titles
     panels[0].set_ylabel("left by DD2 / left by DD1")
     panels[1].legend(frameon=False, title="below 1: DD2 is closer", loc="upper right")
     figure.tight_layout()
@@ -151,7 +154,7 @@ def draw_curves(content: Content, path: Path) -> None:
                     points = [(x, y) for x, y in points if y > 0]
                     if points:
                         ax.plot(*zip(*points, strict=True), ".-", color=colour, lw=1, label=method.upper())
-            logarithmic(ax)
+            logarithmic(ax, "y")
         column[0].set_title(entry["title"], fontsize=10)
         column[1].set_xlabel("seconds")
     for ax, (name, _, _) in zip(grid[:, 0], METRICS.values(), strict=True):
