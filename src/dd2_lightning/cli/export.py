@@ -1,7 +1,7 @@
 """``dd2 export``: a directory that needs no other."""
 
 
-def export(
+def export_run(
     run: str,
     /,
     output: str,
