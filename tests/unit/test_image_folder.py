@@ -152,6 +152,14 @@ def test_no_decoder_in_this_pillow(folder, monkeypatch):
         folder_data(folder)
 
 
+def test_files_of_other_kinds_are_named(folder):
+    for name in ("a.heic", ".hidden", "notes.txt"):
+        (folder / "red" / name).touch()
+    with pytest.warns(UserWarning, match=r"2 files are not PNG, JPEG or WebP and not read: red/a.heic, red/notes.txt"):
+        data = folder_data(folder)
+    assert data.everything().size == 24
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 

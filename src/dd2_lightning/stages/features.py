@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 
 from dd2_lightning.data.images import ImageData
 from dd2_lightning.errors import DD2Error, NonFiniteLossError, check_range
@@ -68,6 +69,13 @@ def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
     if images.requires_grad and not features.requires_grad:
         raise DD2Error(f"model.features: {type(network).__name__} has no gradient in its images")
     return features
+
+
+def gathered(features: Tensor) -> Tensor:
+    """Features (b, d) of all processes, with the gradients of all: those of a loss that each of them computes."""
+    if not distributed.is_initialized():
+        return features
+    return torch.cat(all_gather(features))
 
 
 @torch.no_grad()

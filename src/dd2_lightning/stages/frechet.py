@@ -22,6 +22,7 @@ from dd2_lightning.stages.features import (
     check_features,
     check_fit,
     features_for_training,
+    gathered,
     open_networks,
 )
 from dd2_lightning.stages.moments import MomentImages
@@ -109,8 +110,7 @@ class FrechetAlign(PerformanceAlign):
         images = self.teacher.decode(q)
         loss, watch = q.new_zeros(1, 1), dict[str, Tensor]()
         for entry, network, measure in zip(self.features, self.feature_networks, self.distances, strict=True):
-            # every process has the features of all, with their gradients
-            features = self.all_gather(features_for_training(network, images), sync_grads=True).flatten(0, -2)
+            features = gathered(features_for_training(network, images))
             watch[f"frechet_{entry.network}{entry.seed or ''}"] = distance = measure(features)
             loss = loss + (entry.weight * distance / (distance.detach() + FLOOR)).float()
         if self.csd_weight:
