@@ -11,6 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DataType
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.scalar.metadata import create_summary_metadata as scalar_metadata
 from torch import Tensor
@@ -26,15 +29,15 @@ class StageLogger(TensorBoardLogger):
 
     def __init__(self, root: str | Path):
         super().__init__(root, name="", version="", default_hp_metric=False)
-        self._described: set[str] = set()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = []
         for tag, value in metrics.items():
-            metadata = None if tag in self._described else scalar_metadata(tag, describe(tag))
-            values.append(Summary.Value(tag=tag, simple_value=float(value), metadata=metadata))
-        self._described |= metrics.keys()  # the first one of a file is enough
+            if is_new(self.experiment, tag):
+                tensor = TensorProto(dtype=DataType.DT_FLOAT, float_val=[float(value)])
+                values.append(Summary.Value(tag=tag, tensor=tensor, metadata=scalar_metadata(tag, describe(tag))))
+            values.append(Summary.Value(tag=tag, simple_value=float(value)))
         self.experiment.file_writer.add_summary(Summary(value=values), step)
 
     @rank_zero_only
@@ -56,9 +59,25 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 
 def log_image(writer: SummaryWriter, tag: str, image: Tensor, step: int) -> None:
     """Log an image (1 or 3, H, W), of [0, 1] or bytes, with its description."""
-    logged = summary.image(tag, to_bytes(image).cpu(), dataformats="CHW")
-    logged.value[0].metadata.CopyFrom(image_metadata(tag, describe(tag)))
-    writer._get_file_writer().add_summary(logged, step)
+    values = list(summary.image(tag, to_bytes(image).cpu(), dataformats="CHW").value)
+    if is_new(writer, tag):
+        png, size = values[0].image, TensorShapeProto(dim=[TensorShapeProto.Dim(size=3)])
+        parts = [str(png.width).encode(), str(png.height).encode(), png.encoded_image_string]
+        tensor = TensorProto(dtype=DataType.DT_STRING, tensor_shape=size, string_val=parts)
+        values.insert(0, Summary.Value(tag=tag, tensor=tensor, metadata=image_metadata(tag, describe(tag))))
+    writer._get_file_writer().add_summary(Summary(value=values), step)
+
+
+def is_new(writer: SummaryWriter, tag: str) -> bool:
+    """Whether a file has nothing of a tag yet, so that its description has to come first.
+
+    TensorBoard's server reads descriptions of tensors only. So the first value is written as one, and again, for the
+    same iteration, as a number or an image, which is what event files are read for elsewhere.
+    """
+    tags: set[str] = vars(writer).setdefault("described_tags", set())
+    new = tag not in tags
+    tags.add(tag)
+    return new
 
 
 def wait_for_own_second(directory: Path) -> None:

@@ -41,6 +41,14 @@ DESCRIPTIONS = {
     "accuracy": "Share of codes that are predicted exactly. Rises; later positions are harder.",
     "reconstruction": RECONSTRUCTION,
     "perplexity": "Effective number of codes in use. Rises towards the codebook's size; far below it, codes are dead.",
+    "reconstructions": "Above: images; below: what the tokenizer makes of them.",
+    "perceptual": "Distance of images and their reconstructions in the features of a network. Falls and levels off.",
+    "adversarial": "The critic's mean verdict on reconstructions, with the sign turned. Wanders around a level.",
+    "adversarial_weight": "Ratio of the gradients that the reconstruction and the critic send to the last layer.",
+    "discriminator": "Hinge or cross-entropy loss of the critic. Near its start, it cannot tell the two apart; near 0, it "
+    "can always, and its gradients say little.",
+    "frechet": "Fréchet distance of features of generator images to the reference. Falls; one network's alone says that "
+    "the generator learns that network, so measure with another.",
     "gradient_norm": "Norm of the gradient before clipping. Steady within a factor of ten; one that grows announces "
     "divergence.",
     "lr": "Learning rate of the last step: warm-up, plateau and decay, as configured.",
@@ -59,7 +67,13 @@ LINEAR = ("accuracy",)  # quantities whose heat map has a linear colour scale
 def describe(tag: str) -> str:
     """Description of a tag for TensorBoard, in Markdown; empty for a tag that is not known."""
     name = re.sub(r"(_at_position/.*|_per_token|_from_\d+)$", "", re.sub(r"^val_", "val/", tag))
-    for key in (name, re.sub(r"^val/(\d+_)?", "", name), name.partition("/")[0], name.partition("/")[2]):
+    for key in (
+        name,
+        re.sub(r"^val/(\d+_)?", "", name),
+        name.partition("/")[0],
+        name.partition("/")[2],
+        name.partition("_")[0],
+    ):
         if key in DESCRIPTIONS:
             return DESCRIPTIONS[key]
     return ""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd2_lightning.callbacks.logs import last_iteration, writer_of
+from dd2_lightning.callbacks.logs import last_iteration, log_image, writer_of
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.named import describe_images
 from dd2_lightning.families.registry import FAMILIES, AnySampling, teacher_from_config
@@ -270,7 +270,7 @@ class TeacherTraining(Stage):
         self.log_dict(measured, batch_size=len(batch), sync_dist=True)
         if batch_idx == 0 and not self.trainer.sanity_checking and (writer := writer_of(self.trainer)) is not None:
             pairs = torch.cat([images[:SHOWN], decoded[:SHOWN]])
-            writer.add_image("reconstructions", mosaic(pairs, len(pairs) // 2), last_iteration(self.trainer))
+            log_image(writer, "reconstructions", mosaic(pairs, len(pairs) // 2), last_iteration(self.trainer))
         if self.trainer.global_step > self.tokenizer_iterations:
             losses = cross_entropy(self.ema, self.ema.prepare(indices), batch.labels, indices)
             self.log("val/cross_entropy", losses.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
