@@ -3,6 +3,7 @@
 #   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make frechet                  stage 4: the Fréchet distance of features as the loss
+#   make frechet_benchmark        stage 4 with seeds 0, 1, 2, to real images and to the teacher -> benchmarks/frechet_$(FAMILY).json
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
@@ -73,7 +74,7 @@ sequences = $(if $(SEQUENCES),--data.cache_size $(SEQUENCES))
 
 steps = $(if $(STEPS_$(notdir $(1))),--trainer.max_steps $(STEPS_$(notdir $(1))))
 
-.PHONY: demo test lint docs teacher adapt init csd align frechet dd1 evaluate benchmark mnist scarce tables growing ablations scale scale_teachers reliability install clean
+.PHONY: demo test lint docs teacher adapt init csd align frechet dd1 evaluate benchmark frechet_benchmark mnist scarce tables growing ablations scale scale_teachers reliability install clean
 .DELETE_ON_ERROR:
 
 demo: evaluate
@@ -119,6 +120,11 @@ $(RUNS)/frechet/config.json: | $(RUNS)/align/config.json install
 	$(FIT) --config configs/frechet_$(NAME).yaml --trainer.default_root_dir $(@D) \
 		--model.teacher $(TEACHER) --model.init_from $(RUNS)/align $(call steps,$(@D))
 
+$(RUNS)/frechet_teacher/config.json: | $(RUNS)/align/config.json install
+	$(FIT) --config configs/frechet_$(NAME).yaml --trainer.default_root_dir $(@D) --model.teacher $(TEACHER) \
+		--model.init_from $(RUNS)/align --model.features '[{network: classifier, seed: 1, reference: teacher}]' \
+		$(call steps,$(@D))
+
 $(RUNS)/dd1/config.json: | $(TEACHER)/config.json install
 	$(FIT) --config configs/dd1_$(NAME).yaml --trainer.default_root_dir $(@D) \
 		--model.teacher $(TEACHER) --data.cache_dir $(RUNS)/pairs $(sequences) $(call steps,$(@D))
@@ -146,6 +152,13 @@ summary = $(DD2) summary --output $(2) \
 
 benchmark: $(addprefix seed,$(BENCH_SEEDS))
 	$(call summary,runs/$(NAME),benchmarks/$(IMAGES)_$(FAMILY).json)
+
+# stage 4 after `make benchmark`, whose runs it takes if they are there; made anew are those that are missing
+frechet_seed%: | $(TEACHER)/config.json
+	$(MAKE) $(patsubst %,runs/$(NAME)/seed$*/%/config.json,frechet frechet_teacher) $(benched)
+
+frechet_benchmark: $(addprefix frechet_seed,$(BENCH_SEEDS))
+	$(BIN)/python -m benchmarks.frechet $(TEACHER) runs/$(NAME) benchmarks/frechet_$(NAME).json
 
 mnist:
 	$(MAKE) benchmark IMAGES=mnist

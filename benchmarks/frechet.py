@@ -1,8 +1,8 @@
 """Stage 4 on the digits: distances to held-out real images in features that were not trained on.
 
-``python -m benchmarks.frechet --family var`` reads ``runs/var/seedN`` and writes ``benchmarks/frechet_var.json`` and
-``.md``. Rows have as many samples each, since the bias of the distance falls with their number; 197 images are held out
-for all of them. KID has no bias.
+``make frechet_benchmark`` reads ``runs/NAME/seedN`` and writes ``benchmarks/frechet_NAME.json`` and ``.md``. All rows
+have as many samples, since the bias of the distance falls with their number, and are compared with the same held-out
+images, of which there are few (197 digits), so that their share of the bias is the same. KID has no bias.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.command import run_command
 from dd2_lightning.artifacts import Artifact, load_generator, load_teacher
-from dd2_lightning.data import DigitsData
-from dd2_lightning.data.images import ImageSet
+from dd2_lightning.data.images import ImageData, ImageSet
+from dd2_lightning.data.named import images_of, open_images
 from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals
 from dd2_lightning.evaluation.report import markdown_table, over_runs, to_json
 from dd2_lightning.evaluation.samplers import OneStepSampler, ReferenceSampler, Sampler, Samples, TeacherSampler
@@ -30,8 +30,8 @@ from dd2_lightning.noise import stream
 from dd2_lightning.provenance import commit
 from dd2_lightning.sampling import Sampling
 
-MODELS = {"one step": "align", "stage 4, real": "frechet", "stage 4, teacher": "frechet_teacher"}
-"""Rows to the directories in a seed's runs; those that are missing have no row."""
+MODELS = {"stage 4, real": "frechet", "stage 4, teacher": "frechet_teacher"}
+"""Rows to the directories in a seed's runs; the first names what they start from."""
 
 LABEL = "classifier"
 """The feature network that classifies for the column of the accuracy."""
@@ -46,8 +46,10 @@ class MLPFeatures(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, self.width))
-            self.classify = nn.Linear(self.width, 10)
+            self.body = nn.Sequential(
+                nn.Flatten(), nn.Linear(images.pixels(slice(1)).numel(), 128), nn.GELU(), nn.Linear(128, self.width)
+            )
+            self.classify = nn.Linear(self.width, int(images.labels.max()) + 1)
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
         for step in range(steps):
             rows = torch.randint(images.size, (64,), generator=stream(seed, "MLP", step))
@@ -71,20 +73,20 @@ def drawn(sampler: Sampler, samples: int) -> Samples:
     )
 
 
-def measure(runs: Path, teacher_path: Path, samples: int, reference_samples: int) -> dict[str, Any]:
+def measure(runs: Path, teacher_path: Path, data: ImageData, samples: int, reference_samples: int) -> dict[str, Any]:
     """Rows of one seed: row, then feature network, then number."""
     teacher, models = load_teacher(teacher_path), {name: runs / model for name, model in MODELS.items()}
-    models = {name: path for name, path in models.items() if (path / "config.json").is_file()}
-    settings = Artifact.open(next(iter(models.values())), ("csd", "align", "frechet"), "runs").config["settings"]
+    settings = Artifact.open(models["stage 4, real"], ("frechet",), "runs").config["settings"]
+    models = {"one step": Path(settings["init_from"]), **models}
     sampling = teacher.resolve_sampling(Sampling(settings["teacher_sampling"]["guidance_scale"]))
-    data = DigitsData()
-    data.setup()
     networks: dict[str, Any] = {LABEL: feature_network("classifier", runs, data=data), "MLP": MLPFeatures(data.train)}
     networks |= {name: feature_network(name) for name in ("pixels", "random")}
     networks["trained on"] = feature_network("classifier", runs / "features", data=data, seed=1)
     reference = drawn(ReferenceSampler(name="reference").bind(teacher, sampling), reference_samples)
     rows = {"teacher": TeacherSampler(name="teacher").bind(teacher, sampling)}
     for name, path in models.items():
+        if not (path / "config.json").is_file():
+            continue
         generator = load_generator(path, teacher=teacher)
         assert set(generator.trained_on) <= {identity(networks["trained on"])}
         rows[name] = OneStepSampler(name=name, model=generator).bind(teacher, sampling)
@@ -111,7 +113,7 @@ def measure(runs: Path, teacher_path: Path, samples: int, reference_samples: int
 
 def spread_of(network: Any, samples: Samples) -> float:
     """Within-class variance of the features."""
-    variance = WithinClassVariance(10, network.width, minimum=2)
+    variance = WithinClassVariance(int(samples.labels.max()) + 1, network.width, minimum=2)
     variance.update(network.features(samples.images), samples.labels)
     return variance.compute()
 
@@ -130,14 +132,14 @@ def left(rows: dict[str, Any], row: str, value: Callable[[dict[str, Any]], float
     return (value(rows[row]) - first) / (last - first)
 
 
-def table(seeds: list[dict[str, Any]], family: str, samples: int) -> str:
+def table(seeds: list[dict[str, Any]], name: str, samples: int) -> str:
     """Medians over the seeds, as Markdown."""
     rows = over_runs(median, seeds)
     networks = [name for name, value in rows["teacher"].items() if isinstance(value, dict)]
     head = ["to held-out real images", *(f"{name}: Fréchet | KID x 1000" for name in networks)]
     head = " | ".join(head).split(" | ")
     lines = [[row, *(text for name in networks for text in both(values[name]["real"]))] for row, values in rows.items()]
-    text = ["", f"**{family}**, medians of {len(seeds)} seeds, {samples:,} samples a row.", ""]
+    text = ["", f"**{name}**, medians of {len(seeds)} seeds, {samples:,} samples a row.", ""]
     text += markdown_table(head, lines)
     head = [
         "row",
@@ -166,32 +168,32 @@ def both(scores: dict[str, float]) -> list[str]:
 
 
 def main(
-    family: str = "var",
-    runs: str | None = None,
-    teacher: str | None = None,
+    teacher: str,
+    runs: str,
+    output: str,
+    images: str | None = None,
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     samples: int = 1600,
     reference_samples: int = 20_000,
-    output: str | None = None,
 ) -> None:
     """Measure stage 4 and what it starts from.
 
     Args:
-        family: var or llamagen.
-        runs: directory of seed0, seed1, …; runs/FAMILY by default.
         teacher: its directory.
+        runs: directory of seed0, seed1, …
+        output: JSON file, with the table beside it.
+        images: data module of the real images; by default what the teacher was trained on.
         seeds: of the runs.
         samples: of each row.
         reference_samples: of the teacher, for what is left of the independent tokens' error.
-        output: JSON file; benchmarks/frechet_FAMILY.json by default.
     """
-    root, last = Path(runs or f"runs/{family}"), {"var": "teacher", "llamagen": "adapt"}[family]
-    path = Path(output or f"benchmarks/frechet_{family}.json")
-    found = [measure(root / f"seed{s}", Path(teacher or root / last), samples, reference_samples) for s in seeds]
+    origin = Artifact.open(teacher, ("teacher",), "--teacher")
+    data = open_images(images) if images else images_of(origin.directory, origin.config)
+    found = [measure(Path(runs) / f"seed{seed}", origin.directory, data, samples, reference_samples) for seed in seeds]
     report = {"samples": samples, "commit": commit(), "seeds": dict(zip(seeds, found, strict=True))}
-    text = table(found, family, samples)
-    write_atomically(path, to_json(report))
-    write_atomically(path.with_suffix(".md"), text.lstrip().encode())
+    text = table(found, Path(output).stem, samples)
+    write_atomically(Path(output), to_json(report))
+    write_atomically(Path(output).with_suffix(".md"), text.lstrip().encode())
     print(text)
 
 

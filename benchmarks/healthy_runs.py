@@ -24,7 +24,7 @@ from dd2_lightning.images.figures import blank_figure, write_figure
 
 RUNS = {
     "healthy": {},
-    "collapse": {"head_time": 1.0, "initialise": "guidance"},
+    "from scratch": {"head_time": 1.0, "initialise": "guidance"},
     "lagging guidance": {"guidance_optimizer.lr": 5e-5},
     "K too small": {"guidance_optimizer.lr": 1e-3, "generator_optimizer.lr": 1e-3},
     "rates too high": {"guidance_optimizer.lr": 2e-2, "generator_optimizer.lr": 1e-2},
@@ -76,15 +76,17 @@ def draw_curves(boards: dict[str, EventAccumulator], path: Path) -> None:
 
 
 def draw_grids(boards: dict[str, EventAccumulator], path: Path) -> None:
-    """The last sample grid of every run, the teacher's of the same noise on the right."""
+    """The last sample grid of every run, the first of that from scratch; on the right the teacher's of that noise."""
     figure = blank_figure(8, 1.75 * len(boards), dpi=100)
     for ax, (name, board) in zip(figure.subplots(len(boards), 1), boards.items(), strict=True):
-        image = Image.open(io.BytesIO(board.Images("samples")[-1].encoded_image_string))
+        event = board.Images("samples")[0 if name == "from scratch" else -1]
+        image = Image.open(io.BytesIO(event.encoded_image_string))
         ax.imshow(np.array(image.convert("L")), cmap="gray")
         ax.set_axis_off()
-        ax.set_title(name, fontsize=10)
+        ax.set_title(f"{name}, iteration {event.step + 1}", fontsize=10)
     figure.tight_layout()
     write_figure(figure, path)
+    Image.open(path).convert("L").quantize(32).save(path, optimize=True)
 
 
 def save_heat_map(board: EventAccumulator, tag: str, path: Path) -> None:
@@ -95,8 +97,9 @@ def save_heat_map(board: EventAccumulator, tag: str, path: Path) -> None:
 def healthy_runs(
     teacher: str = "runs/var/teacher",
     work: str = "runs/healthy",
-    init_iterations: int = 500,
-    iterations: int = 300,
+    init_iterations: int = 250,
+    iterations: int = 200,
+    batch_size: int = 32,
     processes: int = 2,
     images: str = "docs/images",
     output: str = "benchmarks/healthy_runs.json",
@@ -108,17 +111,21 @@ def healthy_runs(
         work: where the runs go.
         init_iterations: iterations of stage 1, from which all of them start.
         iterations: iterations of stage 2.
+        batch_size: of both.
         processes: runs at once.
         images: directory of the figures.
         output: JSON file of the curves.
     """
     root = Path(work)
     root.mkdir(parents=True, exist_ok=True)
-    common = ["--model.teacher", teacher, "--data.validation_size", "200", "--trainer.log_every_n_steps", "10"]
+    common = ["--model.teacher", teacher, "--data.validation_size", "100", "--trainer.log_every_n_steps", "5"]
+    common += ["--data.batch_size", str(batch_size)]
     every = max(1, iterations // 10)
     seconds: dict[str, Any] = {}
+    if Path(output).is_file():
+        seconds = json.loads(Path(output).read_text())["processor_seconds"]
     if not (root / "init/config.json").exists():
-        cache = ["--data.cache_dir", str(root / "cache"), "--data.cache_size", "5000"]
+        cache = ["--data.cache_dir", str(root / "cache"), "--data.cache_size", "2000"]
         steps = ["--trainer.max_steps", str(init_iterations), "--trainer.val_check_interval", str(init_iterations)]
         seconds["init"] = fit(root / "init", "--config", "configs/init_var.yaml", *common, *cache, *steps)
 
@@ -141,7 +148,7 @@ def healthy_runs(
     save_heat_map(boards["healthy"], "score_gap_per_token", folder / "healthy_heat_map.png")
     tags = [*CURVES, "val/nll_teacher", "val/score_gap_generator", "val/score_gap_teacher", "gradient_norm/generator"]
     measured = {name: {tag: curve(board, tag) for tag in tags} for name, board in boards.items()}
-    settings = {"iterations": iterations, "init_iterations": init_iterations, "changes": RUNS}
+    settings = {"iterations": iterations, "init_iterations": init_iterations, "batch_size": batch_size, "changes": RUNS}
     content = json.dumps({**settings, "processor_seconds": seconds, "runs": measured})
     write_atomically(Path(output), content.encode())
 

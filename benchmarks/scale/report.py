@@ -7,11 +7,16 @@ from typing import Any
 
 from benchmarks.scale.study import METHODS, Study
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.figures import place_labels
 from dd2_lightning.evaluation.report import markdown_table
 from dd2_lightning.images.figures import blank_figure, write_figure
 
 METRICS = {"frechet": ("Fréchet", "#0072B2", "o"), "nll": ("NLL", "#D55E00", "s")}
 """Of what is left: name, colour and marker."""
+
+DIGITS = Path(__file__).parents[1]
+BENCHMARKS = {"digits_llamagen": ("digits, LlamaGen", 16), "digits_var": ("digits, VAR", 21)}
+"""Results of ``make benchmark`` that join the study: title and number of tokens."""
 
 Content = dict[str, Any]
 
@@ -31,30 +36,55 @@ def read_runs(study: Study, output: Path) -> dict[str, dict[str, dict[int, Conte
     return runs
 
 
+def digits(path: Path, title: str, tokens: int) -> Content:
+    """A setting from the results of ``make benchmark``: the same question on the 8x8 digits, with processor seconds."""
+    runs = json.loads(path.read_text())["runs"]
+    ends: dict[str, list[Content]] = {method: [] for method in METHODS}
+    for run in runs:
+        rows = run["contenders"]
+        for method, name in (("dd2", "one-step"), ("dd1", "DD1 1-step")):
+            ends[method].append(
+                {
+                    key: (rows[name][key] - rows["teacher"][key]) / (rows["independent"][key] - rows["teacher"][key])
+                    for key in METRICS
+                }
+            )
+    nats = median(run["contenders"]["teacher"]["nll"] for run in runs)
+    teacher = {"tokens": tokens, "codes": 32, "nats": nats, "nats_per_token": nats / tokens}
+    known = {"title": title, "teacher": teacher, "hardware": runs[0]["hardware"], "source": path.name, "runs": {}}
+    return {**known, **compared(ends, list(zip(ends["dd2"], ends["dd1"], strict=True)))}
+
+
+def compared(ends: dict[str, list[Content]], pairs: list[tuple[Content, Content]]) -> Content:
+    """What is left at the end of the runs by method, and the ratio of pairs of runs of a seed."""
+    left = {method: {key: spread([end[key] for end in found]) for key in METRICS} for method, found in ends.items()}
+    return {"left": left, "ratio": {key: spread([dd2[key] / dd1[key] for dd2, dd1 in pairs]) for key in METRICS}}
+
+
 def spread(values: list[float]) -> Content | None:
     """Median and ends; None of no values."""
-    return {"median": median(values), "range": [min(values), max(values)]} if values else None
+    return {"median": median(values), "range": [min(values), max(values)], "number": len(values)} if values else None
 
 
 def summarise(study: Study, output: Path) -> Content:
-    """The contents of the results file, setting by setting in the order of nats a sequence."""
-    settings = {}
+    """The contents of the results file, setting by setting in the order of nats a sequence.
+
+    Where a run of a seed was stopped early, the two of that seed are compared at the last point that both have.
+    """
+    settings = {name: digits(DIGITS / f"{name}.json", *about) for name, about in BENCHMARKS.items()}
     for name, methods in read_runs(study, output).items():
         first = next(iter(next(iter(methods.values())).values()))
-        ends = {
-            method: {seed: run["curve"][-1]["left"] for seed, run in runs.items()} for method, runs in methods.items()
-        }
-        both = sorted(set(ends.get("dd2", {})) & set(ends.get("dd1", {})))
+        ends = {method: [run["curve"][-1]["left"] for run in runs.values()] for method, runs in methods.items()}
+        pairs = []
+        for seed in sorted(set(methods.get("dd2", {})) & set(methods.get("dd1", {}))):
+            curves = [methods[method][seed]["curve"] for method in METHODS]
+            last = min(map(len, curves)) - 1
+            pairs.append(tuple(curve[last]["left"] for curve in curves))
         settings[name] = {
             "title": first["title"],
             "teacher": first["teacher"],
             "hardware": first["hardware"],
-            "left": {
-                m: {key: spread([e[key] for e in found.values()]) for key in METRICS} for m, found in ends.items()
-            },
-            "ratio": {
-                key: spread([ends["dd2"][seed][key] / ends["dd1"][seed][key] for seed in both]) for key in METRICS
-            },
+            **compared(ends, pairs),
             "runs": {method: {seed: shortened(run) for seed, run in runs.items()} for method, runs in methods.items()},
         }
     return {"settings": dict(sorted(settings.items(), key=lambda item: item[1]["teacher"]["nats"]))}
@@ -66,6 +96,19 @@ def shortened(run: Content) -> Content:
         "seconds": run["settings"]["seconds"],
         **{key: run[key] for key in ("complete", "parts", "curve", "commit")},
     }
+
+
+def logarithmic(ax: Any, which: str) -> None:
+    """Make the axis ``x`` or ``y`` logarithmic, with numbers as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set(**{f"{which}scale": "log"})
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def draw_ratios(content: Content, path: Path) -> None:
@@ -82,22 +125,25 @@ def draw_ratios(content: Content, path: Path) -> None:
             middles = [(x, ratio["median"]) for x, ratio in points]
             if middles:
                 ax.plot(*zip(*middles, strict=True), marker, color=colour, label=name)
-        ax.set(yscale="log", xlabel=f"teacher's entropy, nats {label}")
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-    for entry in content["settings"].values():
-        panels[0].annotate(
-            entry["title"], (entry["teacher"]["nats"], 1), (0, 4), textcoords="offset points", rotation=60
-        )
+        ax.set_xlabel(f"teacher's entropy, nats {label}")
+        logarithmic(ax, "x")
+        logarithmic(ax, "y")
+        nats = [entry["teacher"][key] for entry in content["settings"].values()]
+        ax.set_xlim(min(nats) / 1.2, 3.5 * max(nats))  # room for the titles
     panels[0].set_ylabel("left by DD2 / left by DD1")
-    panels[1].legend(frameon=False, title="below 1: DD2 is closer")
+    panels[1].legend(frameon=False, title="below 1: DD2 is closer", loc="upper right")
     figure.tight_layout()
+    for ax, key in zip(panels, ("nats", "nats_per_token"), strict=True):
+        shown = [
+            entry for entry in content["settings"].values() if (entry["ratio"]["frechet"] or {}).get("median", 0) > 0
+        ]
+        place_labels(ax, [(e["teacher"][key], e["ratio"]["frechet"]["median"], e["title"], "#595959") for e in shown])
     write_figure(figure, path)
 
 
 def draw_curves(content: Content, path: Path) -> None:
     """Draw what is left of the independent tokens' error against seconds, a row a metric and a column a setting."""
-    settings = content["settings"]
+    settings = {name: entry for name, entry in content["settings"].items() if entry["runs"]}
     figure = blank_figure(3.2 * len(settings), 5.6)
     grid = figure.subplots(2, len(settings), squeeze=False, sharex="col")
     for column, entry in zip(grid.T, settings.values(), strict=True):
@@ -108,8 +154,7 @@ def draw_curves(content: Content, path: Path) -> None:
                     points = [(x, y) for x, y in points if y > 0]
                     if points:
                         ax.plot(*zip(*points, strict=True), ".-", color=colour, lw=1, label=method.upper())
-            ax.set_yscale("log")
-            ax.grid(alpha=0.25)
+            logarithmic(ax, "y")
         column[0].set_title(entry["title"], fontsize=10)
         column[1].set_xlabel("seconds")
     for ax, (name, _, _) in zip(grid[:, 0], METRICS.values(), strict=True):
@@ -133,7 +178,7 @@ def markdown(content: Content) -> str:
     for entry in content["settings"].values():
         teacher, left = entry["teacher"], entry["left"]
         row = [entry["title"], f"{teacher['tokens']} x {teacher['codes']}", f"{teacher['nats']:.1f}"]
-        row += [f"{teacher['nats_per_token']:.2f}", " + ".join(str(len(runs)) for runs in entry["runs"].values())]
+        row += [f"{teacher['nats_per_token']:.2f}", str(entry["ratio"]["frechet"]["number"])]
         row += [shown(left.get(method, {}).get(metric)) for metric in METRICS for method in METHODS]
         rows.append([*row, *(shown(entry["ratio"][metric]) for metric in METRICS)])
         for method, runs in entry["runs"].items():

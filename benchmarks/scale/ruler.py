@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.scale.study import Setting, Study
 from dd2_lightning.artifacts import Artifact, load_teacher
-from dd2_lightning.data.named import images_of
+from dd2_lightning.data.named import images_of, open_images
 from dd2_lightning.evaluation.baselines import IndependentSampler, Marginals
 from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.evaluation.samplers import ReferenceSampler, Sampler, TeacherSampler
@@ -79,7 +79,8 @@ def open_ruler(study: Study, setting: Setting, directory: Path, teacher_path: st
         gaussian = open_reference(directory / "reference.safetensors").gaussian
         assert gaussian is not None
         return Ruler(teacher, sampling, network, gaussian, {int(n): ends for n, ends in found["ends"].items()})
-    network = load_classifier(directory, images_of(artifact.directory, artifact.config)).to(device)
+    data = open_images(setting.data) if setting.data else images_of(artifact.directory, artifact.config)
+    network = load_classifier(directory, data).to(device)
     reference, marginals = sample_reference(teacher, sampling, network, study.reference_samples)
     ruler, independent = Ruler(teacher, sampling, network, reference, {}), IndependentSampler().bind(teacher)
     independent.marginals = marginals

@@ -96,7 +96,7 @@ class Run:
 
     def settings(self) -> Content:
         """All that determines the run."""
-        shares = self.study.shares[self.method]
+        shares = self.study.parts(self.method)
         stages = [part for part in shares if part not in ("sequences", "pairs")]
         return {
             "setting": self.name,
@@ -133,7 +133,7 @@ class Run:
         self.content |= {"title": self.setting.title, "teacher": describe(ruler), "complete": False}
         self.content |= {"hardware": hardware(self.device), "commit": commit()}
         until = 0.0
-        for part, share in self.study.shares[self.method].items():
+        for part, share in self.study.parts(self.method).items():
             until += share * self.seconds
             if part not in self.content["parts"]:
                 self.content["curve"] = [point for point in self.content["curve"] if point["part"] != part]
@@ -177,7 +177,7 @@ class Run:
         accelerator = "cpu" if self.device.type == "cpu" else "gpu"
         fit(stage, module, ENDLESS, self.directory / part, budget, accelerator=accelerator)
         iterations = stage.trainer.global_step
-        if part == list(self.study.shares[self.method])[-1]:
+        if part == list(self.study.parts(self.method))[-1]:
             self.record(ruler, part, before, self.study.samples, stage.to(self.device), iterations, budget.spent)
         return {"seconds": budget.spent, "iterations": iterations}
 

@@ -7,7 +7,10 @@ from typing import Any
 import yaml
 
 from benchmarks.training import Config, overridden, read_config
+from dd2_lightning.data.named import Named
 from dd2_lightning.errors import DD2Error, check_at_least_one, check_range
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 METHODS = {"dd2": ("sequences", "init", "csd", "align"), "dd1": ("pairs", "dd1")}
 """Parts of a run by method, in order."""
@@ -20,12 +23,13 @@ class Setting:
     title: str
     teacher: str
     configs: str
+    data: Named | None = None
     sampling: dict[str, Any] | None = None
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def config(self, stage: str) -> Config:
         """Model and data of a stage."""
-        config = read_config(f"configs/{stage}_{self.configs}.yaml")
+        config = read_config(CONFIGS / f"{stage}_{self.configs}.yaml")
         sampling = {} if self.sampling is None else {"sampling": self.sampling}
         inside = {"teacher_sampling": self.sampling} if sampling and stage != "dd1" else {}
         return overridden(config, {**inside, **self.changes.get(stage, {})}, sampling)
@@ -54,16 +58,14 @@ class Study:
         for name in ("batch_size", "most", "points", "point_samples", "samples", "reference_samples"):
             check_at_least_one("", **{name: getattr(self, name)})
         check_range("", "(0, inf)", seconds=self.seconds)
-        for method, parts in METHODS.items():
+        for method in METHODS:
             shares = self.shares.get(method, {})
-            if (
-                not shares
-                or [part for part in parts if part in shares] != list(shares)
-                or abs(sum(shares.values()) - 1) > 1e-6
-            ):
-                raise ValueError(
-                    f"shares.{method}: shares of {', '.join(parts)}, in this order, that sum to 1, got {shares}"
-                )
+            if set(shares) - set(METHODS[method]) or abs(sum(shares.values()) - 1) > 1e-6:
+                raise ValueError(f"shares.{method}: {', '.join(METHODS[method])} must sum to 1, got {shares}")
+
+    def parts(self, method: str) -> dict[str, float]:
+        """Shares of the time of a run's parts, in their order."""
+        return {part: self.shares[method][part] for part in METHODS[method] if part in self.shares[method]}
 
     def setting(self, name: str) -> Setting:
         """The setting of this name."""

@@ -23,6 +23,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dd2_lightning.errors import ArtifactError
+from dd2_lightning.errors import ArtifactError, first_line
 from dd2_lightning.families.registry import FAMILIES, family_of, teacher_from_config
 from dd2_lightning.files import atomic_path, sha256, write_atomically
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
@@ -43,7 +45,7 @@ from dd2_lightning.models.generator import Generator, OneStepGenerator
 from dd2_lightning.models.student import Student, build_student
 from dd2_lightning.models.teacher import Teacher
 from dd2_lightning.models.tokenizer import Tokenizer
-from dd2_lightning.remote import HubModel
+from dd2_lightning.remote import HubModel, at_revision
 
 FORMAT = 1
 
@@ -57,7 +59,10 @@ REQUIRED = {
 }
 """Keys of ``config.json`` without which a directory cannot be read, by stage."""
 
-KINDS = {"family": str, "architecture": dict, "teacher": dict, "head": dict, "files": dict}
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("architecture", "teacher", "head", "files"), dict),
+    **{"family": str, "head_time": (int, float), "split": int, "second": int},
+}
 """Types of their values, where it matters."""
 
 
@@ -162,7 +167,10 @@ class Artifact:
         problems = difference(wanted, tensors)
         if problems:
             raise ArtifactError(f"{self.directory / name}.safetensors does not fit the model: {problems}")
-        module.load_state_dict(tensors, assign=any(value.is_meta for value in wanted.values()))
+        assign = any(value.is_meta for value in wanted.values())
+        if assign:  # in memory as aligned as a network's own, on which the last bit of a product depends
+            tensors = {key: tensors.pop(key).clone() for key in wanted}
+        module.load_state_dict(tensors, assign=assign)
 
     def teacher_path(self) -> str | Path:
         """Directory, or name on the Hub, of the teacher that this student was distilled from; see :func:`check_hash`.
@@ -263,22 +271,19 @@ def load_teacher(directory: str | Path, revision: str | None = None) -> Codebook
     opened too; code that needs the codebook calls ``require_codebook``.
     """
     artifact = Artifact.open(at_revision(directory, revision), ("teacher",), "teacher")
-    teacher = new_teacher(artifact, artifact.config["architecture"])
+    with sizes_of(artifact):
+        teacher = teacher_from_config(artifact.config["family"], artifact.config["architecture"])
     artifact.load_into(teacher, "teacher")
     return cast(CodebookTeacher, teacher.requires_grad_(False).eval())
 
 
-def at_revision(directory: str | Path, revision: str | None) -> str | Path:
-    """A model's name with a revision."""
-    return directory if revision is None else f"{directory}@{revision}"
-
-
-def new_teacher(artifact: Artifact, architecture: dict[str, Any]) -> Teacher:
-    """A teacher with fresh weights; an ``ArtifactError`` if an artifact's family or sizes make none."""
+@contextmanager
+def sizes_of(artifact: Artifact) -> Iterator[None]:
+    """Context in which networks are built: an ``ArtifactError`` says that an artifact's sizes make none."""
     try:
-        return teacher_from_config(artifact.config["family"], architecture)
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{artifact}/config.json: {error}") from error
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"{artifact}/config.json: {first_line(error)}") from error
 
 
 def new_student(artifact: Artifact, teacher: Teacher) -> Student | DD1Student:
@@ -298,8 +303,8 @@ def load_networks(artifact: Artifact, teacher: Teacher | None, name: str) -> tup
         artifact.load_into(student, name)
         return student, teacher.tokenizer
     for device in ("meta", "cpu"):  # the second for networks with constants that no file holds
-        with torch.device(device):
-            shapes = new_teacher(artifact, artifact.config["teacher"]["architecture"])
+        with torch.device(device), sizes_of(artifact):
+            shapes = teacher_from_config(artifact.config["family"], artifact.config["teacher"]["architecture"])
             student, tokenizer = new_student(artifact, shapes), shapes.tokenizer
         artifact.load_into(student, name)
         artifact.load_into(tokenizer, "tokenizer")

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -37,7 +36,7 @@ from dd2_lightning.families.registry import build_meta
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.sizes import count_parameters
-from dd2_lightning.models.tokenizer import PIXELS
+from dd2_lightning.models.tokenizer import PIXELS, VQTokenizer
 from dd2_lightning.progress import tracked
 from dd2_lightning.remote import HubModel
 from dd2_lightning.stages import ARDiffusionInit, Stage
@@ -219,12 +218,12 @@ def count_phases(stage: DistillationStage, data: PrefixData, micro_batch: int, p
             return peak_of(lambda: teacher.decode(tokens))
 
     samples = min(micro_batch, data.validation_size)
-    with patch.object(type(stage), "image_sampling", data.sampling):  # a trainer has it otherwise
-        yield Phase(f"validation, {samples} samples", samples, growth(validate))
+    stage.image_sampling = data.sampling  # there is no trainer to ask
+    yield Phase(f"validation, {samples} samples", samples, growth(validate))
     drawing = partial(sampling_peak, teacher, sampling=data.sampling, pairs=bool(data.pair_steps))
     yield Phase(f"sampling the teacher, {micro_batch} sequences", micro_batch, growth(drawing))
     if teacher.tokenizer.has_images:
-        images = max(1, min(LARGEST, PIXELS // math.prod(teacher.tokenizer.image_shape[1:])))
+        images = max(1, min(LARGEST, PIXELS // math.prod(cast(VQTokenizer, teacher.tokenizer).image_shape[1:])))
         yield Phase(f"decoding, {images} images", images, growth(decode))
 
 
@@ -234,7 +233,7 @@ def blank_batch(stage: DistillationStage, size: int) -> Batch:
     noise = torch.zeros(*tokens.shape, stage.teacher.token_dim) if stage.learns_from_pairs else None
     labels, images = torch.zeros(size, dtype=torch.long), None
     if getattr(stage, "adversarial", None):
-        images = torch.zeros(size, *stage.teacher.tokenizer.image_shape)
+        images = torch.zeros(size, *cast(VQTokenizer, stage.teacher.tokenizer).image_shape)
     return Batch(labels, 0, 0, 0, size, tokens, noise, images, labels)
 
 

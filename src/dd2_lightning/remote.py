@@ -70,6 +70,11 @@ class HubModel:
         return f"{self} could not be fetched ({first_line(error)})"
 
 
+def at_revision(name: str | Path, revision: str | None) -> str | Path:
+    """A model's name with a revision."""
+    return name if revision is None else f"{name}@{revision}"
+
+
 def http_status(error: Exception) -> int | None:
     """What a server answered; None if it did not."""
     return getattr(getattr(error, "response", None), "status_code", None)

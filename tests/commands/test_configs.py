@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 import dd2_lightning
+from dd2_lightning import stages
 from dd2_lightning.cli import main
 from dd2_lightning.cli.arguments import installed_configs
 from dd2_lightning.cli.finish import NEXT, finish
+from dd2_lightning.cli.fit import ORDER
 from dd2_lightning.cli.main import COMMANDS
 from runs import fails
 
@@ -81,3 +83,7 @@ def test_what_comes_next_names_commands_and_configs_that_there_are(capsys):
 @pytest.mark.parametrize("name", dd2_lightning.__all__)
 def test_the_public_names_are_there(name):
     assert name in dir(dd2_lightning) and getattr(dd2_lightning, name) is not None
+
+
+def test_the_help_orders_stages_that_there_are():
+    assert set(ORDER) < set(stages.__all__)

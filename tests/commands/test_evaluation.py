@@ -3,10 +3,12 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 from rich.console import Console
+from scipy.linalg import sqrtm
 
 from dd2_lightning.cli.summary import summary
 from dd2_lightning.data import DigitsData
@@ -15,6 +17,7 @@ from dd2_lightning.errors import ArtifactError, DD2Error
 from dd2_lightning.evaluation.baselines import IndependentSampler, RealImages, SkipSampler
 from dd2_lightning.evaluation.compare import Evaluator, Score, check_diversity, compare, finite, time_samplers
 from dd2_lightning.evaluation.evaluate import evaluate_samplers
+from dd2_lightning.evaluation.reconstruction import measure_reconstruction
 from dd2_lightning.evaluation.report import aggregate, gap_closed, make_report, markdown, print_table, ratios
 from dd2_lightning.evaluation.samplers import (
     ARDiffusionSampler,
@@ -29,6 +32,7 @@ from dd2_lightning.metrics.path_length import feature_distance, path_length
 from dd2_lightning.metrics.warning import collect_warnings
 from dd2_lightning.models.generator import OneStepGenerator
 from helpers import circle
+from image_sets import RandomImages
 from toys import TOKENS, toy_student, toy_teacher
 
 
@@ -217,7 +221,8 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     samplers = every_kind(teacher, generator)
     report = evaluate_samplers(samplers, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
-    assert set(report) == {"contenders", "ratios", "closed", "seed", "samples", "hardware", "commit", "warnings"}
+    extra = {"ratios", "closed", "seed", "samples", "hardware", "commit", "warnings", "tokenizer", "weights"}
+    assert set(report) == {"contenders", *extra}
     rows = report["contenders"]
     assert list(rows) == [sampler.name for sampler in samplers]
     for name, row in rows.items():
@@ -238,12 +243,33 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     assert rows["real"]["accuracy"] == classifier.held_out_accuracy
     expected = rows["one-step"]["nll"] - rows["teacher"]["nll"]
     assert report["ratios"]["nll"] == pytest.approx(expected / (rows["independent"]["nll"] - rows["teacher"]["nll"]))
+    assert report["tokenizer"]["frechet"] > 0 and "The tokenizer alone" in (tmp_path / "table.md").read_text()
     assert len(report["commit"] or "0" * 40) == 40
     table = (tmp_path / "table.md").read_text()
     assert table.splitlines()[4].startswith("| one-step snapped | 1 |") and "batch size 100" in table
     assert "one-step snapped" in capsys.readouterr().out
     for name in ("samples", "steps"):
         assert imread(tmp_path / f"{name}.png").shape[1] > 1000
+
+
+def test_what_a_tokenizer_keeps(teacher, classifier, capsys):
+    """Against numpy: the signal-to-noise ratio image by image, the distance of two sets of features."""
+    data = RandomImages(count=60)
+    found = measure_reconstruction(teacher, classifier, data, batch_size=7)
+    images = data.everything().pixels()
+    drawn = teacher.decode(teacher.encode(images))
+    errors = (data.held_out.pixels() - teacher.decode(teacher.encode(data.held_out.pixels()))).square().mean((1, 2, 3))
+    assert found["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), rel=1e-4)
+    features = [classifier.features(part).double().detach().numpy() for part in (images, drawn)]
+    covariances = [np.cov(part.T) for part in features]
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    shift = features[0].mean(0) - features[1].mean(0)
+    expected = (shift**2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert found["frechet"] == pytest.approx(expected, rel=1e-3) and found["images"] == 60
+    rows = {"teacher": Score("teacher", seconds_per_image=1.0)}
+    report = {**make_report(rows, 0, 10), "tokenizer": {"psnr": 21.26, "frechet": 0.5, "images": 1797}}
+    assert "PSNR 21.3 dB of held-out images, Fréchet 0.5000 of 1,797 real images" in markdown(report)
+    assert "tokenizer alone" not in markdown(make_report(rows, 0, 10))
 
 
 class Quarters:

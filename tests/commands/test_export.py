@@ -1,7 +1,9 @@
 """Self-contained directories: what is exported samples the same images without its teacher, and says when it cannot."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,9 +137,10 @@ def test_what_is_damaged_or_in_the_way_is_refused(run, tmp_path, capsys):
     (out / "tokenizer.safetensors").write_bytes(changed)
     with fails(capsys, 1, "tokenizer.safetensors is damaged: its SHA-256"):
         main(["sample", "--model", str(out), "--output", str(tmp_path / "x.png"), "--device", "cpu"])
-    (run / "generator.safetensors").unlink()
-    with fails(capsys, 1, "generator.safetensors is missing"):
-        main(["export", str(run), "--output", str(tmp_path / "other")])
+    for damage in (lambda path: os.truncate(path, 1000), Path.unlink):
+        damage(run / "generator.safetensors")
+        with fails(capsys, 1, "generator.safetensors is"):
+            main(["export", str(run), "--output", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".*"))
 
 

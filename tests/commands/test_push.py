@@ -231,7 +231,7 @@ def test_publishing_is_refused_in_one_line(be, server, var_run, tmp_path, capsys
     assert "user/x" not in server.repositories
 
 
-def test_loading_is_refused_in_one_line(be, server, published, tmp_path, capsys, monkeypatch):
+def test_loading_is_refused_in_one_line(be, server, published, var_run, tmp_path, capsys, monkeypatch):
     line = ["sample", "--output", "x.png", "--device", "cpu", "--model"]
     with fails(capsys, 1, "generator: user/nothing is neither a directory here nor a model on the Hub"):
         main([*line, "user/nothing"])
@@ -247,6 +247,13 @@ def test_loading_is_refused_in_one_line(be, server, published, tmp_path, capsys,
     server.repositories["user/other"].commit({"config.json": b'{"format": 1, "stage": "csd", "family": "var"}'})
     with fails(capsys, 1, "hf://user/other/config.json has no key 'teacher'"):
         main([*line, "user/other"])
+    wrong = {"format": 1, "stage": "csd", "family": "var", "head": {"width": "x"}, "head_time": 1, "files": {}}
+    sizes = json.loads((var_run / "teacher/config.json").read_text())["architecture"]
+    for architecture in ({}, sizes):
+        config = {**wrong, "teacher": {"architecture": architecture}}
+        server.repositories["user/other"].commit({"config.json": json.dumps(config).encode()})
+        with fails(capsys, 1, "/config.json: "):
+            main([*line, "user/other"])
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the client tries again and again
     be(url=closed_port(), cache="empty")
     with fails(capsys, 1, "not in the Hub's cache, and the Hub cannot be reached"):

@@ -20,7 +20,7 @@ from teachers import var_teacher
 def adapted(tmp_path_factory):
     """The directory of an adaptation that was given what it needs."""
     root = tmp_path_factory.mktemp("adapted")
-    write_teacher(root / "teacher", original())
+    write_teacher(root / "teacher", original(), data={"class_path": "DigitsData"})
     optimizers = {
         "input_optimizer": {"lr": 1e-2, "decay_from": 0.3},
         "optimizer": {"lr": 1e-3, "decay_from": 0.0},
@@ -55,6 +55,7 @@ def test_what_it_leaves_is_a_teacher(adapted):
     config = json.loads((adapted / "adapt" / "config.json").read_text())
     assert config["stage"] == "teacher" and config["family"] == "llamagen"
     assert config["original"]["sha256"] == sha256(adapted / "teacher" / "teacher.safetensors")
+    assert config["data"] == {"class_path": "DigitsData"}  # of the images that the original was trained on
     assert config["architecture"] == {**original().config, "continuous_input": True, **_lists(original().config)}
     tokens = teacher.embed(torch.randint(12, (2, 9))) + 0.1 * torch.randn(2, 9, 4)
     assert teacher.logits(tokens, torch.tensor([0, 1])).isfinite().all()

@@ -159,6 +159,10 @@ def test_the_stage_logs_reconstructions_and_says_how_codes_lie(tmp_path, capsys)
     fit(teacher_config(tmp_path, **OFF), tmp_path)
     assert "8 codes of 2 numbers, rms 2.00 (noise: 1); the nearest other code is" in capsys.readouterr().out
     found = left_behind(tmp_path / "digits")
+    images = {key: value for key, value in found.items() if key.startswith("config/data/")}
+    assert images == {
+        f"config/data/init_args/{key}": value for key, value in (("batch_size", 16), ("seed", 0), ("held_out", 197))
+    }
     assert {"log val/reconstruction", "log val/perplexity"} <= found.keys()
     for _, picture in found["picture reconstructions"]:
         assert Image.open(io.BytesIO(picture)).size == (10 * 9 - 1, 2 * 9 - 1)

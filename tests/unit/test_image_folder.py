@@ -121,8 +121,8 @@ def test_every_image_is_read_once_with_its_class(folder):
     data = folder_data(folder)
     assert (data.num_classes, data.image_shape, data.folder.classes) == (3, (3, 16, 16), ["blue", "green", "red"])
     assert (data.train.size, data.held_out.size) == (22, 2)
-    images = torch.cat([data.train.pixels(), data.held_out.pixels()])
-    labels = torch.cat([data.train.labels, data.held_out.labels])
+    images, labels = data.everything().pixels(), data.everything().labels
+    assert torch.equal(images, torch.cat([data.held_out.pixels(), data.train.pixels()]))
     assert labels.bincount().tolist() == [8, 8, 8]
     files = {tuple(decode(path, 16, 3, False).flatten().tolist()): path.parent.name for path in folder.rglob("*.*")}
     found = {tuple((255 * x).round().int().flatten().tolist()): int(y) for x, y in zip(images, labels, strict=True)}
@@ -150,6 +150,14 @@ def test_no_decoder_in_this_pillow(folder, monkeypatch):
     monkeypatch.setattr(features, "check", lambda codec: codec != "webp")
     with pytest.raises(DD2Error, match=r"cannot read .webp \(blue/002.webp and 5 more\)"):
         folder_data(folder)
+
+
+def test_files_of_other_kinds_are_named(folder):
+    for name in ("a.heic", ".hidden", "notes.txt"):
+        (folder / "red" / name).touch()
+    with pytest.warns(UserWarning, match=r"2 files are not PNG, JPEG or WebP and not read: red/a.heic, red/notes.txt"):
+        data = folder_data(folder)
+    assert data.everything().size == 24
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 from dd2_lightning.cli.arguments import UsageError
 
 OPTIONS = {
-    "--config": "YAML file of settings; of several, later ones override earlier ones",
+    "--config": "YAML file of settings, or a name that dd2 configs list shows; of several, later ones override",
     "--model": "the stage, see below",
     "--data": "the data module, see below",
     "--seed_everything": "seed of data, noise and fresh weights",
@@ -50,6 +50,16 @@ DESCRIPTIONS = {
 }
 
 
+EXAMPLES = {
+    "fit": "\n  dd2 fit --config csd_var.yaml --ckpt_path last                  continues a run that was stopped",
+    "plan": "\n  dd2 plan --config paper/var_d16/csd.yaml --release var/d16      needs no teacher",
+}
+"""More of them, by command."""
+
+ORDER = ("TeacherTraining", "ContinuousInput", "ARDiffusionInit", "CSDDistill", "PerformanceAlign", "FrechetAlign")
+"""The stages as they follow each other; others come after them."""
+
+
 def run_stage(name: str, arguments: list[str]) -> None:
     """Run a training command, or print its help, which imports neither torch nor Lightning."""
     if not arguments:
@@ -71,8 +81,8 @@ usage: dd2 {name} --config FILE [--config FILE ...] [--SETTING VALUE ...]
 
 {DESCRIPTIONS[name]}
 
-A config names a stage (model), its data and the trainer; the command line overrides it, as in
-  dd2 {name} --config configs/csd_var.yaml --model.draws 4 --data.batch_size 32
+A config names a stage (model), its data and the trainer; the command line overrides it. Stages run one after the
+other: each reads the directories that model.teacher and model.init_from name.
 
 options:
 {columns(OPTIONS | OPTIONS_OF[name])}
@@ -81,7 +91,11 @@ options:
 
 {overview("data")}
 
-dd2 {name} --model.help CSDDistill and dd2 {name} --data.help PrefixData list the settings of one."""
+dd2 {name} --model.help CSDDistill and dd2 {name} --data.help PrefixData list the settings of one.
+
+examples:
+  dd2 {name} --config csd_var.yaml
+  dd2 {name} --config csd_var.yaml --model.draws 4 --data.batch_size 32{EXAMPLES.get(name, "")}"""
 
 
 def overview(room: str) -> str:
@@ -93,7 +107,8 @@ def overview(room: str) -> str:
             source = (folder / f"{node.module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
             defined = {item.name: item for item in ast.parse(source).body if isinstance(item, ast.ClassDef)}
             classes |= {alias.name: defined[alias.name] for alias in node.names}
-    rows = {name: (ast.get_docstring(item) or "").partition("\n")[0] for name, item in classes.items()}
+    names = sorted(classes, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    rows = {name: (ast.get_docstring(classes[name]) or "").partition("\n")[0] for name in names}
     title = {"stages": "stages (--model):", "data": "data modules (--data):"}[room]
     return f"{title}\n" + columns({name: text for name, text in rows.items() if name not in ("Stage", "Batch")})
 

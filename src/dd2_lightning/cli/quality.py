@@ -58,7 +58,7 @@ def quality(
     images = ImageFile(samples)
     drawn_by, against = resolve_protocol(images, protocol), open_reference(reference)
     check_sizes(images, against)
-    network = feature_network(features, path.parent, inception, chosen, data and open_images(data))
+    network = feature_network(features, path.parent, inception, chosen, open_images(data) if data else None)
     check_reads(network, features, next(images.batches(1)).shape[1:], chosen)
     results = measure_quality(images, against, network, drawn_by, manifold_samples, batch_size, chosen)
     write_atomically(path, to_json(results))
@@ -110,7 +110,7 @@ def statistics(
     check_not_directory(path)
     check_writable(path.parent)
     file = ImageFile(images)
-    network = feature_network(features, path.parent, inception, chosen, data and open_images(data))
+    network = feature_network(features, path.parent, inception, chosen, open_images(data) if data else None)
     check_reads(network, features, next(file.batches(1)).shape[1:], chosen)
     fit = fit_features(file, network, batch_size, chosen)
     with collect_warnings() as messages:

@@ -10,6 +10,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -75,12 +76,14 @@ class ImageFolder:
 
     @cached_property
     def files(self) -> dict[str, int]:
-        """All image files, named from the folder on, with their sizes in bytes."""
+        """All image files, named from the folder on, with their sizes in bytes; ``others`` are those of other kinds."""
         found: dict[str, int] = {}
+        self.others: list[str] = []
         for directory, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            paths = (Path(directory, name) for name in sorted(names) if not name.startswith("."))
+            paths = [Path(directory, name) for name in sorted(names) if not name.startswith(".")]
             found |= {str(p.relative_to(self.folder)): p.stat().st_size for p in paths if p.suffix.lower() in CODECS}
+            self.others += [str(p.relative_to(self.folder)) for p in paths if p.suffix.lower() not in CODECS]
         in_classes = {name.partition(os.sep)[0] for name in found if os.sep in name}
         empty = sorted({path.name for path in visible(self.folder) if path.is_dir()} - in_classes)
         if not found:
@@ -113,6 +116,9 @@ class ImageFolder:
         """Decode what is not in the cache yet, with a progress bar."""
         if self.progress()[0] == len(self.files):
             return
+        if self.others:
+            count, named = f"{len(self.others):,}", list_names(self.others)
+            warnings.warn(f"{self.folder}: {count} files are not PNG, JPEG or WebP and not read: {named}", stacklevel=2)
         with directory_lock(self.cache):
             done, broken = self.progress()
             if not done:
@@ -147,11 +153,10 @@ class ImageFolder:
         if done != len(names):
             raise ArtifactError(f"{self.cache} is not complete: prepare_data() decodes the images of {self.folder}")
         if broken and not skip_broken:
-            named = ", ".join(f"{name} {reason}" for name, reason in sorted(broken.items())[:NAMED])
+            named = list_names([f"{name} {reason}" for name, reason in sorted(broken.items())])
             raise DD2Error(
-                f"{len(broken):,} of {len(names):,} images in {self.folder} cannot be used: {named}"
-                f"{', …' if len(broken) > NAMED else ''}; set data.skip_broken: true to leave them out, or mend them "
-                f"and delete {self.cache}"
+                f"{len(broken):,} of {len(names):,} images in {self.folder} cannot be used: {named}; set "
+                f"data.skip_broken: true to leave them out, or mend them and delete {self.cache}"
             )
         kept = [name for name in names if name not in broken]
         shape = (len(kept), self.channels, self.side, self.side)
@@ -163,6 +168,11 @@ class ImageFolder:
         labels = torch.tensor([number.get(name.partition(os.sep)[0], 0) for name in kept])
         pixels = np.memmap(path, np.uint8, "c", shape=shape)  # PyTorch warns of arrays that cannot be written to
         return ImageSet(torch.from_numpy(pixels), labels)
+
+
+def list_names(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -180,8 +190,4 @@ def describe_changes(before: dict[str, int], now: dict[str, int]) -> str:
         "removed": sorted(before.keys() - now.keys()),
         "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
     }
-    return ", ".join(
-        f"{len(names):,} {kind} ({', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''})"
-        for kind, names in kinds.items()
-        if names
-    )
+    return ", ".join(f"{len(names):,} {kind} ({list_names(names)})" for kind, names in kinds.items() if names)

@@ -87,6 +87,11 @@ class ImageFolderData(ImageData):
             held_out, self.decoded = images.part(slice(count)), images.part(slice(count, None))
         return centred(self.decoded, self.size), centred(held_out, self.size)
 
+    def everything(self) -> ImageSet:
+        if self.held_out_folder is not None:
+            return super().everything()
+        return centred(self.folder.read(self.skip_broken), self.size)
+
     def held_out_batch(self) -> Batch:
         return HeldOutBatches(self.held_out, self.validation_size, self.validation_size, self.seed)[0]
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.baselines import RealImages
 from dd2_lightning.evaluation.compare import Evaluator, compare
 from dd2_lightning.evaluation.figures import save_comparison, save_curves
+from dd2_lightning.evaluation.reconstruction import measure_reconstruction
 from dd2_lightning.evaluation.report import make_report, markdown, print_table, results_path, to_json
 from dd2_lightning.evaluation.samplers import Sampler
 from dd2_lightning.files import check_writable, sha256, write_atomically
@@ -42,6 +44,7 @@ def evaluate_samplers(
     """Measure samplers that are bound to one teacher, which is one of them; write the report, the JSON file last.
 
     The report begins with ``messages``, which are warnings; ``settings`` are those of the :class:`Evaluator`.
+    Where real images are a sampler, the tokenizer is measured on them, too.
     """
     path, teacher = check_output(output), samplers[0].teacher
     if not teacher.tokenizer.has_images:
@@ -50,6 +53,8 @@ def evaluate_samplers(
         evaluator = Evaluator(teacher, network, **settings)
         scores = compare(evaluator, samplers, samples)
     report = make_report(scores, evaluator.seed, samples, teacher.codebook.device, messages=[*messages, *found])
+    for real in [sampler for sampler in samplers if isinstance(sampler, RealImages)][:1]:
+        report["tokenizer"] = measure_reconstruction(teacher, network, real.data, evaluator.batch_size)
     report["weights"] = {sampler.name: weights for sampler in samplers if (weights := weights_of(sampler))}
     save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
     save_curves(report["contenders"], path.with_name("steps.png"))

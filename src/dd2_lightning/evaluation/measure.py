@@ -78,7 +78,7 @@ def resolve_protocol(images: ImageFile, name: str | None) -> Protocol | None:
     """The protocol of this name, or the one in the samples' file; a ValueError if they differ."""
     protocol = None if name is None else protocol_named(name)
     settings = sample_settings(images)
-    stored = settings and settings.get("protocol")
+    stored = settings.get("protocol") if settings else None
     if protocol is None:
         return None if stored is None else protocol_named(stored)
     if settings is not None and stored != name:

@@ -80,7 +80,7 @@ def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, 
     The distance of a model that was trained on the features it is measured in counts as missing.
     """
 
-    def number(row: Row) -> float | None:
+    def number(row: Row) -> Any:
         return None if metric == "frechet" and row.get("trained_on") else row[metric]
 
     found = [[number(row) for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
@@ -147,6 +147,8 @@ def caption(report: dict[str, Any]) -> list[str]:
 
     seeds, commit_of_run = ", ".join(str(run["seed"]) for run in runs), first["commit"] or "unknown"
     closed = any(value is not None for value in middle["closed"].values())
+    tokenizer = first.get("tokenizer", {"psnr": None, "frechet": 0.0, "images": 0})
+    ratio = "" if tokenizer["psnr"] is None else f"PSNR {tokenizer['psnr']:.1f} dB of held-out images, "
     real = any(row["kind"] == "real" for row in first["contenders"].values())
     lines = {
         f"Medians of {len(runs)} runs, and where they lie.": len(runs) > 1,
@@ -157,6 +159,8 @@ def caption(report: dict[str, Any]) -> list[str]:
         f"{first['samples']:,} samples, seed {seeds}; distance, precision and recall against an independent teacher "
         "sample; NLL in nats under the guided teacher, of the nearest codes; diversity relative to the teacher.": True,
         "Real data: every image once, so its distance is biased upwards; accuracy on held-out ones.": real,
+        f"The tokenizer alone: {ratio}Fréchet {tokenizer['frechet']:.4f} of {tokenizer['images']:,} real images from "
+        "their reconstructions.": "tokenizer" in first,
         f"{first['hardware']}, decoding included; params without the tokenizer; commit {commit_of_run[:10]}.": True,
     }
     messages = dict.fromkeys(message for run in runs for message in run.get("warnings", ()))

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from dd2_lightning.artifacts import FORMAT, REQUIRED, Artifact
+from dd2_lightning.artifacts import FORMAT, REQUIRED, Artifact, load_generator, load_init, load_teacher
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.files import check_writable, sha256, write_atomically
 from dd2_lightning.hub.model_card import find_report, model_card
@@ -37,6 +38,8 @@ def collect(
     """
     artifact = Artifact.open(run, tuple(REQUIRED), "RUN")
     stage, main = artifact.config["stage"], MAIN.get(artifact.config["stage"], "generator")
+    loaders: dict[str, Callable[..., Any]] = {"teacher": load_teacher, "init": load_init}
+    loaders.get(stage, load_generator)(run)  # what is damaged is not handed on
     has_raw = ("csd", "align", "frechet", "dd1")
     wanted = {"guidance": guidance and ("csd", "align"), "generator_raw": raw and has_raw}
     for extra, stages in wanted.items():
@@ -81,6 +84,12 @@ def source(teacher: Artifact) -> dict[str, Any] | None:
 def checksum(content: Path | bytes) -> str:
     """SHA-256 of a file or of bytes, in hexadecimal."""
     return sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+
+
+def size(contents: Contents) -> str:
+    """Size of files in all, ``12.3 MB``."""
+    total = sum(item.stat().st_size if isinstance(item, Path) else len(item) for item in contents.values())
+    return f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:,.1f} kB"
 
 
 def export(run: str | Path, output: str | Path, **options: Any) -> Contents:

@@ -23,8 +23,8 @@ from dd2_lightning.noise import stream
 
 VERSION = 1  # architecture and training; stored classifiers of another version are trained again
 
-BATCH, SAMPLES, HELD_OUT = 64, 30_000, 0.165
-"""Images a step, images in all epochs together (of 12 at least), and the share that measures the accuracy."""
+BATCH, STEPS, EPOCHS, HELD_OUT = 64, 460, 12, 0.165
+"""Images a step, steps and epochs, whichever is more, and the share of images that measures the accuracy."""
 
 
 class ImageClassifier(nn.Module):
@@ -36,7 +36,7 @@ class ImageClassifier(nn.Module):
 
     held_out: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int):
+    def __init__(self, shape: tuple[int, ...], num_classes: int):
         super().__init__()
         self.shape, (channels, *sides), width = shape, shape, 16
         stride = 2 if min(sides) > 16 else 1
@@ -75,7 +75,8 @@ def train_classifier(images: ImageSet, num_classes: int, seed: int = 0) -> Image
     order = torch.randperm(images.size, generator=stream(seed, "classifier", "split"))
     test, train = order.split([count := max(1, round(HELD_OUT * images.size)), images.size - count])
     batch = min(BATCH, len(train))
-    epochs, steps = max(12, round(SAMPLES / len(train))), len(train) // batch
+    steps = len(train) // batch
+    epochs = max(EPOCHS, STEPS // steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImageClassifier(tuple(images.images.shape[1:]), num_classes)

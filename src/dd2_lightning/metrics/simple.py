@@ -25,6 +25,9 @@ class RandomFeatures(nn.Module):
 
     width = 64
     held_out_accuracy = None
+    first: Tensor
+    second: Tensor
+    last: Tensor
 
     def __init__(self):
         super().__init__()

@@ -85,9 +85,10 @@ class Adversary(nn.Module, NoAdversary):
         return nn.ModuleList([guidance, self])
 
     def beside_fcs(self, fcs: Tensor, flow: HeadFlow, noised: Noised, teacher: Teacher, batch: Batch) -> Losses:
+        labels, images = batch.required("image_labels"), batch.required("images")
         with torch.no_grad():
-            real = teacher.embed(teacher.encode(batch.required("images")))
-        real_logits = self(self.flow(real, batch.required("image_labels")), add_noise(real, noised.t, noised.eps))
+            real = teacher.embed(teacher.encode(images))
+        real_logits = self(self.flow(real, labels), add_noise(real, noised.t, noised.eps))
         loss = (F.softplus(self(flow, noised)) + F.softplus(-real_logits)).mean(-1)
         total = fcs + self.settings.guidance_weight * loss
         return Losses(total, {"fcs": fcs, "discriminator": loss}, progress=("discriminator",))

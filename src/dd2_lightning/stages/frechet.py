@@ -1,7 +1,8 @@
 """Stage 4: train a one-step generator on the Fréchet distance of its images' features (FD-loss, arXiv:2604.28190)."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from dd2_lightning.data.images import ImageData
 from dd2_lightning.data.named import images_of
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.losses import position_weight
-from dd2_lightning.metrics.features import identity
+from dd2_lightning.metrics.features import FeatureNetwork, identity
 from dd2_lightning.metrics.frechet import Gaussian, RunningFrechet
 from dd2_lightning.metrics.references import open_reference
 from dd2_lightning.metrics.simple import PixelFeatures
@@ -22,6 +23,7 @@ from dd2_lightning.stages.features import (
     check_features,
     check_fit,
     features_for_training,
+    gathered,
     open_networks,
 )
 from dd2_lightning.stages.moments import MomentImages
@@ -80,9 +82,9 @@ class FrechetAlign(PerformanceAlign):
             del self.guidance
         self.use_networks([PixelFeatures() for _ in self.features])  # for dd2 plan, which opens no files
 
-    def use_networks(self, networks: list[nn.Module]) -> None:
+    def use_networks(self, networks: Sequence[FeatureNetwork]) -> None:
         """Measure with these feature networks, from empty moments on."""
-        self.feature_networks = nn.ModuleList(networks)
+        self.feature_networks = nn.ModuleList(cast(Sequence[nn.Module], networks))
         self.distances = nn.ModuleList(
             RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
         )
@@ -108,9 +110,8 @@ class FrechetAlign(PerformanceAlign):
         q = self.generate(self.generator, batch, "generator")
         images = self.teacher.decode(q)
         loss, watch = q.new_zeros(1, 1), dict[str, Tensor]()
-        for entry, network, measure in zip(self.features, self.feature_networks, self.distances, strict=True):
-            # every process has the features of all, with their gradients
-            features = self.all_gather(features_for_training(network, images), sync_grads=True).flatten(0, -2)
+        for entry, network, measure in zip(self.features, self.networks, self.moments, strict=True):
+            features = gathered(features_for_training(network, images))
             watch[f"frechet_{entry.network}{entry.seed or ''}"] = distance = measure(features)
             loss = loss + (entry.weight * distance / (distance.detach() + FLOOR)).float()
         if self.csd_weight:
@@ -122,12 +123,12 @@ class FrechetAlign(PerformanceAlign):
     def perform(self, update: Update, optimizer: LightningOptimizer, batch: Batch, k: int) -> None:
         super().perform(update, optimizer, batch, k)
         if update.name == "generator":
-            for distance in self.distances:
+            for distance in self.moments:
                 distance.update()
 
     def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
         if name == "generator":
-            for distance in self.distances:
+            for distance in self.moments:
                 distance.check_finite()
         super()._check_finite(losses, name, iteration)
 
@@ -135,16 +136,16 @@ class FrechetAlign(PerformanceAlign):
         """Fill the moments, unless they came with a checkpoint."""
         super().on_train_start()
         self.feature_networks.eval()
-        if not all(distance.count for distance in self.distances):
+        if not all(distance.count for distance in self.moments):
             images = MomentImages(self, self.moment_samples, self.moment_batch)
             draw = partial(self.generator.generate, head_time=self.head_time)
-            generated = images.fit(list(self.feature_networks), images.generated(draw), "generator")
-            for distance, *gaussians in zip(self.distances, generated, self.references(images), strict=True):
+            generated = images.fit(self.networks, images.generated(draw), "generator")
+            for distance, *gaussians in zip(self.moments, generated, self.references(images), strict=True):
                 distance.start(*gaussians)
 
     def references(self, images: MomentImages) -> list[Gaussian]:
         """What the generator's features are compared with, by feature network."""
-        networks, found = dict(zip(self.features, self.feature_networks, strict=True)), {}
+        networks, found = dict(zip(self.features, self.networks, strict=True)), dict[FeatureSettings, Gaussian]()
         for name, batches in {"teacher": images.teacher, "real": images.real}.items():
             chosen = {entry: network for entry, network in networks.items() if entry.reference == name}
             if chosen:
@@ -155,6 +156,16 @@ class FrechetAlign(PerformanceAlign):
             check_fit(found[entry].count, networks[entry], entry.reference)
         return [found[entry] for entry in networks]
 
+    @property
+    def networks(self) -> list[FeatureNetwork]:
+        """The feature networks."""
+        return cast(list[FeatureNetwork], list(self.feature_networks))
+
+    @property
+    def moments(self) -> list[RunningFrechet]:
+        """The distances in their features."""
+        return cast(list[RunningFrechet], list(self.distances))
+
     def classified_images(self) -> ImageData:
         """What classifiers are trained on: the real images of the data module, or the teacher's."""
         real, teacher = self.trainer.datamodule.real, self.open_teacher()  # type: ignore[attr-defined]
@@ -163,7 +174,7 @@ class FrechetAlign(PerformanceAlign):
     @property
     def identities(self) -> list[str]:
         """Which feature networks it trains on: class and hash of the weights."""
-        return [identity(network) for network in self.feature_networks]
+        return [identity(network) for network in self.networks]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.csd_weight:
@@ -186,7 +197,7 @@ class FrechetAlign(PerformanceAlign):
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         config = {**self.provenance(), "head": self.head_config, "head_time": self.head_time}
-        networks = {"generator": self.ema, "generator_raw": self.generator}
+        networks: dict[str, nn.Module] = {"generator": self.ema, "generator_raw": self.generator}
         if self.csd_weight:
             networks["guidance"] = self.guidance
         return {**config, "features": self.identities}, networks

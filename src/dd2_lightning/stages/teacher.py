@@ -277,8 +277,11 @@ class TeacherTraining(Stage):
 
     def on_train_end(self) -> None:
         """Say how the codes lie, which is what a student's noise levels have to resolve."""
+        described = describe_codes(self.model.codebook.detach())
         if self.trainer.is_global_zero:
-            print(describe_codes(self.model.codebook.detach()))
+            print(described)
+        if (writer := writer_of(self.trainer)) is not None:
+            writer.add_text("codes", described, last_iteration(self.trainer))
 
     def draw_images(self, batch: Batch) -> Tensor | None:
         if self.trainer.global_step <= self.tokenizer_iterations:
