@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -211,12 +210,12 @@ def count_phases(stage: DistillationStage, data: PrefixData, micro_batch: int, p
             return peak_of(lambda: teacher.decode(tokens))
 
     samples = min(micro_batch, data.validation_size)
-    with patch.object(type(stage), "image_sampling", data.sampling):  # a trainer has it otherwise
-        yield Phase(f"validation, {samples} samples", samples, growth(validate))
+    stage.image_sampling = data.sampling  # there is no trainer to ask
+    yield Phase(f"validation, {samples} samples", samples, growth(validate))
     drawing = partial(sampling_peak, teacher, sampling=data.sampling, pairs=bool(data.pair_steps))
     yield Phase(f"sampling the teacher, {micro_batch} sequences", micro_batch, growth(drawing))
     if teacher.tokenizer.has_images:
-        images = max(1, PIXELS // math.prod(teacher.tokenizer.image_shape[1:]))
+        images = max(1, PIXELS // math.prod(cast(VQTokenizer, teacher.tokenizer).image_shape[1:]))
         yield Phase(f"decoding, {images} images", images, growth(decode))
 
 
