@@ -24,7 +24,7 @@ from dd2_lightning.images.figures import blank_figure, write_figure
 
 RUNS = {
     "healthy": {},
-    "collapse": {"head_time": 1.0, "initialise": "guidance"},
+    "from scratch": {"head_time": 1.0, "initialise": "guidance"},
     "lagging guidance": {"guidance_optimizer.lr": 5e-5},
     "K too small": {"guidance_optimizer.lr": 1e-3, "generator_optimizer.lr": 1e-3},
     "rates too high": {"guidance_optimizer.lr": 2e-2, "generator_optimizer.lr": 1e-2},
@@ -76,15 +76,17 @@ def draw_curves(boards: dict[str, EventAccumulator], path: Path) -> None:
 
 
 def draw_grids(boards: dict[str, EventAccumulator], path: Path) -> None:
-    """The last sample grid of every run, the teacher's of the same noise on the right."""
+    """The last sample grid of every run, the first of that from scratch; on the right the teacher's of that noise."""
     figure = blank_figure(8, 1.75 * len(boards), dpi=100)
     for ax, (name, board) in zip(figure.subplots(len(boards), 1), boards.items(), strict=True):
-        image = Image.open(io.BytesIO(board.Images("samples")[-1].encoded_image_string))
+        event = board.Images("samples")[0 if name == "from scratch" else -1]
+        image = Image.open(io.BytesIO(event.encoded_image_string))
         ax.imshow(np.array(image.convert("L")), cmap="gray")
         ax.set_axis_off()
-        ax.set_title(name, fontsize=10)
+        ax.set_title(f"{name}, iteration {event.step + 1}", fontsize=10)
     figure.tight_layout()
     write_figure(figure, path)
+    Image.open(path).convert("L").quantize(32).save(path, optimize=True)
 
 
 def save_heat_map(board: EventAccumulator, tag: str, path: Path) -> None:
@@ -120,6 +122,8 @@ def healthy_runs(
     common += ["--data.batch_size", str(batch_size)]
     every = max(1, iterations // 10)
     seconds: dict[str, Any] = {}
+    if Path(output).is_file():
+        seconds = json.loads(Path(output).read_text())["processor_seconds"]
     if not (root / "init/config.json").exists():
         cache = ["--data.cache_dir", str(root / "cache"), "--data.cache_size", "2000"]
         steps = ["--trainer.max_steps", str(init_iterations), "--trainer.val_check_interval", str(init_iterations)]

@@ -10,7 +10,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
+from tensorboard.plugins.scalar.metadata import create_summary_metadata as scalar_metadata
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter, summary
 
@@ -30,7 +32,7 @@ class StageLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = []
         for tag, value in metrics.items():
-            metadata = None if tag in self._described else SummaryMetadata(summary_description=describe(tag))
+            metadata = None if tag in self._described else scalar_metadata(tag, describe(tag))
             values.append(Summary.Value(tag=tag, simple_value=float(value), metadata=metadata))
         self._described |= metrics.keys()  # the first one of a file is enough
         self.experiment.file_writer.add_summary(Summary(value=values), step)
@@ -55,7 +57,7 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 def log_image(writer: SummaryWriter, tag: str, image: Tensor, step: int) -> None:
     """Log an image (1 or 3, H, W), of [0, 1] or bytes, with its description."""
     logged = summary.image(tag, to_bytes(image).cpu(), dataformats="CHW")
-    logged.value[0].metadata.summary_description = describe(tag)
+    logged.value[0].metadata.CopyFrom(image_metadata(tag, describe(tag)))
     writer._get_file_writer().add_summary(logged, step)
 
 

@@ -4,7 +4,7 @@ import re
 
 FCS = (
     "Error of the guidance network on generator samples, ‖v_ψ - (ε - q)‖² (L_FCS, eq. 4). Falls at once, then stays "
-    "level above 0, by what cannot be known of the noise. Rising, it lags behind the generator: raise "
+    "level above 0, by what cannot be known of the noise. High or rising, it lags behind the generator: raise "
     "model.guidance_updates or its rate, or lower the generator's."
 )
 GAP = "Score gap ‖x̂0 of the teacher - x̂0 of the guidance network‖², 0 where the two distributions agree"
@@ -22,7 +22,8 @@ DESCRIPTIONS = {
     "loss/input": INPUT,
     "loss/student": "Cross-entropy and weighted distance of DD1, a token. Falls steadily.",
     "fcs": FCS,
-    "score_gap": f"{GAP}. Falls from the first hundred iterations on; early positions lead.",
+    "score_gap": f"{GAP}. Rises first, while the guidance network learns what the generator draws, then falls; early "
+    "positions lead. Small from the start, with a guidance loss that stays high: the guidance network lags behind.",
     "val/score_gap_generator": f"{GAP}, at generator samples. Falls towards that of the teacher's sequences.",
     "val/score_gap_teacher": f"{GAP}, at teacher sequences. Falls. Large while that of the generator is small, the "
     "generator leaves out a part of what the teacher draws.",
