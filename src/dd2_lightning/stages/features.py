@@ -49,7 +49,7 @@ def open_networks(
     features: list[FeatureSettings], directory: str | Path, images: Callable[[], ImageData]
 ) -> list[FeatureNetwork]:
     """Open feature networks, frozen; those that are trained here, on ``images``, are kept in ``DIRECTORY/features``."""
-    networks: list[FeatureNetwork] = []
+    networks = list[FeatureNetwork]()
     for entry in features:
         kept, data = Path(directory) / f"features/{entry.seed}", images() if entry.network == "classifier" else None
         try:

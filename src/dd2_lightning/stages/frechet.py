@@ -1,8 +1,7 @@
 """Stage 4: train a one-step generator on the Fréchet distance of its images' features (FD-loss, arXiv:2604.28190)."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -56,7 +55,9 @@ class FrechetAlign(PerformanceAlign):
     """
 
     name = "frechet"
-    starts_from = ("csd", "align")
+    starts_from: ClassVar[tuple[str, ...]] = ("csd", "align")
+    feature_networks: Any  # a ModuleList of them
+    distances: Any  # a ModuleList of their running distances
 
     def __init__(
         self,
@@ -82,12 +83,10 @@ class FrechetAlign(PerformanceAlign):
             del self.guidance
         self.use_networks([PixelFeatures() for _ in self.features])  # for dd2 plan, which opens no files
 
-    def use_networks(self, networks: Sequence[FeatureNetwork]) -> None:
+    def use_networks(self, networks: list[FeatureNetwork]) -> None:
         """Measure with these feature networks, from empty moments on."""
-        self.feature_networks = nn.ModuleList(cast(Sequence[nn.Module], networks))
-        self.distances = nn.ModuleList(
-            RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
-        )
+        running = [RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks]
+        self.feature_networks, self.distances = nn.ModuleList(cast(list[nn.Module], networks)), nn.ModuleList(running)
 
     def load(self, source: Artifact) -> None:
         source.load_into(self.generator, "generator")  # the EMA
@@ -110,7 +109,7 @@ class FrechetAlign(PerformanceAlign):
         q = self.generate(self.generator, batch, "generator")
         images = self.teacher.decode(q)
         loss, watch = q.new_zeros(1, 1), dict[str, Tensor]()
-        for entry, network, measure in zip(self.features, self.networks, self.moments, strict=True):
+        for entry, network, measure in zip(self.features, self.feature_networks, self.distances, strict=True):
             features = gathered(features_for_training(network, images))
             watch[f"frechet_{entry.network}{entry.seed or ''}"] = distance = measure(features)
             loss = loss + (entry.weight * distance / (distance.detach() + FLOOR)).float()
@@ -123,12 +122,12 @@ class FrechetAlign(PerformanceAlign):
     def perform(self, update: Update, optimizer: LightningOptimizer, batch: Batch, k: int) -> None:
         super().perform(update, optimizer, batch, k)
         if update.name == "generator":
-            for distance in self.moments:
+            for distance in self.distances:
                 distance.update()
 
     def _check_finite(self, losses: Tensor, name: str, iteration: int) -> None:
         if name == "generator":
-            for distance in self.moments:
+            for distance in self.distances:
                 distance.check_finite()
         super()._check_finite(losses, name, iteration)
 
@@ -136,16 +135,19 @@ class FrechetAlign(PerformanceAlign):
         """Fill the moments, unless they came with a checkpoint."""
         super().on_train_start()
         self.feature_networks.eval()
-        if not all(distance.count for distance in self.moments):
+        if not all(distance.count for distance in self.distances):
             images = MomentImages(self, self.moment_samples, self.moment_batch)
             draw = partial(self.generator.generate, head_time=self.head_time)
-            generated = images.fit(self.networks, images.generated(draw), "generator")
-            for distance, *gaussians in zip(self.moments, generated, self.references(images), strict=True):
+            generated = images.fit(list(self.feature_networks), images.generated(draw), "generator")
+            for distance, *gaussians in zip(self.distances, generated, self.references(images), strict=True):
                 distance.start(*gaussians)
 
     def references(self, images: MomentImages) -> list[Gaussian]:
         """What the generator's features are compared with, by feature network."""
-        networks, found = dict(zip(self.features, self.networks, strict=True)), dict[FeatureSettings, Gaussian]()
+        networks, found = (
+            dict(zip(self.features, self.feature_networks, strict=True)),
+            dict[FeatureSettings, Gaussian](),
+        )
         for name, batches in {"teacher": images.teacher, "real": images.real}.items():
             chosen = {entry: network for entry, network in networks.items() if entry.reference == name}
             if chosen:
@@ -156,16 +158,6 @@ class FrechetAlign(PerformanceAlign):
             check_fit(found[entry].count, networks[entry], entry.reference)
         return [found[entry] for entry in networks]
 
-    @property
-    def networks(self) -> list[FeatureNetwork]:
-        """The feature networks."""
-        return cast(list[FeatureNetwork], list(self.feature_networks))
-
-    @property
-    def moments(self) -> list[RunningFrechet]:
-        """The distances in their features."""
-        return cast(list[RunningFrechet], list(self.distances))
-
     def classified_images(self) -> ImageData:
         """What classifiers are trained on: the real images of the data module, or the teacher's."""
         real, teacher = self.trainer.datamodule.real, self.open_teacher()  # type: ignore[attr-defined]
@@ -174,7 +166,7 @@ class FrechetAlign(PerformanceAlign):
     @property
     def identities(self) -> list[str]:
         """Which feature networks it trains on: class and hash of the weights."""
-        return [identity(network) for network in self.networks]
+        return [identity(network) for network in self.feature_networks]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.csd_weight:
