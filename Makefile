@@ -158,7 +158,7 @@ frechet_seed%: | $(TEACHER)/config.json
 	$(MAKE) $(patsubst %,runs/$(NAME)/seed$*/%/config.json,frechet frechet_teacher) $(benched)
 
 frechet_benchmark: $(addprefix frechet_seed,$(BENCH_SEEDS))
-	$(BIN)/python -m benchmarks.frechet --teacher $(TEACHER) --runs runs/$(NAME) --output benchmarks/frechet_$(NAME).json
+	$(BIN)/python -m benchmarks.frechet $(TEACHER) runs/$(NAME) benchmarks/frechet_$(NAME).json
 
 mnist:
 	$(MAKE) benchmark IMAGES=mnist

@@ -1,5 +1,6 @@
 """``python -m benchmarks.scale``: the study's commands."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from benchmarks.scale.ruler import describe, open_ruler
 from benchmarks.scale.runs import Run
 from benchmarks.scale.study import METHODS, read_study
 from dd2_lightning.devices import resolve_device
+from dd2_lightning.errors import DD2Error
 from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.files import write_atomically
 
 SETTINGS, OUTPUT = "benchmarks/scale/settings.yaml", "runs/scale"
+RESULTS, DOCUMENT = "benchmarks/scale.json", "docs/scale.md"
 
 
 def prepare(
@@ -88,8 +91,8 @@ def missing(seconds: float | None = None, output: str = OUTPUT, device: str = "c
 
 def report(
     output: str = OUTPUT,
-    results: str = "benchmarks/scale.json",
-    document: str = "docs/scale.md",
+    results: str = RESULTS,
+    document: str = DOCUMENT,
     settings: str = SETTINGS,
 ) -> None:
     """Write figures and page of the runs that are there.
@@ -100,8 +103,21 @@ def report(
         document: Markdown file; its figures go into ``images`` beside it.
         settings: YAML file.
     """
-    content, page = summarise(read_study(settings), Path(output)), Path(document)
-    write_atomically(Path(results), to_json(content))
+    write_atomically(Path(results), to_json(summarise(read_study(settings), Path(output))))
+    write_document(results, document)
+
+
+def write_document(results: str = RESULTS, document: str = DOCUMENT) -> None:
+    """Write figures and page again from the JSON file of all figures.
+
+    Args:
+        results: JSON file that ``report`` wrote.
+        document: Markdown file.
+    """
+    try:
+        content, page = json.loads(Path(results).read_text()), Path(document)
+    except (OSError, ValueError) as error:
+        raise DD2Error(f"{results} cannot be read: {error}") from error
     draw_ratios(content, page.parent / "images" / "scale.png")
     draw_curves(content, page.parent / "images" / "scale_curves.png")
     write_atomically(page, markdown(content).encode())
@@ -110,7 +126,8 @@ def report(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command."""
-    run_command("benchmarks.scale", {"prepare": prepare, "run": run, "missing": missing, "report": report}, arguments)
+    commands = {"prepare": prepare, "run": run, "missing": missing, "report": report, "document": write_document}
+    run_command("benchmarks.scale", commands, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.scale.study import METHODS, Study
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.evaluation.figures import place_labels
 from dd2_lightning.evaluation.report import markdown_table
 from dd2_lightning.images.figures import blank_figure, write_figure
 
@@ -97,6 +98,19 @@ def shortened(run: Content) -> Content:
     }
 
 
+def logarithmic(ax: Any, which: str) -> None:
+    """Make the axis ``x`` or ``y`` logarithmic, with numbers as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set(**{f"{which}scale": "log"})
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def draw_ratios(content: Content, path: Path) -> None:
     """Draw the ratios with their ranges against nats a sequence and nats a token."""
     figure = blank_figure(10, 4.2)
@@ -111,22 +125,19 @@ def draw_ratios(content: Content, path: Path) -> None:
             middles = [(x, ratio["median"]) for x, ratio in points]
             if middles:
                 ax.plot(*zip(*middles, strict=True), marker, color=colour, label=name)
-        ax.set(yscale="log", xlabel=f"teacher's entropy, nats {label}")
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax, key in zip(panels, ("nats", "nats_per_token"), strict=True):
-        for i, entry in enumerate(content["settings"].values()):
-            if ratio := entry["ratio"]["frechet"]:
-                place, offset = (entry["teacher"][key], ratio["median"]), (7, -9 if i % 2 else 4)
-                ax.annotate(entry["title"], place, offset, textcoords="offset points", fontsize=8, color="0.3")
-    ticks = [30, 50, 100, 200, 400]
-    panels[0].set(xscale="log", xlim=(28, 1000))
-    panels[0].set_xticks(ticks, map(str, ticks))
-    panels[0].minorticks_off()
-    panels[1].set_xlim(1.4, 7)
+        ax.set_xlabel(f"teacher's entropy, nats {label}")
+        logarithmic(ax, "x")
+        logarithmic(ax, "y")
+        nats = [entry["teacher"][key] for entry in content["settings"].values()]
+        ax.set_xlim(min(nats) / 1.2, 3.5 * max(nats))  # room for the titles
     panels[0].set_ylabel("left by DD2 / left by DD1")
-    panels[1].legend(frameon=False, title="below 1: DD2 is closer")
+    panels[1].legend(frameon=False, title="below 1: DD2 is closer", loc="upper right")
     figure.tight_layout()
+    for ax, key in zip(panels, ("nats", "nats_per_token"), strict=True):
+        shown = [
+            entry for entry in content["settings"].values() if (entry["ratio"]["frechet"] or {}).get("median", 0) > 0
+        ]
+        place_labels(ax, [(e["teacher"][key], e["ratio"]["frechet"]["median"], e["title"], "#595959") for e in shown])
     write_figure(figure, path)
 
 
@@ -143,8 +154,7 @@ def draw_curves(content: Content, path: Path) -> None:
                     points = [(x, y) for x, y in points if y > 0]
                     if points:
                         ax.plot(*zip(*points, strict=True), ".-", color=colour, lw=1, label=method.upper())
-            ax.set_yscale("log")
-            ax.grid(alpha=0.25)
+            logarithmic(ax, "y")
         column[0].set_title(entry["title"], fontsize=10)
         column[1].set_xlabel("seconds")
     for ax, (name, _, _) in zip(grid[:, 0], METRICS.values(), strict=True):

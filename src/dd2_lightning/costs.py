@@ -260,14 +260,17 @@ def growth(peak: Callable[[int], int]) -> tuple[int, int]:
     return each, max(0, second - many * each)
 
 
-def largest_batch(device: torch.device, *peaks: Callable[[int], int]) -> int:
-    """How many samples at a time, up to :data:`LARGEST`, are within a device's memory in all of these peaks.
+def largest_batch(device: torch.device, samples: int, *peaks: Callable[[int], int]) -> int:
+    """How many of so many samples to take at a time: up to :data:`LARGEST`, and within a device's memory in all peaks.
 
-    Beside what is allocated on a GPU already; on a CPU within :data:`CPU_MEMORY`.
+    That is what is not allocated on a GPU yet, and :data:`CPU_MEMORY` on a CPU.
     """
-    memory = CPU_MEMORY
+    few, memory = COUNTED_AT[0], CPU_MEMORY
+    if samples <= few:
+        return samples
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         memory = USABLE * total - torch.cuda.memory_allocated(device)
-    fits = [int((memory - fixed) // each) for each, fixed in map(growth, peaks)]
-    return max(1, min(LARGEST, *fits))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        each = max(1, *(peak(few) / few for peak in peaks))
+    return max(1, min(LARGEST, samples, int(memory / each)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -20,6 +19,7 @@ from rich.table import Table
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.costs import (
     COUNTED_AT,
+    LARGEST,
     USABLE,
     Cost,
     computing_in,
@@ -136,11 +136,18 @@ class Plan:
         return flops / (self.devices * throughput) / 3600
 
 
-def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], release: str | None = None) -> Plan:
+def make_plan(
+    stage: Stage,
+    data: LightningDataModule,
+    trainer: dict[str, Any],
+    release: str | None = None,
+    phases: bool = False,
+) -> Plan:
     """Count what a stage would take, as its config makes it; nothing that it reads needs to exist.
 
     Settings of the ``trainer`` that count are ``max_steps``, ``devices``, ``num_nodes`` and ``precision``. A published
-    size, ``release``, stands in for a teacher's directory that is not there.
+    size, ``release``, stands in for a teacher's directory that is not there. What a run does beside its updates, its
+    ``phases``, is counted if asked for.
     """
     if not isinstance(stage, DistillationStage):
         raise ValueError(f"{type(stage).__name__} is not planned; the stages after the teacher are")
@@ -167,14 +174,14 @@ def make_plan(stage: Stage, data: LightningDataModule, trainer: dict[str, Any], 
         updates = [count_update(stage, update, iterations, precision) for update in counted]
         guided = data.sampling.guidance_scale is not None
         sequence = sampling_flops(stage.teacher, guided, precision, data.pair_steps or 0)
-        phases = list(count_phases(stage, data, micro_batch, precision))
+        beside = list(count_phases(stage, data, micro_batch, precision)) if phases else []
     return Plan(
         stage=stage.name,
         teacher=source,
         parameters={name: count_parameters(module) for name, module in networks.items()},
         weights=sum(t.numel() * t.element_size() for t in (*stage.parameters(), *stage.buffers())),
         updates=updates,
-        phases=phases,
+        phases=beside,
         batch_size=data.batch_size,
         devices=devices,
         micro_batch=micro_batch,
@@ -211,12 +218,12 @@ def count_phases(stage: DistillationStage, data: PrefixData, micro_batch: int, p
             return peak_of(lambda: teacher.decode(tokens))
 
     samples = min(micro_batch, data.validation_size)
-    with patch.object(type(stage), "image_sampling", data.sampling):  # a trainer has it otherwise
-        yield Phase(f"validation, {samples} samples", samples, growth(validate))
+    stage.image_sampling = data.sampling  # there is no trainer to ask
+    yield Phase(f"validation, {samples} samples", samples, growth(validate))
     drawing = partial(sampling_peak, teacher, sampling=data.sampling, pairs=bool(data.pair_steps))
     yield Phase(f"sampling the teacher, {micro_batch} sequences", micro_batch, growth(drawing))
     if teacher.tokenizer.has_images:
-        images = max(1, PIXELS // math.prod(teacher.tokenizer.image_shape[1:]))
+        images = max(1, min(LARGEST, PIXELS // math.prod(cast(VQTokenizer, teacher.tokenizer).image_shape[1:])))
         yield Phase(f"decoding, {images} images", images, growth(decode))
 
 
@@ -277,7 +284,8 @@ class PlanTrainer(Trainer):
             throughput: what one GPU achieves, in TFLOP/s; 100 is a third of an A100's peak in bfloat16.
         """
         check_range("--", "(0, inf)", memory=memory, throughput=throughput)
-        print_plan(make_plan(model, datamodule, self.settings, self.release), memory * GIGA, throughput * 1e12)
+        plan = make_plan(model, datamodule, self.settings, self.release, phases=True)
+        print_plan(plan, memory * GIGA, throughput * 1e12)
 
     @classmethod
     def of_settings(cls, settings: dict[str, Any], release: str | None) -> "PlanTrainer":

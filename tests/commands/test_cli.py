@@ -38,6 +38,7 @@ def test_one_help_lists_every_command(capsys):
 
 COMMANDS = [
     *("fit", "validate", "test", "predict", "plan", "cache", "sample", "evaluate", "summary", "quality", "statistics"),
+    *("export", "push", "configs list", "configs copy"),
     *("convert var", "convert llamagen", "convert dd1", "bench sample", "bench train", "bench flow"),
 ]
 
@@ -53,10 +54,11 @@ def explained(command: str) -> list[str]:
         return list(found)
     if found.trains:
         return ["--config", "--model", "--data", "CSDDistill"]
-    names = set(inspect.signature(found.load()).parameters)
-    if "common" in names:
-        names = names - {"common"} | {"output", "models", "batch_size", "rounds", "device"}
-    return [f"--{name}".replace("latent_only", "latent-only") for name in names]
+    parameters = inspect.signature(found.load()).parameters
+    names = {f"--{name.replace('_', '-') if p.annotation is bool else name}": p for name, p in parameters.items()}
+    if "--common" in names:
+        return [*(names.keys() - {"--common"}), "--output", "--models", "--batch_size", "--rounds", "--device"]
+    return [name[2:].upper() if p.kind is p.POSITIONAL_ONLY else name for name, p in names.items()]
 
 
 @pytest.mark.parametrize("command", ["", "convert", "bench", *COMMANDS, "fit --model.help"])

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,19 @@ from torch import nn
 
 from dd2_lightning.artifacts import load_teacher, write_teacher
 from dd2_lightning.cli import main
-from dd2_lightning.costs import Ledger, count_flops, loss_cost, sampling_flops, saved_bytes, shapes_only
+from dd2_lightning.costs import (
+    LARGEST,
+    Ledger,
+    count_flops,
+    growth,
+    largest_batch,
+    loss_cost,
+    peak_of,
+    sampling_flops,
+    sampling_peak,
+    saved_bytes,
+    shapes_only,
+)
 from dd2_lightning.data import PrefixData
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.flow import CHUNKS
@@ -209,6 +222,40 @@ def test_settings_that_cannot_be(teacher):
     sizes = FAMILIES["var"]().config
     with pytest.raises(ValueError, match="TeacherTraining is not planned"):
         make_plan(TeacherTraining("var", sizes), PrefixData(8), TRAINER)
+
+
+@pytest.mark.parametrize("teacher", ["var", "llamagen"], indirect=True)
+def test_memory_of_sampling_is_that_of_a_real_run(teacher):
+    """Counted at the last position, on shapes; measured over all positions."""
+    network = load_teacher(teacher).eval()
+    sampling, labels = Sampling(guidance_scale=2.0), torch.zeros(16, dtype=torch.long)
+    with torch.no_grad():
+        measured = peak_of(lambda: network.sample(labels, sampling, uniforms=torch.zeros(16, network.layout.length)))
+    each, fixed = growth(partial(sampling_peak, network, sampling=sampling))
+    assert 16 * each + fixed == pytest.approx(measured, rel=0.3)
+
+
+def test_the_largest_batch(monkeypatch):
+    def peak(size):
+        torch.zeros(size, 1000)
+        return 4000 * size
+
+    cpu = torch.device("cpu")
+    assert largest_batch(cpu, 10**6, peak) == LARGEST
+    assert largest_batch(cpu, 40, peak) == 40
+    monkeypatch.setattr("dd2_lightning.costs.CPU_MEMORY", 50_000)
+    assert largest_batch(cpu, 10**6, peak, lambda size: size) == 12
+    monkeypatch.setattr("dd2_lightning.costs.CPU_MEMORY", 1)
+    assert largest_batch(cpu, 10**6, peak) == 1
+
+
+@pytest.mark.parametrize("teacher", ["var"], indirect=True)
+def test_the_peak_has_a_name(teacher):
+    plan = make_plan(init_stage(teacher), PrefixData(8), TRAINER, phases=True)
+    names = ["update of the whole model", "validation, 4 samples", "sampling the teacher, 4 sequences"]
+    assert list(plan.peaks)[:3] == names and "decoding" in list(plan.peaks)[3]
+    assert plan.peaks[names[0]] == plan.constant + 4 * plan.activations
+    assert min(plan.peaks.values()) > plan.weights + plan.optimizer
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_iterations_follow_the_clock():
 
 
 def test_spread():
-    assert spread([]) is None and spread([3.0, 1.0, 2.0]) == {"median": 2.0, "range": [1.0, 3.0]}
+    assert spread([]) is None and spread([3.0, 1.0, 2.0]) == {"median": 2.0, "range": [1.0, 3.0], "number": 3}
 
 
 @pytest.mark.parametrize(

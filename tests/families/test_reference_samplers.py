@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from benchmarks.speed.reference import reference_sample
+from dd2_lightning.layout import Layout
 from dd2_lightning.models import codebook_teacher, truncation
-from dd2_lightning.models.layers import FEW_ROWS, Cache, LayerCache, Linear
+from dd2_lightning.models.layers import FEW_ROWS, Cache, LayerCache, Linear, attend, visibility
 from dd2_lightning.models.truncation import draw, keep_likeliest
 from dd2_lightning.sampling import Sampling
 from reference import golden_llamagen, golden_var
@@ -70,6 +71,16 @@ def test_linear_maps_of_few_rows(bias):
             few = layer(x)
         assert few.is_contiguous() and few.shape == (*shape[:-1], 30)
         torch.testing.assert_close(few, layer(x))
+
+
+def test_attention_by_positions_is_that_under_the_block_causal_mask():
+    layout, generator = Layout((1, 4, 9)), torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 14, 4, generator=generator)
+    for start in (0, 1):
+        first = layout.offsets[start]
+        mask = visibility(layout, slice(first, 14))
+        expected = attend(q[:, :, first:], k, v, mask, 0.5)
+        torch.testing.assert_close(attend(q[:, :, first:], k, v, layout.offsets[start:], 0.5), expected)
 
 
 def test_equal_logits_stay_or_go_together():

@@ -93,7 +93,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = f"{payload['organization']}/{payload['name']}"
         if self.may_write(repo):
             known = repo in self.server.repositories
-            self.server.repositories.setdefault(repo, Repository(payload.get("visibility") == "private"))
+            private = payload.get("visibility") == "private" or payload.get("private", False)
+            self.server.repositories.setdefault(repo, Repository(private))
             self.answer(409 if known else 200, {"url": f"{self.server.url}/{repo}", "id": repo})
 
     def validate(self) -> None:
@@ -133,6 +134,13 @@ class Handler(BaseHTTPRequestHandler):
         key = self.server.repositories[repo].commit(changes)
         self.answer(200, {"commitUrl": f"{self.server.url}/{repo}/commit/{key}", "commitOid": key})
 
+    def info(self, repo: str, revision: str | None = None) -> None:
+        if self.may_write(repo):
+            repository = self.server.repositories[repo]
+            key = repository.refs.get(revision or "main")
+            files = [{"rfilename": name} for name in repository.commits.get(key or "", {})]
+            self.answer(200, {"id": repo, "sha": key, "private": repository.private, "siblings": files, "tags": []})
+
     def resolve(self, repo: str, revision: str, name: str) -> None:
         repository = self.server.repositories.get(repo)
         if repository is None or (repository.private and self.token not in TOKENS):
@@ -156,6 +164,7 @@ ROUTES = (
     ("POST", "/api/validate-yaml", Handler.validate),
     ("POST", f"/api/models/{REPO}/preupload/([^/]+)", Handler.preupload),
     ("POST", f"/{REPO}\\.git/info/lfs/objects/batch", Handler.batch),
+    ("GET", f"/api/models/{REPO}(?:/revision/([^/]+))?", Handler.info),
     ("PUT", "/objects/([0-9a-f]+)", Handler.upload),
     ("POST", f"/api/models/{REPO}/commit/([^/]+)", Handler.commit),
     (("GET", "HEAD"), f"/{REPO}/resolve/([^/]+)/(.+)", Handler.resolve),

@@ -15,6 +15,8 @@ from dd2_lightning.metrics.frechet import (
     square_root,
 )
 from dd2_lightning.metrics.simple import UNTRAINED
+from dd2_lightning.stages.features import gathered
+from processes import Forked
 
 WIDTH = 5
 
@@ -113,3 +115,32 @@ def test_untrained_networks_read_any_image(name, shape):
     (slope,) = torch.autograd.grad(features.square().sum(), images)
     assert slope.abs().sum() > 0
     assert torch.equal(features, UNTRAINED[name]().features(images))
+
+
+def step_of(rank: int, processes: int, store: str) -> torch.Tensor:
+    """Gradient of the distance in a weight, averaged over processes as DDP does, and the moments after it."""
+    if processes > 1:
+        torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
+    rng = torch.Generator().manual_seed(1)
+    inputs, weight = (torch.randn(12, WIDTH, generator=rng), torch.randn(WIDTH, WIDTH, generator=rng))
+    unit = Gaussian(torch.zeros(WIDTH), torch.eye(WIDTH), 100)
+    moments = RunningFrechet(WIDTH, 0.9)
+    moments.start(unit, Gaussian(torch.ones(WIDTH), 2 * torch.eye(WIDTH), 100))
+    weight.requires_grad_()
+    moments(gathered(inputs.chunk(processes)[rank] @ weight)).backward()
+    moments.update()
+    if processes > 1:
+        torch.distributed.all_reduce(weight.grad)
+        torch.distributed.destroy_process_group()
+    return torch.cat([weight.grad.flatten() / processes, moments.mean, moments.products.flatten()])
+
+
+def test_two_processes_take_the_step_of_one(tmp_path):
+    def run(rank):
+        torch.save(step_of(rank, 2, str(tmp_path / "store")), tmp_path / f"{rank}.pt")
+
+    children = [Forked(lambda rank=rank: run(rank), tmp_path / f"log{rank}") for rank in range(2)]
+    assert [child.wait(100) for child in children] == [0, 0], children[0].output()
+    alone = step_of(0, 1, "")
+    for rank in range(2):
+        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, rtol=1e-6, atol=1e-8)

@@ -94,14 +94,14 @@ def evaluate(
     kept = teacher if os.access(teacher, os.W_OK) else path.parent
     network = feature_network(features, kept, inception, chosen, images)
     check_reads(network, features, opened.image_shape, chosen)
-    size = size or evaluation_batch(opened.teacher, opened.sampling, chosen)
+    size = size or evaluation_batch(opened.teacher, opened.sampling, max(samples, reference_samples), chosen)
     settings = {"seed": seed, "reference_samples": reference_samples, "batch_size": size, "precision": precision}
     report = evaluate_samplers(ready, network, path, samples, messages, sampling=opened.sampling, **settings)
     finish("evaluate", f"{path.name}, table.md, samples.png, steps.png -> {path.parent}")
     return report
 
 
-def evaluation_batch(teacher: "CodebookTeacher", sampling: Sampling, device: "torch.device") -> int:
+def evaluation_batch(teacher: "CodebookTeacher", sampling: Sampling, samples: int, device: "torch.device") -> int:
     """How many samples at a time the teacher can draw, score and decode."""
     import torch
 
@@ -114,4 +114,4 @@ def evaluation_batch(teacher: "CodebookTeacher", sampling: Sampling, device: "to
             scored = peak_of(lambda: sequence_nll(teacher, indices, indices[:, 0], sampling))
             return max(scored, peak_of(lambda: teacher.decode(indices)) if teacher.tokenizer.has_images else 0)
 
-    return largest_batch(device, peak, lambda size: sampling_peak(teacher, size, sampling))
+    return largest_batch(device, samples, peak, lambda size: sampling_peak(teacher, size, sampling))

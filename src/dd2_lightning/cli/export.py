@@ -1,13 +1,7 @@
 """``dd2 export``: a directory that needs no other."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dd2_lightning.hub.export import Contents
-
-
-def export(
+def export_run(
     run: str,
     /,
     output: str,
@@ -35,13 +29,7 @@ def export(
         dd2 sample --model digits --num 30 --output grid.png
     """
     from dd2_lightning.cli.finish import finish
-    from dd2_lightning.hub.export import export
+    from dd2_lightning.hub.export import export, size
 
     contents = export(run, output, guidance=guidance, raw=raw, report=report, license=license)
     finish("export", f"{len(contents)} files, {size(contents)} -> {output}", output=output)
-
-
-def size(contents: "Contents") -> str:
-    """The size of files, as people say it."""
-    total = sum(item.stat().st_size if isinstance(item, Path) else len(item) for item in contents.values())
-    return f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:,.1f} kB"

@@ -50,7 +50,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "quality": Command("FID, KID, precision and recall of a file of images", "quality:quality"),
     "statistics": Command("feature statistics of a file of images, as a reference", "quality:statistics"),
     "summary": Command("medians and ranges over the reports of several seeds", "summary:summary"),
-    "export": Command("write a run as a directory that samples without its teacher", "export:export"),
+    "export": Command("write a run as a directory that samples without its teacher", "export:export_run"),
     "push": Command("publish a run on the Hugging Face Hub", "push:push"),
     "bench": {
         "sample": Command("time a teacher against one step", "bench:bench_sample"),

@@ -34,8 +34,8 @@ def push(
     """
     from huggingface_hub import constants
 
-    from dd2_lightning.cli.export import size
     from dd2_lightning.cli.finish import finish
+    from dd2_lightning.hub.export import size
     from dd2_lightning.hub.push import push_to_hub
 
     options = {"guidance": guidance, "raw": raw, "report": report, "license": license}

@@ -96,7 +96,7 @@ def sample(
 
     if batch_size == "auto":
         peaks = [partial(sampling_peak, refiner, sampling=sampling)] if refiner else []
-        batch_size = largest_batch(chosen, peak, *peaks)
+        batch_size = largest_batch(chosen, len(classes), peak, *peaks)
     if kind == "npz":
         settings = {
             "model": state_hash(generator),

@@ -86,6 +86,12 @@ def checksum(content: Path | bytes) -> str:
     return sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
 
 
+def size(contents: Contents) -> str:
+    """Size of files in all, ``12.3 MB``."""
+    total = sum(item.stat().st_size if isinstance(item, Path) else len(item) for item in contents.values())
+    return f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:,.1f} kB"
+
+
 def export(run: str | Path, output: str | Path, **options: Any) -> Contents:
     """Write a self-contained directory, complete or not at all; ``options`` are those of :func:`collect`.
 

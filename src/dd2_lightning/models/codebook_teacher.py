@@ -118,7 +118,8 @@ class CodebookTeacher(Teacher):
         def logits_of(rows: slice) -> Tensor:
             logits = self.classifier(features[:, rows].flatten(0, 1), labels[:, rows].flatten()).float()
             if guided:
-                logits = self.guide(*logits.chunk(2), sampling, self.positions[span])
+                cond, uncond = logits.chunk(2)
+                logits = self.guide(cond, uncond, sampling, self.positions[span])
             return finish(logits)
 
         size = max(1, LOGITS // (codes * features.shape[0] * features.shape[2]))

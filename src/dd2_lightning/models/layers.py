@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,23 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+Visible = Tensor | tuple[int, ...] | None
+"""Which keys queries see: by a boolean mask (queries, keys), by the offsets of positions, or all."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scale: float | None = None) -> Tensor:
+    """Scaled dot-product attention of (B, heads, L, d).
+
+    With the ``offsets`` of positions, the last one the number of keys, the queries of a position see the keys up to its
+    end. Nothing is computed that a mask would hide.
+    """
+    if not isinstance(visible, tuple):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+    parts = q.split([stop - start for start, stop in pairwise(visible)], 2)
+    seen = zip(parts, visible[1:], strict=True)
+    return torch.cat([F.scaled_dot_product_attention(x, k[:, :, :n], v[:, :, :n], scale=scale) for x, n in seen], 2)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with unit queries and keys and a learned temperature per head.
 
@@ -87,7 +105,7 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if l2_norm else None
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, visible: Visible = None, cache: LayerCache | None = None) -> Tensor:
         B, L, dim = x.shape
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = linear(x, self.mat_qkv.weight, bias).view(B, L, 3, self.heads, dim // self.heads)
@@ -102,7 +120,7 @@ class SelfAttention(nn.Module):
             scale = 1.0
         if cache is not None:
             k, v = cache.extend(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = attend(q, k, v, visible, scale)
         return self.proj(out.transpose(1, 2).reshape(B, L, dim))
 
 
@@ -193,13 +211,13 @@ class AdaLNBlock(nn.Module):
         self,
         x: Tensor,
         cond: Tensor,
-        mask: Tensor | None = None,
+        visible: Visible = None,
         cache: LayerCache | None = None,
         between: Tensor | None = None,
     ) -> Tensor:
         """Update x (B, L, dim) with a condition (B, dim) or, if shared, the common modulation (B, 1, 6, dim).
 
-        The boolean ``mask`` is broadcast to (B, heads, L, keys); ``between`` (B, L, dim) is added after attention.
+        A boolean mask is broadcast to (B, heads, L, keys); ``between`` (B, L, dim) is added after attention.
         """
         six = None if cache is None else cache.modulation
         if six is None:
@@ -207,7 +225,7 @@ class AdaLNBlock(nn.Module):
         if cache is not None:
             cache.modulation = six
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
-        x = x + gate1 * self.attn(layer_norm(x) * (1 + scale1) + shift1, mask, cache)
+        x = x + gate1 * self.attn(layer_norm(x) * (1 + scale1) + shift1, visible, cache)
         if between is not None:
             x = x + between
         return x + gate2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)

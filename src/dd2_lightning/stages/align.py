@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from dd2_lightning.artifacts import Artifact
 from dd2_lightning.stages.csd import CSDDistill
@@ -24,7 +24,7 @@ class PerformanceAlign(CSDDistill):
     """
 
     name = "align"
-    starts_from = ("csd",)
+    starts_from: ClassVar[tuple[str, ...]] = ("csd",)
 
     def __init__(
         self, align_guidance_updates: int = 8000, guidance_updates: int = 2, head_time: float | None = None, **kwargs

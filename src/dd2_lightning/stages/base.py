@@ -136,10 +136,10 @@ class Stage(pl.LightningModule):
         total = reduce(torch.add, [losses.loss.mean(0) / count for losses in micro_losses])
         # averaged over all processes: where one stops, all have to, or they would wait for it
         total = self.trainer.strategy.reduce(total)
-        self._check_finite(total, update.label, batch.iteration)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = full_tensor(nn.utils.clip_grad_norm_(parameters, update.optimizer.clip or float("inf")))
-        if not torch.isfinite(norm):
+        if not (total.isfinite().all() & norm.isfinite()):  # the only time an update waits for the device
+            self._check_finite(total, update.label, batch.iteration)
             raise NonFiniteLossError(f"the gradient of {update.label} is {norm.item()} at iteration {batch.iteration}")
         optimizer.step()
         optimizer.zero_grad()

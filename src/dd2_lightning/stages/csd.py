@@ -1,7 +1,7 @@
 """Stage 2: Conditional Score Distillation (section 4.2, eqs. 4, 5 and 12 of the paper)."""
 
 import copy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class CSDDistill(GeneratorStage):
     """
 
     name = "csd"
-    starts_from = ("init",)
+    starts_from: ClassVar[tuple[str, ...]] = ("init",)
 
     def __init__(
         self,

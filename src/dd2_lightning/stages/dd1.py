@@ -1,6 +1,7 @@
 """Distilled Decoding 1 (arXiv 2412.17153), the main baseline: learn the teacher's map from noise to codes."""
 
 import copy
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -130,7 +131,7 @@ class DD1Distill(GeneratorStage):
                 self.log(f"val/{name}_from_{t}", mean, prog_bar=t == 0, batch_size=len(batch), sync_dist=True)
         self.log_likelihood(batch, self.draw(batch.required("noise"), batch.labels), self.image_sampling)
 
-    @property
+    @cached_property
     def image_sampling(self) -> Sampling:
         return self.trainer.datamodule.sampling  # type: ignore[attr-defined]
 

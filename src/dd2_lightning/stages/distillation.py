@@ -1,6 +1,7 @@
 """The base classes of stages with a frozen teacher, and of those among them that make a generator."""
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,7 +120,7 @@ class DistillationStage(Stage):
         codes = noise_to_codes(self.teacher.walk(batch.labels, self.image_sampling), self.image_noise(batch))
         return self.teacher.decode(codes)
 
-    @property
+    @cached_property
     def image_sampling(self) -> Sampling:
         """Guidance and truncation of the teacher whose images are the target."""
         return self.teacher_sampling

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 
 from dd2_lightning.data.images import ImageData
 from dd2_lightning.errors import DD2Error, NonFiniteLossError, check_range
-from dd2_lightning.metrics.features import feature_network
+from dd2_lightning.metrics.features import FeatureNetwork, feature_network
 from dd2_lightning.metrics.frechet import FeatureGaussian, Gaussian
 
 
@@ -46,9 +47,9 @@ def check_features(features: list[FeatureSettings]) -> None:
 
 def open_networks(
     features: list[FeatureSettings], directory: str | Path, images: Callable[[], ImageData]
-) -> list[nn.Module]:
+) -> list[FeatureNetwork]:
     """Open feature networks, frozen; those that are trained here, on ``images``, are kept in ``DIRECTORY/features``."""
-    networks = []
+    networks = list[FeatureNetwork]()
     for entry in features:
         kept, data = Path(directory) / f"features/{entry.seed}", images() if entry.network == "classifier" else None
         try:
@@ -61,7 +62,7 @@ def open_networks(
     return networks
 
 
-def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
+def features_for_training(network: FeatureNetwork, images: Tensor) -> Tensor:
     """Features (B, d) in float32, with a gradient where images (B, channels, H, W) have one."""
     with torch.autocast(images.device.type, enabled=False):
         features = network.features(images.float())
@@ -70,9 +71,16 @@ def features_for_training(network: nn.Module, images: Tensor) -> Tensor:
     return features
 
 
+def gathered(features: Tensor) -> Tensor:
+    """Features (b, d) of all processes, with the gradients of all: those of a loss that each of them computes."""
+    if not distributed.is_initialized():
+        return features
+    return torch.cat(all_gather(features))
+
+
 @torch.no_grad()
 def fit_features(
-    networks: list[nn.Module], batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor], name: str
+    networks: list[FeatureNetwork], batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor], name: str
 ) -> list[Gaussian]:
     """Fits to the features of images, by network, from this process's batches (B, channels, H, W).
 
@@ -93,7 +101,7 @@ def fit_features(
     return gaussians
 
 
-def check_fit(count: int, network: nn.Module, name: str) -> None:
+def check_fit(count: int, network: FeatureNetwork, name: str) -> None:
     """Refuse, with a ``DD2Error``, fewer images than features; 0 is a number that nobody knows."""
     if 0 < count <= network.width:
         kind = type(network).__name__

@@ -1,7 +1,7 @@
 """Stage 4: train a one-step generator on the Fréchet distance of its images' features (FD-loss, arXiv:2604.28190)."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from dd2_lightning.data.images import ImageData
 from dd2_lightning.data.named import images_of
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.losses import position_weight
-from dd2_lightning.metrics.features import identity
+from dd2_lightning.metrics.features import FeatureNetwork, identity
 from dd2_lightning.metrics.frechet import Gaussian, RunningFrechet
 from dd2_lightning.metrics.references import open_reference
 from dd2_lightning.metrics.simple import PixelFeatures
@@ -22,6 +22,7 @@ from dd2_lightning.stages.features import (
     check_features,
     check_fit,
     features_for_training,
+    gathered,
     open_networks,
 )
 from dd2_lightning.stages.moments import MomentImages
@@ -54,7 +55,9 @@ class FrechetAlign(PerformanceAlign):
     """
 
     name = "frechet"
-    starts_from = ("csd", "align")
+    starts_from: ClassVar[tuple[str, ...]] = ("csd", "align")
+    feature_networks: Any  # a ModuleList of them
+    distances: Any  # a ModuleList of their running distances
 
     def __init__(
         self,
@@ -80,12 +83,10 @@ class FrechetAlign(PerformanceAlign):
             del self.guidance
         self.use_networks([PixelFeatures() for _ in self.features])  # for dd2 plan, which opens no files
 
-    def use_networks(self, networks: list[nn.Module]) -> None:
+    def use_networks(self, networks: list[FeatureNetwork]) -> None:
         """Measure with these feature networks, from empty moments on."""
-        self.feature_networks = nn.ModuleList(networks)
-        self.distances = nn.ModuleList(
-            RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks
-        )
+        running = [RunningFrechet(network.width, self.moment_decay, type(network).__name__) for network in networks]
+        self.feature_networks, self.distances = nn.ModuleList(cast(list[nn.Module], networks)), nn.ModuleList(running)
 
     def load(self, source: Artifact) -> None:
         source.load_into(self.generator, "generator")  # the EMA
@@ -109,8 +110,7 @@ class FrechetAlign(PerformanceAlign):
         images = self.teacher.decode(q)
         loss, watch = q.new_zeros(1, 1), dict[str, Tensor]()
         for entry, network, measure in zip(self.features, self.feature_networks, self.distances, strict=True):
-            # every process has the features of all, with their gradients
-            features = self.all_gather(features_for_training(network, images), sync_grads=True).flatten(0, -2)
+            features = gathered(features_for_training(network, images))
             watch[f"frechet_{entry.network}{entry.seed or ''}"] = distance = measure(features)
             loss = loss + (entry.weight * distance / (distance.detach() + FLOOR)).float()
         if self.csd_weight:
@@ -144,7 +144,10 @@ class FrechetAlign(PerformanceAlign):
 
     def references(self, images: MomentImages) -> list[Gaussian]:
         """What the generator's features are compared with, by feature network."""
-        networks, found = dict(zip(self.features, self.feature_networks, strict=True)), {}
+        networks, found = (
+            dict(zip(self.features, self.feature_networks, strict=True)),
+            dict[FeatureSettings, Gaussian](),
+        )
         for name, batches in {"teacher": images.teacher, "real": images.real}.items():
             chosen = {entry: network for entry, network in networks.items() if entry.reference == name}
             if chosen:
@@ -186,7 +189,7 @@ class FrechetAlign(PerformanceAlign):
 
     def artifact(self) -> tuple[dict[str, Any], dict[str, nn.Module]]:
         config = {**self.provenance(), "head": self.head_config, "head_time": self.head_time}
-        networks = {"generator": self.ema, "generator_raw": self.generator}
+        networks: dict[str, nn.Module] = {"generator": self.ema, "generator_raw": self.generator}
         if self.csd_weight:
             networks["guidance"] = self.guidance
         return {**config, "features": self.identities}, networks

@@ -5,10 +5,11 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dd2_lightning.data import PrefixData
 from dd2_lightning.errors import DD2Error
+from dd2_lightning.metrics.features import FeatureNetwork
 from dd2_lightning.metrics.frechet import Gaussian
 from dd2_lightning.noise import SampleNoise
 from dd2_lightning.progress import tracked
@@ -45,7 +46,7 @@ class MomentImages:
         for rows in self._shares(images.size, "real images"):
             yield images.pixels(rows).to(self.stage.device)
 
-    def fit(self, networks: list[nn.Module], batches: Iterator[Tensor], name: str) -> list[Gaussian]:
+    def fit(self, networks: list[FeatureNetwork], batches: Iterator[Tensor], name: str) -> list[Gaussian]:
         """Fits to the features of some of these images over all processes, by feature network."""
         reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
         with self.trainer.precision_plugin.train_step_context():

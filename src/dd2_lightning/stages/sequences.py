@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning.artifacts import Artifact
-from dd2_lightning.costs import largest_batch, sampling_peak
+from dd2_lightning.costs import LARGEST, largest_batch, sampling_peak
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.data.cache import SequenceCache
 from dd2_lightning.errors import DD2Error
@@ -103,7 +103,7 @@ def fill(
     device, drawn = require_codebook(teacher).codebook.device, []
     if batch_size is None:
         drawing = partial(sampling_peak, teacher, sampling=sampling, pairs=cache.pairs is not None)
-        batch_size = largest_batch(device, drawing)
+        batch_size = largest_batch(device, LARGEST, drawing)
     batches = [(shard, rows) for shard in shards for rows in cache.rows(shard).split(batch_size)]
     total = sum(len(rows) for _, rows in batches)
     progress = tracked(batches, "teacher sequences", total, "sequences", batch_size) if show else batches

@@ -49,7 +49,10 @@ class RMSNorm(nn.Module):
 
 
 class GroupedAttention(nn.Module):
-    """Causal self-attention in which consecutive query heads share the ``kv_heads`` heads of keys and values."""
+    """Causal self-attention in which consecutive query heads share the ``kv_heads`` heads of keys and values.
+
+    Without a mask several tokens are the first of a sequence, or one its latest.
+    """
 
     def __init__(self, dim: int, heads: int, kv_heads: int):
         super().__init__()
@@ -63,7 +66,8 @@ class GroupedAttention(nn.Module):
         q, k = rotate(qk, rope).split([self.heads, self.kv_heads], 1)
         if cache is not None:
             k, v = cache.extend(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.kv_heads != self.heads)
+        causal, grouped = mask is None and x.shape[1] > 1, self.kv_heads != self.heads
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.wo(out.transpose(1, 2).flatten(2))
 
 

@@ -58,7 +58,7 @@ class LlamaGenBackbone(Backbone):
             raise InputTypeError(NOT_ADAPTED)
         start, stop = self.new_positions(tokens, cache)
         x = self.shifted(self.cls_embedding["embedding_table"](labels), self.tok_embeddings, tokens, start, stop)
-        mask = self.mask[start:stop, :stop] if stop - start > 1 else None
+        mask = self.mask[start:stop, :stop] if start and stop - start > 1 else None  # from the start on it is causal
         for i, block in enumerate(self.layers):
             x = block(x, self.rope[start:stop], mask, cache.layers[i] if cache is not None else None)
         return x

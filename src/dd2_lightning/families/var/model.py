@@ -27,7 +27,6 @@ from dd2_lightning.models.layers import (
     exact_linear,
     init_linear,
     init_residual,
-    visibility,
 )
 from dd2_lightning.models.truncation import keep_likeliest
 from dd2_lightning.sampling import Sampling
@@ -53,10 +52,8 @@ class VARBackbone(Backbone):
         blocks = [config.block() for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
         self.pyramid = ScalePyramid(config.sides, config.token_dim, config.num_phi, frozen=True)
-        cpu, everything = torch.device("cpu"), slice(0, self.layout.length)  # so that it can be built on "meta" too
-        self.mask: Tensor
+        cpu = torch.device("cpu")  # so that it can be built on "meta" too
         self.level: Tensor
-        self.register_buffer("mask", visibility(self.layout, everything, cpu), persistent=False)
         self.register_buffer("level", self.layout.position_of_token(cpu), persistent=False)
         init_linear(self)
         for table in (self.class_emb.weight, self.lvl_embed.weight, self.pos_start, self.pos_1LC):
@@ -85,9 +82,9 @@ class VARBackbone(Backbone):
         x = self.inputs(tokens, cond, start, stop, cache) + place
         if self.shared_ada_lin is not None:
             cond = self.shared_ada_lin(cond).view(len(cond), 1, 6, -1)
-        mask = self.mask[new, : new.stop] if stop - start > 1 else None
+        visible = self.layout.offsets[start : stop + 1] if stop - start > 1 else None
         for i, block in enumerate(self.blocks):
-            x = block(x, cond, mask, cache.layers[i] if cache is not None else None)
+            x = block(x, cond, visible, cache.layers[i] if cache is not None else None)
         return x
 
 
