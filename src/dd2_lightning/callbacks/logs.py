@@ -106,7 +106,7 @@ class ContinuedLogs(pl.Callback):
         start = Event(session_log=SessionLog(status=SessionLog.START))
         writer.file_writer.add_event(start, trainer.global_step)
         writer.add_text("run", introduction(watched(pl_module).name, dict(pl_module.hparams)), trainer.global_step)
-        config = Path(trainer.log_dir or ".") / "config.yaml"
+        config = Path(writer.log_dir) / "config.yaml"  # the trainer would ask all processes for its directory
         if config.is_file():
             writer.add_text("config", f"```yaml\n{config.read_text()}\n```", trainer.global_step)
 
