@@ -46,7 +46,7 @@ DESCRIPTIONS = {
     "adversarial": "The critic's mean verdict on reconstructions, with the sign turned. Wanders around a level.",
     "adversarial_weight": "Ratio of the gradients that the reconstruction and the critic send to the last layer.",
     "discriminator": "Hinge or cross-entropy loss of the critic. Near its start, it cannot tell the two apart; near 0, "
-    "it always can, and its gradients say little.",
+    "it can always, and its gradients say little.",
     "frechet": "Fréchet distance of features of generator images to the reference. Falls; one network's alone says "
     "that the generator learns that network, so measure with another.",
     "gradient_norm": "Norm of the gradient before clipping. Steady within a factor of ten; one that grows announces "
