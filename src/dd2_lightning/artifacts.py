@@ -1,14 +1,14 @@
 """The directory that a stage writes: safetensors and one ``config.json``.
 
-========== ============================================================================= =====================
-stage      files                                                                         read by
-========== ============================================================================= =====================
-teacher    ``teacher.safetensors``                                                       every later stage
-init       ``student.safetensors``                                                       csd
+========== ============================================================================== =====================
+stage      files                                                                          read by
+========== ============================================================================== =====================
+teacher    ``teacher.safetensors``                                                        every later stage
+init       ``student.safetensors``                                                        csd
 csd, align ``generator.safetensors`` (EMA), ``generator_raw.safetensors``, ``guidance.…`` align, frechet, users
-frechet    ``generator.safetensors`` (EMA), ``generator_raw.safetensors``                users
-dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``                users
-========== ============================================================================= =====================
+frechet    ``generator.safetensors`` (EMA), ``generator_raw.safetensors``                 users
+dd1        ``generator.safetensors`` (EMA), ``generator_raw.safetensors``                 users
+========== ============================================================================== =====================
 
 ``config.json`` holds settings and provenance and is written last, so a directory that has one is complete. A student's
 directory names its teacher by hash, and by relative path or, where it came from the Hub, by name and commit.

@@ -28,7 +28,7 @@ BATCH, STEPS, EPOCHS, HELD_OUT = 64, 460, 12, 0.165
 
 
 class ImageClassifier(nn.Module):
-    """Convolutions from images (B, *shape) to ``width`` tanh features, one linear layer to classes.
+    """Convolutions from images ``(B, *shape)`` to ``width`` tanh features, one linear layer to classes.
 
     Maps are halved until a side is 4 or less, the first time, above 16 pixels, by the first convolution. An 8x8 image
     has 32 features, 28x28 and 32x32 have 64.

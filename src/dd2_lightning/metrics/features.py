@@ -119,7 +119,7 @@ def own_network(named: Named) -> FeatureNetwork:
 
 @torch.no_grad()
 def check_reads(network: FeatureNetwork, named: Named, shape: tuple[int, ...], device: torch.device | str) -> None:
-    """Refuse, with a ValueError, a feature network that does not read images (B, *shape)."""
+    """Refuse, with a ValueError, a feature network that does not read images ``(B, *shape)``."""
     try:
         found = tuple(network.features(torch.zeros(2, *shape, device=device)).shape)
     except (ValueError, RuntimeError, IndexError) as error:
