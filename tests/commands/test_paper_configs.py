@@ -171,6 +171,7 @@ def test_every_stage_is_instantiated_without_a_weight(capsys, monkeypatch, path)
     monkeypatch.setattr(planning, "count_update", count_update)
     monkeypatch.setattr(planning, "shapes_only", as_they_are)
     monkeypatch.setattr(planning, "sampling_flops", lambda *_: 1)
+    monkeypatch.setattr(planning, "count_phases", lambda *_: [])
     kinds = {**STAGES, "adapt": "ContinuousInput", "dd1": "DD1Distill", "frechet": "FrechetAlign"}
     main(["plan", "--config", str(path)])
     assert seen and all(entry == (kinds[path.stem], {"meta"}) for entry in seen)
