@@ -260,13 +260,16 @@ def growth(peak: Callable[[int], int]) -> tuple[int, int]:
     return each, max(0, second - many * each)
 
 
+ALWAYS_FITS = 16  # samples that are not worth the seconds of counting
+
+
 def largest_batch(device: torch.device, samples: int, *peaks: Callable[[int], int]) -> int:
     """How many of so many samples to take at a time: up to :data:`LARGEST`, and within a device's memory in all peaks.
 
     That is what is not allocated on a GPU yet, and :data:`CPU_MEMORY` on a CPU.
     """
     few, memory = COUNTED_AT[0], CPU_MEMORY
-    if samples <= few:
+    if samples <= ALWAYS_FITS:
         return samples
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
