@@ -146,7 +146,7 @@ def test_sampling_costs_what_the_matrices_say():
         once, twice = (sampling_flops(teacher, guided) for guided in (False, True))
     assert twice == 2 * once
     C, n, N, V, token_dim, depth = 1024, 680, 10, 4096, 32, 2
-    blocks = depth * (n * 12 * C * C + N * 6 * C * C)
+    blocks = depth * (n * 12 * C * C + 6 * C * C)  # modulations once a walk
     matrices = 2 * (blocks + (n - 1) * token_dim * C + n * V * C + N * 2 * C * C)
     keys = sum(count * sum(c for c in teacher.layout.counts[: k + 1]) for k, count in enumerate(teacher.layout.counts))
     attention = 2 * 2 * depth * keys * C
