@@ -167,15 +167,13 @@ def test_two_processes_equal_one(run, tmp_path):
 
 
 def test_it_is_planned(run, tmp_path, capsys):
-    """Counted on shapes, real images of the adversarial terms too; feature networks are not opened."""
-    config = config_of(run, tmp_path, features=[{"network": "inception", "weights": "nowhere.pth"}])
-    for settings, updates in (({}, ["generator"]), ({"csd_weight": 1.0, "adversarial": {}}, ["guidance", "generator"])):
-        config["model"]["init_args"] |= settings
-        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**config, "checkpoint_every": 1}))
-        main(["plan", "--config", str(tmp_path / "plan.yaml")])
-        table = capsys.readouterr().out.split("activations/sample")[1]
-        assert all(update in table.split("memory of a GPU")[0] for update in updates)
-        assert ("guidance" in table.split("memory of a GPU")[0]) == (len(updates) == 2)
+    """Counted on shapes, with the real images of the adversarial terms; feature networks are not opened."""
+    features = [{"network": "inception", "weights": "nowhere.pth"}]
+    config = config_of(run, tmp_path, features=features, csd_weight=1.0, adversarial={})
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(config))
+    main(["plan", "--config", str(tmp_path / "plan.yaml")])
+    table = capsys.readouterr().out.split("activations/sample")[1]
+    assert "guidance" in table and "generator" in table
 
 
 class Untouched(nn.Module):
