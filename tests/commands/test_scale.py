@@ -121,7 +121,9 @@ def test_the_ruler_needs_no_images_to_be_opened_again(done, monkeypatch):
 def test_the_page_and_its_figures(done, tmp_path, capsys):
     command(done, "report", results=tmp_path / "scale.json", document=tmp_path / "docs/scale.md")
     entry = json.loads((tmp_path / "scale.json").read_text())["settings"]["tiny"]
-    left = {method: content_of(done, method)["curve"][-1]["left"]["nll"] for method in ("dd2", "dd1")}
+    curves = {method: content_of(done, method)["curve"] for method in ("dd2", "dd1")}
+    last = min(map(len, curves.values())) - 1  # on a busy machine a run may miss a point
+    left = {method: curve[last]["left"]["nll"] for method, curve in curves.items()}
     assert entry["ratio"]["nll"]["median"] == pytest.approx(left["dd2"] / left["dd1"])
     page = (tmp_path / "docs/scale.md").read_text()
     assert f"{entry['ratio']['nll']['median']:.3f}" in page and "| tiny |" in page and "Stopped" not in page

@@ -28,7 +28,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
+        return self.net(images).float()  # losses are in float32 whatever the precision
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
