@@ -60,10 +60,13 @@ class VelocityHead(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         """Velocity at x_t (B, n, m, C); t (B, n, m) has axes of length 1 where it is shared; features are (B, n, d)."""
-        return self.output(self.hidden(x_t, t, features))
+        return self.output(self._hidden(x_t, t, features))
 
     def hidden(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """What the last layer reads, (B, n, m, width)."""
+        """What the last layer reads, (B, n, m, width); sharded weights are gathered for this call alone."""
+        return self._hidden(x_t, t, features)
+
+    def _hidden(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
         x = self.input(fourier_features(x_t, self.octaves))
         for block in self.blocks:
