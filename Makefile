@@ -226,7 +226,7 @@ reliability: | install
 
 # on the CPU; what needs a GPU runs with `pytest -m gpu`
 test: | install
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: | install
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build

@@ -66,7 +66,7 @@ def independent_total_variation(teacher: TableTeacher) -> float:
 
 
 @torch.no_grad()
-def draw_tokens(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher, samples: int = SAMPLES) -> Tensor:
+def draw_tokens(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher, samples: int) -> Tensor:
     """One-step sequences, (samples, n, C), from noise that depends on their number only.
 
     ``generate`` is ``(noise (b, n, C), labels (b,)) -> tokens (b, n, C)``.
@@ -77,9 +77,9 @@ def draw_tokens(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeac
     return torch.cat([generate(*batch) for batch in batches])
 
 
-def distance(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher) -> dict[str, float]:
+def distance(generate: Callable[[Tensor, Tensor], Tensor], teacher: TableTeacher, samples: int) -> dict[str, float]:
     """Total variation between a generator's snapped sequences and the joint, and their mass on impossible ones."""
-    total_variation, impossible = teacher.total_variation(teacher.snap(draw_tokens(generate, teacher)))
+    total_variation, impossible = teacher.total_variation(teacher.snap(draw_tokens(generate, teacher, samples)))
     return {"total_variation": total_variation, "impossible": impossible}
 
 
@@ -95,7 +95,13 @@ def stage_config(stage: str, iterations: int, **settings: Any) -> Config:
 
 
 def distil_table(
-    teacher: TableTeacher, seed: int, iterations: int, init_iterations: int = 2000, every: int = 500, **head: int
+    teacher: TableTeacher,
+    seed: int,
+    iterations: int,
+    init_iterations: int = 2000,
+    every: int = 500,
+    samples: int = SAMPLES,
+    **head: int,
 ) -> list[dict[str, float]]:
     """Run stages 1 and 2 on a table; ``head`` are sizes of the velocity head, as stage 1 takes them.
 
@@ -107,7 +113,7 @@ def distil_table(
     head_time = configs["csd"]["model"]["init_args"]["head_time"]
 
     def measure(stage: Any) -> dict[str, float]:
-        return distance(partial(stage.ema.generate, head_time=head_time), stage.teacher)
+        return distance(partial(stage.ema.generate, head_time=head_time), stage.teacher, samples)
 
     clock = LearningCurve(init_iterations, lambda stage: {})
     with tempfile.TemporaryDirectory() as directory:
@@ -122,7 +128,13 @@ def distil_table(
 
 
 def distil_table_dd1(
-    teacher: TableTeacher, seed: int, iterations: int, every: int = 500, lr: float = 2e-3, **data: int
+    teacher: TableTeacher,
+    seed: int,
+    iterations: int,
+    every: int = 500,
+    samples: int = SAMPLES,
+    lr: float = 2e-3,
+    **data: int,
 ) -> list[dict[str, float]]:
     """Run the baseline DD1 on a table, from fresh pairs and with codes at every position; the curve of its EMA."""
     config = stage_config("dd1", iterations, split=teacher.layout.num_positions)
@@ -130,7 +142,7 @@ def distil_table_dd1(
 
     def measure(stage: Any) -> dict[str, float]:
         generator = stage.generator(stage.ema)
-        return distance(lambda noise, labels: generator.sample(labels, noise), stage.teacher)
+        return distance(lambda noise, labels: generator.sample(labels, noise), stage.teacher, samples)
 
     watch = LearningCurve(every, measure)
     with tempfile.TemporaryDirectory() as directory:
@@ -154,6 +166,7 @@ def tables(
     threads: int = 1,
     tokens: int = 3,
     dd1_iterations: int = 0,
+    samples: int = SAMPLES,
 ) -> None:
     """Distil random exact tables and write the total variation against iterations.
 
@@ -167,6 +180,7 @@ def tables(
         threads: of torch; these networks are too small to gain from more.
         tokens: n; a joint has 8 to the power of n entries.
         dd1_iterations: of the baseline DD1 on the same table; 0 leaves it out.
+        samples: that the total variation of a point is counted on.
     """
     check_writable(Path(output).parent)
     if not 2 <= tokens <= MAX_TOKENS:
@@ -176,11 +190,11 @@ def tables(
     for seed in seeds:
         teacher = random_table(seed, STUDENT, tokens)
         run = {"seed": seed, "independent": independent_total_variation(teacher)}
-        run |= with_end("", distil_table(teacher, seed, iterations, init_iterations, every))
+        run |= with_end("", distil_table(teacher, seed, iterations, init_iterations, every, samples))
         line = f"seed {seed}: total variation {run['final']:.4f} (independent tokens {run['independent']:.4f})"
         print(line, flush=True)
         if dd1_iterations:
-            run |= with_end("dd1_", distil_table_dd1(teacher, seed, dd1_iterations, every))
+            run |= with_end("dd1_", distil_table_dd1(teacher, seed, dd1_iterations, every, samples))
             print(f"seed {seed}: total variation {run['dd1_final']:.4f}, DD1", flush=True)
         runs.append(run)
     summary = {
@@ -189,7 +203,7 @@ def tables(
         **({"dd1_median": median(run["dd1_final"] for run in runs)} if dd1_iterations else {}),
         "tokens": tokens,
         "iterations": iterations,
-        "samples": SAMPLES,
+        "samples": samples,
         "hardware": hardware(),
         "commit": commit(),
     }

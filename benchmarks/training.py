@@ -58,8 +58,7 @@ def config_parser() -> ArgumentParser:
 def build(config: Config, model: dict[str, Any], data: dict[str, Any]) -> tuple[Stage, PrefixData]:
     """Build stage and data module of a config, with the settings given here instead of its own."""
     parser = config_parser()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*.*was deprecated in v4")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         built = parser.instantiate_classes(parser.parse_object(overridden(config, model, data)))
     return built.model, built.data
 

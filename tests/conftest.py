@@ -12,12 +12,13 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in ``slow/``; skip what needs a GPU where there is none."""
+    """Mark what is in ``slow/`` and run it first, the rest fills up; skip what needs a GPU where there is none."""
     for item in items:
         if Path(__file__).parent / "slow" in item.path.parents:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dd2_lightning import flow as flows
-from dd2_lightning.layout import Layout
 from dd2_lightning.models.codebook import nearest_code
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.layers import Cache
@@ -188,25 +187,20 @@ def sampling_flops(teacher: CodebookTeacher, guided: bool, precision: Any = None
     layout = teacher.layout
     N = layout.num_positions
     counted = sorted({round(i * (N - 1) / (WALK_SAMPLES - 1)) for i in range(WALK_SAMPLES)}) if N > 1 else [0]
+    labels, q = torch.zeros(1, dtype=torch.long), teacher.prepare(torch.zeros(1, layout.length, dtype=torch.long))
+    cache, costs = Cache(layout.length), dict[int, int]()
     with computing_in(precision):
-        costs = {k: position_flops(teacher, layout, k) for k in counted}
+        for k in counted:
+            if k > cache.positions:  # features of the positions between
+                teacher.backbone(q[:, : layout.offsets[k - 1]], labels, cache)
+            with count_flops() as flops:
+                features = teacher.backbone.next_position(q[:, : layout.offsets[k]], labels, cache)
+                teacher.classifier(features, labels)
+            costs[k] = flops.get_total_flops()
     total: float = sum(costs.values())
     for first, last in itertools.pairwise(counted):
         total += (last - first - 1) * (costs[first] + costs[last]) / 2
     return (2 if guided else 1) * total + (pair_steps * flow_flops(teacher) if pair_steps else 0)
-
-
-def position_flops(teacher: CodebookTeacher, layout: Layout, position: int) -> int:
-    """Backbone and classifier at one position of a walk, all earlier ones being in the cache."""
-    labels = torch.zeros(1, dtype=torch.long)
-    q = teacher.prepare(torch.zeros(1, layout.length, dtype=torch.long))
-    cache = Cache(layout.length)
-    if position:
-        teacher.backbone(q[:, : layout.offsets[position - 1]], labels, cache)
-    with count_flops() as flops:
-        features = teacher.backbone.next_position(q[:, : layout.offsets[position]], labels, cache)
-        teacher.classifier(features, labels)
-    return flops.get_total_flops()
 
 
 def flow_flops(teacher: CodebookTeacher) -> int:
@@ -249,15 +243,6 @@ def peak_of(function: Callable[[], Any]) -> int:
     with Ledger() as ledger:
         function()
     return ledger.peak
-
-
-def growth(peak: Callable[[int], int]) -> tuple[int, int]:
-    """Bytes a sample, and those that do not depend on the batch, of a peak by batch size; on shapes."""
-    few, many = COUNTED_AT
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        first, second = peak(few), peak(many)
-    each = max(1, (second - first) // (many - few))
-    return each, max(0, second - many * each)
 
 
 ALWAYS_FITS = 16  # samples that are not worth the seconds of counting

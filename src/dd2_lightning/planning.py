@@ -23,7 +23,6 @@ from dd2_lightning.costs import (
     USABLE,
     Cost,
     computing_in,
-    growth,
     loss_cost,
     peak_of,
     sampling_flops,
@@ -64,13 +63,8 @@ class UpdatePlan:
 class Phase:
     """What is done beside the updates, without gradients."""
 
-    name: str  # with the number of its samples
-    samples: int  # at a time, on a GPU
-    peak: tuple[int, int]  # bytes a sample, and those that do not depend on their number
-
-    @property
-    def activations(self) -> int:
-        return self.samples * self.peak[0] + self.peak[1]
+    name: str  # with the number of samples that a GPU takes at a time
+    activations: int  # bytes of theirs
 
 
 @dataclass
@@ -162,10 +156,7 @@ def make_plan(
             f"data.batch_size {data.batch_size} is not divisible by {devices} GPUs times "
             f"model.accumulate {stage.accumulate}"
         )
-    published_as_it_is = stage.artifact_kind == "teacher"  # a stage that makes a teacher starts from a release
-    stage.teacher, source = meta_teacher(stage.teacher_path, release, adapted=not published_as_it_is)
-    with torch.device("meta"):
-        stage.build(source_config(stage))
+    source = build_networks(stage, release)
     networks = {f"teacher's {name}": module for name, module in stage.teacher.named_children()}
     networks |= {name: module for name, module in stage.named_children() if name != "teacher"}
     with shapes_only(stage):
@@ -190,6 +181,15 @@ def make_plan(
     )
 
 
+def build_networks(stage: DistillationStage, release: str | None = None) -> str:
+    """Build a stage's networks, its teacher among them, on the meta device; the name of what sizes are from."""
+    published_as_it_is = stage.artifact_kind == "teacher"  # a stage that makes a teacher starts from a release
+    stage.teacher, source = meta_teacher(stage.teacher_path, release, adapted=not published_as_it_is)
+    with torch.device("meta"):
+        stage.build(source_config(stage))
+    return source
+
+
 def count_update(stage: DistillationStage, update: Update, iterations: int, precision: Any) -> UpdatePlan:
     """Count one kind of update, at two batch sizes: what grows between them is the cost of a sample."""
 
@@ -207,24 +207,18 @@ def count_phases(stage: DistillationStage, data: PrefixData, micro_batch: int, p
     """Count what a run does beside its updates: it validates, samples the teacher, and decodes images to show."""
     teacher = stage.teacher
 
-    def validate(size: int) -> int:
-        batch = blank_batch(stage, size)
-        with torch.no_grad(), computing_in(precision), warnings.catch_warnings(action="ignore"):
-            return peak_of(lambda: stage.validation_step(batch, 0))
-
-    def decode(size: int) -> int:
-        tokens = torch.zeros(size, stage.layout.length, teacher.token_dim)
-        with torch.no_grad(), computing_in(precision):
-            return peak_of(lambda: teacher.decode(tokens))
-
-    samples = min(micro_batch, data.validation_size)
+    size = min(micro_batch, data.validation_size)
     stage.image_sampling = data.sampling  # there is no trainer to ask
-    yield Phase(f"validation, {samples} samples", samples, growth(validate))
-    drawing = partial(sampling_peak, teacher, sampling=data.sampling, pairs=bool(data.pair_steps))
-    yield Phase(f"sampling the teacher, {micro_batch} sequences", micro_batch, growth(drawing))
+    with torch.no_grad(), computing_in(precision), warnings.catch_warnings(action="ignore"):
+        batch = blank_batch(stage, size)
+        yield Phase(f"validation, {size} samples", peak_of(lambda: stage.validation_step(batch, 0)))
+    drawing = sampling_peak(teacher, micro_batch, data.sampling, bool(data.pair_steps))
+    yield Phase(f"sampling the teacher, {micro_batch} sequences", drawing)
     if teacher.tokenizer.has_images:
         images = max(1, min(LARGEST, PIXELS // math.prod(cast(VQTokenizer, teacher.tokenizer).image_shape[1:])))
-        yield Phase(f"decoding, {images} images", images, growth(decode))
+        tokens = torch.zeros(images, stage.layout.length, teacher.token_dim)
+        with torch.no_grad(), computing_in(precision):
+            yield Phase(f"decoding, {images} images", peak_of(lambda: teacher.decode(tokens)))
 
 
 def blank_batch(stage: DistillationStage, size: int) -> Batch:

@@ -32,6 +32,7 @@ from benchmarks.ablations.report import columns
 from benchmarks.ablations.variants import BASELINE, QUESTIONS, Claim, Variant
 from runs import fails, fit, teacher_config
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 VARIANTS = {v.name: v for q in QUESTIONS for v in q.variants}
 TINY = {"init_iterations": 2, "iterations": 4, "every": 1, "samples": 60}

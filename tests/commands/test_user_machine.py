@@ -6,12 +6,10 @@ import pty
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,10 @@ import torch
 import yaml
 
 from dd2_lightning.cli import main
-from processes import DD2, dd2, environment, started
+from processes import DD2, dd2, environment, forked_command, forked_ranks, free_port, started
 from runs import any_config, fails, stage_config
 
+pytestmark = pytest.mark.slow
 MODULE = (sys.executable, "-m", "dd2_lightning")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d")
 TORCHRUN = (*TORCHRUN, "--rdzv_endpoint", "localhost:0")
@@ -56,7 +55,7 @@ def tree(root: Path) -> dict[str, bytes]:
     ids=["python -m dd2_lightning", "python -m dd2_lightning.cli", "torchrun"],
 )
 def test_every_way_to_launch(root, tmp_path, program, devices):
-    """The script itself is launched in test_distributed, in all stages."""
+    """The script itself is launched below."""
     config = write(root, tmp_path / "run", devices=devices)
     (tmp_path / "elsewhere").mkdir()
     ended = dd2("fit", "--config", config, program=program, cwd=tmp_path / "elsewhere")
@@ -126,21 +125,19 @@ def test_an_unfinished_run_is_not_overwritten_either(root, tmp_path, capsys):
         main(["fit", "--config", config])
 
 
-def test_two_runs_do_not_share_a_directory(root, tmp_path):
+def test_two_runs_do_not_share_a_directory(root, tmp_path, capsys):
     config = write(root, tmp_path / "run", max_steps=100_000)
-    first = started("fit", "--config", config)
+    first = forked_command(tmp_path / "log", "fit", "--config", config)
     try:
         wait_for(tmp_path / "run/config.yaml")
-        second = dd2("fit", "--config", config)
-        assert second.returncode == 1
-        assert f"is being written by process {first.pid} on " in one_line(second.stderr)
+        with fails(capsys, 1, f"is being written by process {first.pid} on "):
+            main(["fit", "--config", config])
     finally:
-        first.kill()
-        first.communicate()
+        first.send(signal.SIGKILL)
+        first.wait()
     # a lock that a killed process leaves is none
     assert (tmp_path / "run/.lock").exists()
-    third = dd2("fit", "--config", config, "--trainer.max_steps", "2", "--ckpt_path", "auto")
-    assert third.returncode == 0, third.stderr
+    main(["fit", "--config", config, "--trainer.max_steps", "2", "--ckpt_path", "auto"])
     assert not (tmp_path / "run/.lock").exists()
 
 
@@ -153,39 +150,39 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_signal_saves_and_is_resumed(root, tmp_path, capsys, signum, status, devices):
+def test_a_signal_saves_and_is_resumed(root, tmp_path, signum, status, devices):
     """SIGINT as a terminal sends it, to all processes; SIGTERM to the first one only."""
     config = write(root, tmp_path / "run", max_steps=100_000, devices=devices)
-    process = started("fit", "--config", config)
+    line = ["fit", "--config", config]
+    process = started(*line) if devices > 1 else forked_command(tmp_path / "log", *line)
     wait_for(tmp_path / "run/checkpoints/last.ckpt")
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)
     else:
-        process.send_signal(signum)
-    _, text = process.communicate(timeout=120)
-    assert process.returncode == status and "--ckpt_path last continues" in text and "Traceback" not in text, text
+        os.kill(process.pid, signum)
+    if devices > 1:
+        ended, text = process.wait(120), process.stderr.read()
+    else:
+        ended, text = process.wait(120), process.output()
+    assert ended == status and "--ckpt_path last continues" in text and "Traceback" not in text, text
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert saved > 0
-    resume = ["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", str(saved + 2)]
-    if devices == 1:
-        main(resume)
-        text = capsys.readouterr().err
-    else:
-        ended = dd2(*resume)
-        text = ended.stderr
-        assert ended.returncode == 0, text
-    assert f"csd {saved + 2:,}/{saved + 2:,}, " in text  # it counts on
+    resumed = forked_ranks(
+        devices, tmp_path / "rank", *line, "--ckpt_path", "last", "--trainer.max_steps", str(saved + 2)
+    )
+    for rank in resumed:
+        assert rank.wait(120) == 0, rank.output()
+    assert f"csd {saved + 2:,}/{saved + 2:,}, " in resumed[0].output()  # it counts on
 
 
-def test_predict_says_where_its_images_are(var_run, tmp_path):
+def test_predict_says_where_its_images_are(var_run, tmp_path, capsys):
     """Of a teacher with images."""
     shutil.copytree(var_run, tmp_path / "run")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(stage_config(tmp_path / "run", "csd")))
     before = tree(tmp_path / "run/csd")
-    ended = dd2("predict", "--config", str(config))
-    assert ended.returncode == 0, ended.stderr
-    assert str(tmp_path / "run/csd/predict.png") in ended.stdout
+    main(["predict", "--config", str(config)])
+    assert str(tmp_path / "run/csd/predict.png") in capsys.readouterr().out
     after = tree(tmp_path / "run/csd")
     assert after.pop("predict.png").startswith(b"\x89PNG") and after == before
 
@@ -212,11 +209,8 @@ def test_a_terminal_gets_one_line(root, tmp_path):
 def test_two_machines_of_torchrun(root, tmp_path):
     """Two agents, as docs/scaling.md starts them."""
     config = write(root, tmp_path / "run", devices=1, num_nodes=2)
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     line = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "csd")
-    line = (*TORCHRUN[:3], *line, "--rdzv_endpoint", f"127.0.0.1:{port}", str(DD2), "fit", "--config", config)
+    line = (*TORCHRUN[:3], *line, "--rdzv_endpoint", f"127.0.0.1:{free_port()}", str(DD2), "fit", "--config", config)
     machines = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [machine.communicate(timeout=120)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], texts
@@ -226,11 +220,13 @@ def test_two_machines_of_torchrun(root, tmp_path):
 def test_tasks_of_slurm(root, tmp_path):
     """Two processes with the variables that srun gives them."""
     config = write(root, tmp_path / "run", devices=2, num_nodes=1)
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-    common |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "csd", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    common |= {
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "csd",
+        "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": str(free_port()),
+    }
     common |= {"MASTER_ADDR": "127.0.0.1"}
     tasks = []
     for rank in ("0", "1"):

@@ -6,6 +6,7 @@ import torch
 from equivalence import ITERATIONS, SHARDED, deviation, weights_of
 from runs import STAGES
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 
 

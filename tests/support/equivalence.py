@@ -6,9 +6,8 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from dd2_lightning.cli import main
 from dd2_lightning.stages.base import full_state_dict
-from processes import dd2, forked
+from processes import forked_command, forked_ranks
 from runs import any_config
 
 ITERATIONS = 20
@@ -53,7 +52,7 @@ def weights_of(
     iterations: int = ITERATIONS,
     accumulate: int = 2,
 ) -> list[dict]:
-    """The weights of every process at the end of ``dd2 fit``, which launches the second; it resumes what is there."""
+    """The weights of every process at the end of ``dd2 fit``, which resumes what is there."""
     output.mkdir(exist_ok=True)
     config = config_of(root, stage, output, processes, strategy, accumulate)
     config["trainer"]["max_steps"] = iterations
@@ -62,12 +61,9 @@ def weights_of(
     ]
     (output / "run.yaml").write_text(yaml.safe_dump(config))
     line = ("fit", "--config", str(output / "run.yaml"), "--ckpt_path", "auto")
-    if processes == 1:
-        status, text = forked(lambda: main(list(line)), output / "log")
-    else:
-        ended = dd2(*line)
-        status, text = ended.returncode, ended.stderr
-    assert status == 0, text[-3000:]
+    ranks = forked_ranks(processes, output / "log", *line) if processes > 1 else [forked_command(output / "log", *line)]
+    for rank in ranks:
+        assert rank.wait(120) == 0, rank.output()[-3000:]
     return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
+
+from dd2_lightning.cli import main
 
 
 class Forked:
@@ -78,6 +82,36 @@ def forked(function: Callable[[], None], log: Path) -> tuple[int, str]:
     """Exit status and output of a function in a process of its own."""
     process = Forked(function, log)
     return process.wait(), process.output()
+
+
+def forked_command(log: Path, *arguments: str) -> Forked:
+    """``dd2 arguments`` in a process group of its own, as a terminal starts it."""
+
+    def run() -> None:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        main(list(arguments))
+
+    return Forked(run, log)
+
+
+def forked_ranks(number: int, log: Path, *arguments: str) -> list[Forked]:
+    """``dd2 arguments`` in so many processes of one run, with the variables that torchrun gives them."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
+    shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0"}
+    return [
+        Forked(
+            lambda: main(list(arguments)), Path(f"{log}{rank}"), {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(number)
+    ]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 DD2 = Path(sys.executable).with_name("dd2")
