@@ -34,6 +34,8 @@ class StageLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = []
         for tag, value in metrics.items():
+            if tag == "epoch":  # Lightning's; runs are counted in iterations
+                continue
             if is_new(self.experiment, tag):
                 tensor = TensorProto(dtype=DataType.DT_FLOAT, float_val=[float(value)])
                 values.append(Summary.Value(tag=tag, tensor=tensor, metadata=scalar_metadata(tag, describe(tag))))
@@ -108,7 +110,8 @@ class ContinuedLogs(pl.Callback):
         writer.add_text("run", introduction(watched(pl_module).name, dict(pl_module.hparams)), trainer.global_step)
         config = Path(writer.log_dir) / "config.yaml"  # the trainer would ask all processes for its directory
         if config.is_file():
-            writer.add_text("config", f"```yaml\n{config.read_text()}\n```", trainer.global_step)
+            lines = [line for line in config.read_text().splitlines() if not line.endswith(": null")]
+            writer.add_text("config", "\n".join(["```yaml", *lines, "```"]), trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         writer = writer_of(trainer)

@@ -57,7 +57,6 @@ DESCRIPTIONS = {
     "makes of the same noise. For init and dd1 these are the target, and both sides become equal. csd and align "
     "match the distribution, not each image: look for every class, and for as much variety as on the right.",
     "time": "Seconds of the run so far, over all resumes: of the processor, and by the wall.",
-    "epoch": "Always 0: runs are counted in iterations.",
 }
 """By tag, without the ending for positions; by quantity; or by the part before the slash."""
 
