@@ -91,6 +91,7 @@ evaluate: $(RUNS)/report/results.json
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@echo "installing PyTorch and dd2-lightning into $(VENV): one to three minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
