@@ -27,7 +27,7 @@ from dd2_lightning.provenance import commit, hardware
 CONFIGS = Path(__file__).parent / "configs"
 SAMPLES = 200_000
 MAX_TOKENS = 7
-STUDENT = {"width": 64, "depth": 2, "heads": 4, "octaves": 2}
+STUDENT = {"width": 64, "depth": 2, "heads": 4, "frequencies": 2}
 
 
 def two_sequences(student: dict[str, int]) -> TableTeacher:

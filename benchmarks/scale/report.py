@@ -41,7 +41,7 @@ def digits(path: Path, title: str, tokens: int) -> Content:
     runs = json.loads(path.read_text())["runs"]
     ends: dict[str, list[Content]] = {method: [] for method in METHODS}
     for run in runs:
-        rows = run["contenders"]
+        rows = run["samplers"]
         for method, name in (("dd2", "one-step"), ("dd1", "DD1 1-step")):
             ends[method].append(
                 {
@@ -49,7 +49,7 @@ def digits(path: Path, title: str, tokens: int) -> Content:
                     for key in METRICS
                 }
             )
-    nats = median(run["contenders"]["teacher"]["nll"] for run in runs)
+    nats = median(run["samplers"]["teacher"]["nll"] for run in runs)
     teacher = {"tokens": tokens, "codes": 32, "nats": nats, "nats_per_token": nats / tokens}
     known = {"title": title, "teacher": teacher, "hardware": runs[0]["hardware"], "source": path.name, "runs": {}}
     return {**known, **compared(ends, list(zip(ends["dd2"], ends["dd1"], strict=True)))}

@@ -104,7 +104,7 @@ class Artifact:
         name = str(hub or directory)
         advice = "it is no model of dd2-lightning" if hub else "run its stage again"
         try:
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text().replace('"octaves"', '"frequencies"'))  # as version 0.1 has it
             stage, version = config["stage"], config["format"]
         except KeyError as error:
             raise ArtifactError(f"{purpose}: {name}/config.json has no key {error}; {advice}") from error

@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
     torch.manual_seed(0)
     teacher = var_teacher()
     images = {"shape": teacher.tokenizer.image_shape, "num_classes": teacher.num_classes}
-    head = {"head": {"width": 16, "depth": 2, "octaves": 0}, "head_time": 0.4}
+    head = {"head": {"width": 16, "depth": 2, "frequencies": 0}, "head_time": 0.4}
     data = {"data": {"class_path": "image_sets.RandomImages", "init_args": images}}
     for name, known in (("known", data), ("unknown", {})):
         write_teacher(root / name / "teacher", teacher, **known)
@@ -53,11 +53,11 @@ def evaluated(runs, name, output, *arguments):
 def test_models_alone_are_measured_with_the_classifier_of_their_images(runs, tmp_path):
     report = evaluated(runs, "known", tmp_path)
     kept = runs / "known/teacher/classifier.safetensors"
-    classifier, real = read_classifier(kept), report["contenders"]["real"]
+    classifier, real = read_classifier(kept), report["samplers"]["real"]
     assert real["accuracy"] == classifier.held_out_accuracy and classifier.shape == (1, 3, 3)
     assert real["frechet"] > 0 and report["tokenizer"]["images"] == 100
     written = kept.stat().st_mtime_ns
-    assert evaluated(runs, "known", tmp_path)["contenders"]["real"]["frechet"] == real["frechet"]
+    assert evaluated(runs, "known", tmp_path)["samplers"]["real"]["frechet"] == real["frechet"]
     assert kept.stat().st_mtime_ns == written
 
 
@@ -65,7 +65,7 @@ def test_images_that_nobody_knows_are_named_or_left_out(runs, tmp_path, capsys):
     with fails(capsys, 1, "config.json does not say which images", "name them in data"):
         evaluated(runs, "unknown", tmp_path)
     report = evaluated(runs, "unknown", tmp_path, "--features", "pixels")
-    assert "real" not in report["contenders"] and "tokenizer" not in report
+    assert "real" not in report["samplers"] and "tokenizer" not in report
     data = {"class_path": "image_sets.RandomImages", "init_args": {"shape": [1, 3, 3], "num_classes": 3, "count": 60}}
     assert evaluated(runs, "unknown", tmp_path, "--data", json.dumps(data))["tokenizer"]["images"] == 60
 
@@ -97,7 +97,7 @@ class Colours(Projection):
 def test_features_of_ones_own_take_arguments(runs, tmp_path):
     named = {"class_path": f"{__name__}.Projection", "init_args": {"width": 3}}
     report = evaluated(runs, "known", tmp_path, "--features", json.dumps(named))
-    assert report["contenders"]["one-step"]["frechet"] is not None
+    assert report["samplers"]["one-step"]["frechet"] is not None
     assert not any("for 3 features" in text for text in report["warnings"])
 
 

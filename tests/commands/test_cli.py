@@ -254,7 +254,7 @@ def test_init_from_of_another_teacher(root, capsys, tmp_path):
 
 def test_init_from_of_another_size(root, capsys, tmp_path):
     config = json.loads((root / "init" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "head": {"width": 8, "depth": 1, "octaves": 0}}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "head": {"width": 8, "depth": 1, "frequencies": 0}}))
     (tmp_path / "student.safetensors").write_bytes((root / "init" / "student.safetensors").read_bytes())
     refused(root, capsys, "csd", 1, "does not fit the model", "head.", init_from=str(tmp_path))
 

@@ -189,7 +189,7 @@ def test_the_gap_to_the_teacher_that_is_closed():
         "two steps": asdict(Score("dd1", frechet=0.01, nll=20.0, steps=2)),
     }
     assert gap_closed(rows) == pytest.approx({"frechet": 0.75, "nll": -0.5})
-    report = {"contenders": rows, "ratios": {"frechet": None, "nll": None}, "closed": gap_closed(rows)}
+    report = {"samplers": rows, "ratios": {"frechet": None, "nll": None}, "closed": gap_closed(rows)}
     report |= {"seed": 0, "samples": 10, "hardware": "a machine", "commit": None}
     assert "DD2's closes Fréchet 0.750, NLL -0.500" in markdown(report)
     assert "closes Fréchet 0.750 (0.750 to 0.750)" in markdown(aggregate([report, report, report]))
@@ -222,8 +222,8 @@ def test_report_of_a_toy(teacher, generator, classifier, tmp_path, capsys):
     report = evaluate_samplers(samplers, classifier, tmp_path, samples=1200, reference_samples=3000, minimum=100)
     assert json.loads((tmp_path / "results.json").read_text()) == report
     extra = {"ratios", "closed", "seed", "samples", "hardware", "commit", "warnings", "tokenizer", "weights"}
-    assert set(report) == {"contenders", *extra}
-    rows = report["contenders"]
+    assert set(report) == {"samplers", *extra}
+    rows = report["samplers"]
     assert list(rows) == [sampler.name for sampler in samplers]
     for name, row in rows.items():
         assert set(row) >= PINNED
@@ -291,7 +291,7 @@ def test_features_that_do_not_classify(teacher, generator, tmp_path):
         IndependentSampler().bind(teacher),
     ]
     sizes = {"samples": 600, "reference_samples": 1000, "minimum": 50}
-    rows = evaluate_samplers(samplers, Quarters(), tmp_path, **sizes)["contenders"]
+    rows = evaluate_samplers(samplers, Quarters(), tmp_path, **sizes)["samplers"]
     for row in rows.values():
         assert row["accuracy"] is row["inception_score"] is None
         assert row["frechet"] is not None and row["nll"] is not None and row["diversity"] is not None
@@ -349,7 +349,7 @@ def test_a_report_holds_no_infinity(teacher):
         "one-step": Score("one_step", frechet=0.1, nll=4.0, steps=1),
     }
     report = make_report(scores, 0, 10)
-    assert report["contenders"]["teacher"]["nll"] is None
+    assert report["samplers"]["teacher"]["nll"] is None
     assert markdown(report).splitlines()[2] == "| teacher | 3 | 0.1000 | – |"
 
 
@@ -389,20 +389,20 @@ def test_medians_and_ranges_of_several_seeds(tmp_path, capsys):
     assert combined["runs"] == reports
     assert combined["median"]["ratios"] == {"frechet": pytest.approx(0.2), "nll": None}
     assert combined["range"]["ratios"] == {"frechet": pytest.approx([0.1, 0.3]), "nll": None}
-    middle, ends = (combined[part]["contenders"]["one-step"] for part in ("median", "range"))
+    middle, ends = (combined[part]["samplers"]["one-step"] for part in ("median", "range"))
     assert middle["frechet"] == pytest.approx(0.2) and ends["frechet"] == pytest.approx([0.1, 0.3])
     assert middle["kind"] == "one_step" and middle["snapped"] is False and middle["parameters"] == 10
     table = (tmp_path / "out.md").read_text()
     assert "| one-step | 1 | 0.2000 |" in table
     assert "Fréchet 0.200 (0.100 to 0.300), NLL –" in table and "seed 0, 1, 2" in table
     assert "0.2000" in capsys.readouterr().out
-    del reports[0]["contenders"]["one-step"]
+    del reports[0]["samplers"]["one-step"]
     with pytest.raises(ValueError, match="different samplers"):
         aggregate(reports)
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
-    old = {"contenders": {"teacher": {"frechet": 0.1}}, "ratios": {}}
+    old = {"samplers": {"teacher": {"frechet": 0.1}}, "ratios": {}}
     for text, message in (("{", "Expecting"), ("[]", "list"), (json.dumps(old), "teacher has no kind")):
         (tmp_path / "0.json").write_text(text)
         with pytest.raises(ArtifactError, match=rf"0\.json is no report of this version \(.*{message}"):
@@ -465,7 +465,7 @@ def test_bf16_moves_samples_not_metrics(teacher, generator, classifier, tmp_path
     samplers = [TeacherSampler().bind(teacher), OneStepSampler(model=generator).bind(teacher)]
     sizes = {"samples": 400, "reference_samples": 1000}
     exact, rounded = (
-        evaluate_samplers(samplers, classifier, tmp_path / name, precision=name, **sizes)["contenders"]["one-step"]
+        evaluate_samplers(samplers, classifier, tmp_path / name, precision=name, **sizes)["samplers"]["one-step"]
         for name in ("32", "bf16")
     )
     assert exact["frechet"] != rounded["frechet"] == pytest.approx(exact["frechet"], rel=0.2)

@@ -18,7 +18,7 @@ from dd2_lightning.files import sha256
 from runs import any_config, fails, fit
 from teachers import FAMILIES, dd1_generator, student_of
 
-HEAD = {"width": 16, "depth": 2, "octaves": 0}
+HEAD = {"width": 16, "depth": 2, "frequencies": 0}
 
 
 def write_run(root, family: str, stage: str = "csd") -> None:

@@ -64,7 +64,7 @@ def test_settings_of_stage_1(capsys, name):
     assert model["optimizer"]["lr"] == lr and model["optimizer"]["betas"] == [0.9, 0.95]
     assert (data["batch_size"], model["accumulate"]) == (batch, accumulate)
     assert (model["head_iterations"], config["trainer"]["max_steps"]) == (head, total)
-    assert (model["head_width"], model["head_depth"], model["head_octaves"]) == (1024, 4, 0)
+    assert (model["head_width"], model["head_depth"], model["head_frequencies"]) == (1024, 4, 0)
     assert model["loss"] == "gts" and data["sequences"] != "none"
     assert data["sampling"]["guidance_scale"] == 2.0
 

@@ -53,7 +53,7 @@ def init_stage(teacher: str, **settings) -> ARDiffusionInit:
 def csd_stage(teacher: str, tmp_path: Path, kind=CSDDistill, **settings) -> CSDDistill:
     """A stage whose ``init_from`` is only begun: its config says the size of the head."""
     (tmp_path / "init").mkdir(exist_ok=True)
-    head = {"width": 16, "depth": 2, "octaves": 0}
+    head = {"width": 16, "depth": 2, "frequencies": 0}
     config = {"stage": "init", "format": 1, "family": "", "teacher": {"path": "", "sha256": ""}, "head": head}
     (tmp_path / "init/config.json").write_text(json.dumps(config))
     sampling = Sampling(guidance_scale=1.5, top_k=3)
@@ -80,7 +80,7 @@ def real_networks(stage, teacher: str, head: dict[str, int]):
 @pytest.mark.parametrize("which", ["whole model", "guidance", "generator"])
 def test_activations_are_those_of_a_real_run(teacher, tmp_path, which):
     """What autograd keeps, and the peak of what is alive: within 1% of the same on real tensors."""
-    batch_size, head = 12, {"width": 16, "depth": 2, "octaves": 0}
+    batch_size, head = 12, {"width": 16, "depth": 2, "frequencies": 0}
 
     def stage():
         return init_stage(teacher) if which == "whole model" else csd_stage(teacher, tmp_path)

@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     origin = Artifact.open(root / "teacher", ("teacher",), "teacher")
     settings = {"teacher_sampling": {"guidance_scale": 2.0}}
     student, dd1 = student_of(teacher).state_dict(), randomise(teacher.dd1_student()).state_dict()
-    head = {"head": {"width": 16, "depth": 2, "octaves": 0}}
+    head = {"head": {"width": 16, "depth": 2, "frequencies": 0}}
     for stage, extra, states in (
         ("init", head, {"student": student}),
         ("align", {**head, "head_time": 0.4, "settings": settings}, {"generator": student}),
@@ -212,10 +212,7 @@ def test_the_command_says_it_in_a_line(runs, tmp_path, capsys):
     assert not (tmp_path / "report" / "results.json").exists()
 
 
-def test_the_former_name_of_the_key_still_works(runs, tmp_path):
+def test_a_sampler_that_cannot_be_is_named(runs, tmp_path):
     entries = [TEACHER, {"kind": "skip", "skipped": 4}]
-    for key in ("samplers", "contenders"):
-        with pytest.raises(ValueError, match=r"samplers\[1\] \(skip\): skipped must be in 0..3"):
-            evaluate(str(tmp_path), teacher=str(runs / "teacher"), device="cpu", **{key: entries})
-    with pytest.raises(ValueError, match="give samplers only"):
-        evaluate(str(tmp_path), entries, entries, teacher=str(runs / "teacher"))
+    with pytest.raises(ValueError, match=r"samplers\[1\] \(skip\): skipped must be in 0..3"):
+        evaluate(str(tmp_path), entries, teacher=str(runs / "teacher"), device="cpu")

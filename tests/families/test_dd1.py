@@ -121,7 +121,7 @@ def teacher(request):
 
 
 def causal(layout) -> DD1Causal:
-    return DD1Causal(layout, 3, 2, 5, width=16, depth=2, heads=2, octaves=1)
+    return DD1Causal(layout, 3, 2, 5, width=16, depth=2, heads=2, frequencies=1)
 
 
 @pytest.mark.parametrize("family", ["table", "var", "llamagen", "scales"])

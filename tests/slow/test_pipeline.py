@@ -92,7 +92,7 @@ def test_llamagen_goes_through_all_stages(tmp_path, monkeypatch):
     sizes = ["--samples", "100", "--reference_samples", "200"]
     main(["evaluate", "--config", str(ROOT / "configs/evaluate_llamagen.yaml"), *sizes])
     results = json.loads(Path("runs/llamagen/report/results.json").read_text())
-    assert results["contenders"]["teacher"]["steps"] == 16 and set(results["ratios"]) == {"frechet", "nll"}
+    assert results["samplers"]["teacher"]["steps"] == 16 and set(results["ratios"]) == {"frechet", "nll"}
 
 
 def test_a_teacher_adapts_to_pictures_too(tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_evaluate_writes_report_table_and_picture(inside, tmp_path):
     sizes = ["--samples", "100", "--reference_samples", "200"]
     main(["evaluate", "--config", str(ROOT / "configs/evaluate_var.yaml"), *sizes, "--output", str(report)])
     results = json.loads(report.read_text())
-    rows = results["contenders"]
+    rows = results["samplers"]
     assert {"teacher", "one-step", "refined 2-step", "independent", "skip-1", "AR-diffusion", "real"} <= set(rows)
     assert set(results["ratios"]) == {"frechet", "nll"}
     for name in ("samples.png", "steps.png", "table.md"):

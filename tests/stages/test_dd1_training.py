@@ -415,6 +415,6 @@ def test_a_plan(tmp_path):
 
 def test_a_table_is_learned():
     """Total variation after a short training; of a long one see docs/architecture.md."""
-    table = random_table(0, {"width": 32, "depth": 2, "heads": 4, "octaves": 2}, tokens=2)
+    table = random_table(0, {"width": 32, "depth": 2, "heads": 4, "frequencies": 2}, tokens=2)
     curve = distil_table_dd1(table, seed=0, iterations=200, batch_size=128, steps=8, every=200, lr=4e-3)
     assert curve[-1]["total_variation"] < independent_total_variation(table) / 4

@@ -1,6 +1,7 @@
 """The stages: what an iteration is, what it updates, what it leaves behind."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -145,6 +146,17 @@ def test_generator_and_init_load_and_sample(chain):
         raw.sample(labels, noise=torch.ones(3, 2, 2)), generator.sample(labels, noise=torch.ones(3, 2, 2))
     )
     assert not any(p.requires_grad for p in load_init(chain / "init").parameters())
+
+
+def test_an_artifact_of_version_0_1_loads(chain, tmp_path):
+    """Which called the frequencies of the head's Fourier features octaves."""
+    shutil.copytree(chain, tmp_path / "old")
+    config = tmp_path / "old/csd/config.json"
+    assert '"frequencies"' in config.read_text()
+    config.write_text(config.read_text().replace('"frequencies"', '"octaves"'))
+    noise, labels = torch.randn(4, 2, 2), torch.zeros(4, dtype=torch.long)
+    found, expected = (load_generator(root / "csd").sample(labels, noise) for root in (tmp_path / "old", chain))
+    assert torch.equal(found, expected)
 
 
 def test_checkpoints_hold_no_teacher_and_load_safely(chain):

@@ -112,7 +112,7 @@ NAN, INF = math.nan, math.inf
         (ARDiffusionInit, TEACHER, "t_min", (0, 1, NAN), "in (0, 1)"),
         (ARDiffusionInit, TEACHER, "t_logit_mean", (INF, NAN), "a finite number"),
         (ARDiffusionInit, TEACHER, "draws", (0,), "at least 1"),
-        (ARDiffusionInit, TEACHER, "head_octaves", (-1,), "0 or more"),
+        (ARDiffusionInit, TEACHER, "head_frequencies", (-1,), "0 or more"),
         (ARDiffusionInit, TEACHER, "accumulate", (0,), "at least 1"),
         (CSDDistill, CSD, "head_time", (0, 1.1, NAN), "in (0, 1]"),
         (CSDDistill, CSD, "position_weights", ((-1, 1), (1, INF), (1, NAN)), "0 or more"),

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 def evaluate(
     output: str,
     samplers: list[dict[str, Any]] | None = None,
-    contenders: list[dict[str, Any]] | None = None,
     models: list[str] | None = None,
     teacher: str | None = None,
     runs: str = ".",
@@ -39,7 +38,6 @@ def evaluate(
     Args:
         output: directory of the report, or its ``….json`` file, which the rest is put beside.
         samplers: who is compared: a kind and its settings each, see configs/evaluate_var.yaml.
-        contenders: former name of samplers.
         models: in their place: directories of finished stages, compared with their teacher and independent tokens.
         teacher: directory of the teacher; by default that of the first of the models.
         runs: what the directories in samplers are relative to.
@@ -72,16 +70,13 @@ def evaluate(
 
     size = None if batch_size == "auto" else batch_size
     check_samples(seed, samples=samples, reference_samples=reference_samples, batch_size=size)
-    if samplers and contenders:
-        raise ValueError("give samplers only: contenders is their former name")
-    entries = samplers or contenders
     if models:
         teacher, runs = teacher or str(Artifact.open(models[0], STAGES, "--models").teacher_path()), "."
         known = "data" in Artifact.open(teacher, ("teacher",), "teacher").config
-        entries = standard_samplers(models, real=known or data is not None)
-    if not entries or teacher is None:
+        samplers = standard_samplers(models, real=known or data is not None)
+    if not samplers or teacher is None:
         raise ValueError("give --config with a teacher and samplers, like configs/evaluate_var.yaml, or --models")
-    listed = read_samplers(entries)
+    listed = read_samplers(samplers)
     chosen = resolve_device(device)
     check_precision(chosen, precision)
     path = check_output(output)

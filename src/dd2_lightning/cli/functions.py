@@ -19,7 +19,7 @@ class FunctionHelp(DefaultHelpFormatter):
         super().__init__(prog, **{**options, "max_help_position": 30})
 
     def _get_help_string(self, action: Action) -> str:
-        text = plain(action.help).removesuffix(".")
+        text = without_markup(action.help).removesuffix(".")
         if action.required and action.option_strings:
             return f"{text} (required)"
         says_something = isinstance(action.default, int | float | str) and not isinstance(action.default, bool)
@@ -61,8 +61,10 @@ def function_parser(program: str, function: Callable[..., Any]) -> FunctionParse
     helps = {entry.arg_name: entry.description for entry in documentation.params}
     parser = FunctionParser(
         prog=program,
-        description=plain(documentation.description),
-        epilog="".join(f"examples:\n{textwrap.indent(plain(e.description), '  ')}" for e in documentation.examples),
+        description=without_markup(documentation.description),
+        epilog="".join(
+            f"examples:\n{textwrap.indent(without_markup(e.description), '  ')}" for e in documentation.examples
+        ),
         formatter_class=FunctionHelp,
         allow_abbrev=False,
     )
@@ -84,7 +86,7 @@ def function_parser(program: str, function: Callable[..., Any]) -> FunctionParse
     return parser
 
 
-def plain(text: str | None) -> str:
+def without_markup(text: str | None) -> str:
     """Text of a docstring as a terminal shows it."""
     return (text or "").replace("``", "")
 

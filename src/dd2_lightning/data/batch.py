@@ -66,13 +66,13 @@ class Batch:
     def micro_batch(self, index: int, count: int) -> "Batch":
         """One of ``count`` equal consecutive slices, for gradient accumulation."""
         size = len(self) // count
-        return self.part(slice(index * size, (index + 1) * size))
+        return self.select(slice(index * size, (index + 1) * size))
 
     def parts(self, size: int) -> list["Batch"]:
         """All of it, ``size`` samples at a time; the last may be fewer."""
-        return [self.part(slice(start, start + size)) for start in range(0, len(self), size)]
+        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
 
-    def part(self, rows: slice) -> "Batch":
+    def select(self, rows: slice) -> "Batch":
         """Some consecutive samples of it."""
         return replace(self._each(lambda value: value[rows]), start=self.start + rows.start)
 

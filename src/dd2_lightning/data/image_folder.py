@@ -84,7 +84,7 @@ class ImageFolderData(ImageData):
             if images.size < 2:
                 raise DD2Error(f"{self.folder.folder} holds 1 image: one to learn from and one to hold out are needed")
             count = min(max(1, round(self.held_out_share * images.size)), images.size - 1)
-            held_out, self.decoded = images.part(slice(count)), images.part(slice(count, None))
+            held_out, self.decoded = images.select(slice(count)), images.select(slice(count, None))
         return centred(self.decoded, self.size), centred(held_out, self.size)
 
     def everything(self) -> ImageSet:
@@ -118,7 +118,7 @@ class HeldOutBatches(Sequence[Batch]):
     """The first ``count`` images of a set in batches of ``size``, made when they are asked for."""
 
     def __init__(self, images: ImageSet, count: int, size: int, seed: int):
-        self.images, self.size, self.seed = images.part(slice(count)), size, seed
+        self.images, self.size, self.seed = images.select(slice(count)), size, seed
 
     def __len__(self) -> int:
         return -(-self.images.size // self.size)
@@ -126,8 +126,8 @@ class HeldOutBatches(Sequence[Batch]):
     def __getitem__(self, k):
         if not 0 <= k < len(self):
             raise IndexError(k)
-        part = self.images.part(slice(k * self.size, (k + 1) * self.size))
-        return Batch(part.labels, 0, self.seed, 0, part.size, images=part.pixels())
+        chosen = self.images.select(slice(k * self.size, (k + 1) * self.size))
+        return Batch(chosen.labels, 0, self.seed, 0, chosen.size, images=chosen.pixels())
 
 
 def centred(images: ImageSet, size: int) -> ImageSet:

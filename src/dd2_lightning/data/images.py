@@ -24,7 +24,7 @@ class ImageSet(NamedTuple):
         """Number of images."""
         return len(self.labels)
 
-    def part(self, rows: Tensor | slice) -> "ImageSet":
+    def select(self, rows: Tensor | slice) -> "ImageSet":
         """Some of the images; a slice does not copy them."""
         return ImageSet(self.images[rows], self.labels[rows])
 
@@ -37,7 +37,7 @@ class ImageSet(NamedTuple):
 def split_held_out(images: Tensor, labels: Tensor, held_out: int) -> tuple[ImageSet, ImageSet]:
     """Training and held-out images: ``held_out`` random ones, the same whatever the seed of the run."""
     order, both = torch.randperm(len(images), generator=stream(0, "held out")), ImageSet(images, labels)
-    return both.part(order[held_out:]), both.part(order[:held_out])
+    return both.select(order[held_out:]), both.select(order[:held_out])
 
 
 class ImageBatches(IterationBatches):

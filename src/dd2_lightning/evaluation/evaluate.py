@@ -57,7 +57,7 @@ def evaluate_samplers(
         report["tokenizer"] = measure_reconstruction(teacher, network, real.data, evaluator.batch_size)
     report["weights"] = {sampler.name: weights for sampler in samplers if (weights := weights_of(sampler))}
     save_samples(samplers, path.with_name("samples.png"), evaluator.seed, first=samples)
-    save_curves(report["contenders"], path.with_name("steps.png"))
+    save_curves(report["samplers"], path.with_name("steps.png"))
     write_atomically(path.with_name("table.md"), markdown(report).encode())
     write_atomically(path, to_json(report))
     print_table(report)

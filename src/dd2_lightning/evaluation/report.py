@@ -57,10 +57,10 @@ def make_report(
     timing_batch: int = 100,
     messages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The contents of ``results.json``; the samplers' key, ``contenders``, is that of earlier versions."""
+    """The contents of ``results.json``."""
     rows = {name: asdict(score) for name, score in scores.items()}
     return {
-        "contenders": rows,
+        "samplers": rows,
         "ratios": ratios(rows),
         "closed": gap_closed(rows),
         "seed": seed,
@@ -149,7 +149,7 @@ def caption(report: dict[str, Any]) -> list[str]:
     closed = any(value is not None for value in middle["closed"].values())
     tokenizer = first.get("tokenizer", {"psnr": None, "frechet": 0.0, "images": 0})
     ratio = "" if tokenizer["psnr"] is None else f"PSNR {tokenizer['psnr']:.1f} dB of held-out images, "
-    real = any(row["kind"] == "real" for row in first["contenders"].values())
+    real = any(row["kind"] == "real" for row in first["samplers"].values())
     lines = {
         f"Medians of {len(runs)} runs, and where they lie.": len(runs) > 1,
         f"Left of the independent tokens' error in DD2's one step: {shown('ratios')} "
@@ -175,7 +175,7 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table as Markdown, of one seed or of the medians of several."""
-    head, *rows = table(report.get("median", report)["contenders"])
+    head, *rows = table(report.get("median", report)["samplers"])
     lines = [*markdown_table(head, rows), "", *(f"{line}  " for line in caption(report))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -183,7 +183,7 @@ def markdown(report: dict[str, Any]) -> str:
 def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     """Print the table of one seed, or of the medians of several, as much of it as fits the terminal."""
     console = console or Console()
-    scores = report.get("median", report)["contenders"]
+    scores = report.get("median", report)["samplers"]
     head, *rows = table(scores, console.width)
     shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for i, title in enumerate(head):
@@ -218,17 +218,17 @@ def over_runs(function: Callable[[list[float]], Any], values: list[Any]) -> Any:
 
 
 def aggregate(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Combine several seeds: ``{"runs", "median": {"contenders", "ratios", "closed"}, "range": the same}``.
+    """Combine several seeds: ``{"runs", "median": {"samplers", "ratios", "closed"}, "range": the same}``.
 
     A ValueError says that there is no report, or that they have different samplers.
     """
     if not reports:
         raise ValueError("there is no report to take the median of")
-    names = [set(report["contenders"]) for report in reports]
+    names = [set(report["samplers"]) for report in reports]
     if names != names[:1] * len(names):
         raise ValueError("the reports have different samplers: " + "; ".join(", ".join(sorted(n)) for n in names))
-    keys = "contenders", "ratios"  # the gap anew: reports from before there was one have none
-    found = [{key: run[key] for key in keys} | {"closed": gap_closed(run["contenders"])} for run in reports]
+    keys = "samplers", "ratios"  # the gap anew: reports from before there was one have none
+    found = [{key: run[key] for key in keys} | {"closed": gap_closed(run["samplers"])} for run in reports]
     ends = over_runs(lambda values: [min(values), max(values)], found)
     return {"runs": reports, "median": over_runs(median, found), "range": ends}
 
@@ -237,7 +237,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Read a ``results.json``; an ArtifactError says that it is none of this version."""
     try:
         report = json.loads(Path(path).read_text())
-        for name, row in report["contenders"].items():
+        for name, row in report["samplers"].items():
             row.setdefault("trained_on", False)  # reports from before there was a stage that does
             if missing := [field.name for field in fields(Score) if field.name not in row]:
                 raise ValueError(f"{name} has no {missing[0]}")

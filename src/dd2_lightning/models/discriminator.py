@@ -1,4 +1,4 @@
-"""Judges patches of images: real, or drawn by a tokenizer's decoder (pix2pix, arXiv 1611.07004)."""
+"""Score patches of images: real ones, or those drawn by a tokenizer's decoder (pix2pix, arXiv 1611.07004)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -42,13 +42,13 @@ class VelocityHead(nn.Module):
     """MAR-style head ``(x_t, t, features) -> v``: ``depth`` residual MLP blocks under adaptive layer norm.
 
     It starts as the zero velocity. Width 1024 and 4 blocks give the parameter counts of the paper, which has no
-    :func:`fourier_features` of x_t (``octaves``).
+    :func:`fourier_features` of x_t (``frequencies``).
     """
 
-    def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, octaves: int = 0):
+    def __init__(self, token_dim: int, feature_dim: int, width: int = 1024, depth: int = 4, frequencies: int = 0):
         super().__init__()
-        self.octaves = octaves
-        self.input = nn.Linear(token_dim * (1 + 2 * octaves), width)
+        self.frequencies = frequencies
+        self.input = nn.Linear(token_dim * (1 + 2 * frequencies), width)
         self.time = TimeEmbedding(width)
         self.cond = nn.Linear(feature_dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
@@ -68,7 +68,7 @@ class VelocityHead(nn.Module):
 
     def _hidden(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         cond = self.cond(F.layer_norm(features, features.shape[-1:]))[:, :, None] + self.time(t)
-        x = self.input(fourier_features(x_t, self.octaves))
+        x = self.input(fourier_features(x_t, self.frequencies))
         for block in self.blocks:
             x = block(x, cond)
         shift, scale = self.ada_lin(cond).chunk(2, -1)

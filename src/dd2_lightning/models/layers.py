@@ -159,12 +159,12 @@ def exact_linear(module: nn.Linear, x: Tensor) -> Tensor:
         return linear(x.to(dtype), module.weight.to(dtype), bias)
 
 
-def fourier_features(x: Tensor, octaves: int) -> Tensor:
-    """Append sin and cos of 2^k x for k < ``octaves``: (..., C) -> (..., C (1 + 2 octaves)).
+def fourier_features(x: Tensor, frequencies: int) -> Tensor:
+    """Append sin and cos of 2^k x for k < ``frequencies``: (..., C) -> (..., C (1 + 2 frequencies)).
 
     A narrow network can then change from one code to the next within a small step of noise.
     """
-    angles = [2.0**k * x for k in range(octaves)]
+    angles = [2.0**k * x for k in range(frequencies)]
     return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], -1)
 
 

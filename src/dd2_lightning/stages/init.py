@@ -25,7 +25,7 @@ class ARDiffusionInit(DistillationStage):
         teacher_sampling: guidance and truncation of the teacher *inside the loss*.
         head_width: width of the velocity head.
         head_depth: residual blocks of the velocity head.
-        head_octaves: Fourier features of the head's input, see :class:`VelocityHead`; the paper has none.
+        head_frequencies: Fourier features of the head's input, see :class:`VelocityHead`; the paper has none.
         head_iterations: iterations in which only the head is trained; then the whole model is.
         draws: m, noise draws a token that share one backbone pass.
         t_min: smallest flow time that is drawn.
@@ -43,7 +43,7 @@ class ARDiffusionInit(DistillationStage):
         teacher_sampling: AnySampling = Sampling(),
         head_width: int = 1024,
         head_depth: int = 4,
-        head_octaves: int = 0,
+        head_frequencies: int = 0,
         head_iterations: int = 0,
         draws: int = 4,
         t_min: float = 0.02,
@@ -53,14 +53,14 @@ class ARDiffusionInit(DistillationStage):
     ):
         super().__init__(teacher, accumulate)
         self.loss, self.teacher_sampling, self.optimizer = loss, teacher_sampling, optimizer
-        self.head_width, self.head_depth, self.head_octaves = head_width, head_depth, head_octaves
+        self.head_width, self.head_depth, self.head_frequencies = head_width, head_depth, head_frequencies
         self.head_iterations = head_iterations
         self.draws, self.t_min, self.t_logit_mean = draws, t_min, t_logit_mean
         self.save_settings(ARDiffusionInit)
 
     @property
     def head_config(self) -> dict[str, int]:
-        return {"width": self.head_width, "depth": self.head_depth, "octaves": self.head_octaves}
+        return {"width": self.head_width, "depth": self.head_depth, "frequencies": self.head_frequencies}
 
     def build(self, source: dict[str, Any]) -> None:
         self.student = build_student(self.teacher, **self.head_config)

@@ -17,7 +17,7 @@ RANGES = {
         "csd_weight",
         "distance_weight",
         "head_iterations",
-        "head_octaves",
+        "head_frequencies",
         "input_iterations",
         "input_noise",
         "perceptual_weight",

@@ -87,7 +87,7 @@ class CodebookOnly(Tokenizer):
 class CausalBackbone(Backbone):
     """A small causal transformer over embeddings: the student of a table, one token a position.
 
-    Slot i reads token i-1, slot 0 the class; the class also modulates every block. ``octaves`` counts the
+    Slot i reads token i-1, slot 0 the class; the class also modulates every block. ``frequencies`` counts the
     :func:`fourier_features` of the input.
     """
 
@@ -99,14 +99,14 @@ class CausalBackbone(Backbone):
         width: int = 64,
         depth: int = 2,
         heads: int = 4,
-        octaves: int = 0,
+        frequencies: int = 0,
     ):
         super().__init__()
         if max(layout.counts) > 1:
             raise ValueError(f"this backbone shifts by one token a position, got the layout {layout.counts}")
         self.layout, self.token_dim, self.width, self.num_classes = layout, token_dim, width, num_classes
-        self.octaves = octaves
-        self.input = nn.Linear(token_dim * (1 + 2 * octaves), width)
+        self.frequencies = frequencies
+        self.input = nn.Linear(token_dim * (1 + 2 * frequencies), width)
         self.classes = nn.Embedding(num_classes + 1, width)
         self.place = nn.Parameter(torch.randn(layout.length, width) * 0.02)
         self.blocks = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(depth))
@@ -115,7 +115,7 @@ class CausalBackbone(Backbone):
         start, stop = self.new_positions(tokens, cache)
         c = self.classes(labels)
         new = slice(start, stop)
-        x = self.shifted(c, lambda q: self.input(fourier_features(q, self.octaves)), tokens, start, stop)
+        x = self.shifted(c, lambda q: self.input(fourier_features(q, self.frequencies)), tokens, start, stop)
         x, mask = x + self.place[new], visibility(self.layout, new, tokens.device)
         for i, block in enumerate(self.blocks):
             x = block(x, c, mask, cache.layers[i] if cache else None)
@@ -125,7 +125,7 @@ class CausalBackbone(Backbone):
 class DD1Causal(DD1Student):
     """A small transformer with fresh weights over any layout; the class also modulates every block.
 
-    ``octaves`` counts the :func:`fourier_features` of tokens and noise.
+    ``frequencies`` counts the :func:`fourier_features` of tokens and noise.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class DD1Causal(DD1Student):
         width: int = 64,
         depth: int = 2,
         heads: int = 4,
-        octaves: int = 0,
+        frequencies: int = 0,
     ):
         super().__init__(layout, token_dim, num_classes, width)
-        self.octaves = octaves
-        self.input = nn.Linear(token_dim * (1 + 2 * octaves), width)
+        self.frequencies = frequencies
+        self.input = nn.Linear(token_dim * (1 + 2 * frequencies), width)
         self.classes = nn.Embedding(num_classes, width)
         self.place = nn.Parameter(torch.randn(len(self.position), width) * 0.02)
         self.blocks = nn.ModuleList(AdaLNBlock(width, heads) for _ in range(depth))
@@ -150,7 +150,7 @@ class DD1Causal(DD1Student):
 
     def features(self, x: Tensor, labels: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
         c = self.classes(labels)
-        h = torch.cat([c[:, None], self.input(fourier_features(x, self.octaves))], 1) + self.place + flags
+        h = torch.cat([c[:, None], self.input(fourier_features(x, self.frequencies))], 1) + self.place + flags
         for block in self.blocks:
             h = block(h, c, self.mask)
         return h[:, 1:], c
@@ -162,7 +162,7 @@ class DD1Causal(DD1Student):
 class TableTeacher(CodebookTeacher):
     """An exact joint distribution over token sequences, without weights that a student could start from.
 
-    The joint, (classes, V, ..., V), need not be normalised; ``student`` has width, depth, heads and octaves of the
+    The joint, (classes, V, ..., V), need not be normalised; ``student`` has width, depth, heads and frequencies of the
     student's :class:`CausalBackbone`.
     """
 
