@@ -30,7 +30,13 @@ def count(path: Path) -> dict[str, Any]:
     stage, data = build(read_config(path), {}, {})
     plan = make_plan(cast(DistillationStage, stage), data, config["trainer"], config["release"])
     fits = {name: plan.fits(memory) for name, (_, _, memory) in MACHINES.items()}
-    return {"training": plan.training_flops, "sampling": plan.sampling_flops, "fits": fits}
+    return {
+        "training": plan.training_flops,
+        "sampling": plan.sampling_flops,
+        "gflop": {update.name: update.cost.flops / 1e9 for update in plan.updates},
+        "activations": plan.activations,
+        "fits": fits,
+    }
 
 
 def hours(output: str, configs: str = "configs/paper") -> None:
