@@ -5,9 +5,14 @@ import time
 from functools import partial
 
 import pytest
+import yaml
 
 from benchmarks.speed import gpu
+from benchmarks.speed.hours import hours
+from benchmarks.training import build
+from dd2_lightning.planning import make_plan
 from reference import release_files
+from runs import stage_config
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +41,17 @@ def test_every_piece(family, tmp_path, monkeypatch):
     assert "TimeoutError" in found["late"]["error"]
     assert found["equal"]["teacher_equal"] == 1 and found["equal"]["one_step_difference"] == 0
     assert {"guidance", "generator", "bare forward"} <= found["training"]["seconds"].keys()
+
+
+def test_hours_of_runs(root, tmp_path, capsys):
+    """Operations of a real plan over what so many GPUs do in an hour; stages without a config count nothing."""
+    config = {**stage_config(root, "csd"), "release": None}
+    (tmp_path / "var_d16").mkdir()
+    (tmp_path / "var_d16/csd.yaml").write_text(yaml.safe_dump(config))
+    hours(str(tmp_path / "hours.json"), str(tmp_path))
+    found = json.loads((tmp_path / "hours.json").read_text())["models"]
+    plan = make_plan(*build(config, {}, {}), config["trainer"])
+    assert found["var_d16"]["hours"]["8 H100"] == pytest.approx(plan.training_flops / (8 * 0.4 * 989e12 * 3600))
+    assert found["var_d16"]["stages"]["csd"]["fits"]["one RTX 4090"] == plan.fits(24e9)
+    assert found["llamagen_l"]["hours"]["8 A800"] == 0
+    assert "| var_d16 | 0 | 0 | 0 | 116 |" in " ".join(capsys.readouterr().out.split())
