@@ -51,10 +51,15 @@ def hours(output: str, configs: str = "configs/paper") -> None:
         paths = {stage: Path(configs, model, f"{stage}.yaml") for stage in STAGES}
         stages = {stage: count(path) for stage, path in paths.items() if path.is_file()}
         total = sum(entry["training"] + entry["sampling"] for entry in stages.values())
-        taken = {name: total / (3600 * gpus * ACHIEVED * peak) for name, (gpus, peak, _) in MACHINES.items()}
+        taken = {
+            name: total / (3600 * gpus * ACHIEVED * peak)
+            if all(entry["fits"][name] for entry in stages.values())
+            else None
+            for name, (gpus, peak, _) in MACHINES.items()
+        }
         found[model] = {"stages": stages, "hours": taken, "the paper": PAPER[model]}
     rows = [
-        [model, *(f"{hours:,.0f}" for hours in (*entry["hours"].values(), entry["the paper"]))]
+        [model, *("does not fit" if n is None else f"{n:,.0f}" for n in (*entry["hours"].values(), entry["the paper"]))]
         for model, entry in found.items()
     ]
     print("\n".join(markdown_table(["model", *MACHINES, "the paper"], rows)))
