@@ -3,7 +3,7 @@
 #   make demo                     teacher, stages 1-3, table and image, from nothing
 #   make teacher|init|csd|align   one stage, and whatever it needs that is missing (FAMILY=llamagen: adapt, too)
 #   make frechet                  stage 4: the Fréchet distance of features as the loss
-#   make frechet_benchmark        stage 4 with seeds 0, 1, 2, to real images and to the teacher -> benchmarks/frechet_$(FAMILY).json
+#   make frechet_benchmark        stage 4 to real images with seeds 0, 1, 2 -> benchmarks/frechet_$(FAMILY).json
 #   make dd1                      the baseline Distilled Decoding 1, from the same teacher
 #   make evaluate                 the comparison table of the last stage
 #   make benchmark                DD2 and DD1 with seeds 0, 1, 2 and equal training time -> benchmarks/digits_$(FAMILY).json
@@ -136,7 +136,7 @@ $(RUNS)/dd1-%/config.json: | $(TEACHER)/config.json install
 
 # runs of DD1 and stage 4 that are there are in the table
 $(RUNS)/report/results.json: $(RUNS)/align/config.json $(wildcard $(RUNS)/dd1*/config.json $(RUNS)/frechet/config.json) | install
-	$(DD2) evaluate --config configs/evaluate_$(NAME).yaml $(LINE_UP) \
+	$(DD2) evaluate --config configs/evaluate_$(NAME).yaml $(SAMPLERS) \
 		--teacher $(TEACHER) --runs $(RUNS) --seed $(SEED) --device cpu --output $@
 
 benched = RUNS=runs/$(NAME)/seed$* TEACHER=$(TEACHER) SEED=$* \
@@ -156,7 +156,7 @@ benchmark: $(addprefix seed,$(BENCH_SEEDS))
 
 # stage 4 after `make benchmark`, whose runs it takes if they are there; made anew are those that are missing
 frechet_seed%: | $(TEACHER)/config.json
-	$(MAKE) $(patsubst %,runs/$(NAME)/seed$*/%/config.json,frechet frechet_teacher) $(benched)
+	$(MAKE) runs/$(NAME)/seed$*/frechet/config.json $(benched)
 
 frechet_benchmark: $(addprefix frechet_seed,$(BENCH_SEEDS))
 	$(BIN)/python -m benchmarks.frechet $(TEACHER) runs/$(NAME) benchmarks/frechet_$(NAME).json
@@ -167,7 +167,7 @@ mnist:
 # both methods from few sequences of the teacher, DD2 with the budgets of the configs; DD1, which soon knows its pairs
 # by heart, stops at several points
 scarcely = RUNS=runs/$(NAME)/scarce/seed$* TEACHER=$(TEACHER) SEED=$* SEQUENCES=$(SCARCE) \
-	LINE_UP='--config configs/scarce.yaml'
+	SAMPLERS='--config configs/scarce.yaml'
 
 scarce%: | $(TEACHER)/config.json
 	$(MAKE) align $(scarcely)
