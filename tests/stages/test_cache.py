@@ -72,7 +72,7 @@ def test_it_does_not_depend_on_how_it_was_made(teacher, whole, tmp_path, args):
     assert files(tmp_path) == files(whole)
 
 
-@pytest.mark.parametrize(("processes", "parts", "sizes"), [(2, 2, [13, 13, 13, 11]), (1, 1, [50])])
+@pytest.mark.parametrize(("processes", "parts", "sizes"), [(2, 1, [25, 25]), (1, 4, [13, 13, 13, 11]), (1, 1, [50])])
 def test_every_process_has_a_shard(teacher, tmp_path, processes, parts, sizes):
     """Where shards would be fewer than processes they are smaller; the runs that read them need not know."""
     for part in range(parts):

@@ -63,7 +63,7 @@ class Evaluator:
     Args:
         minimum: samples a class below which diversity is not given.
         manifold_samples: samples that precision, recall and KID take; 0 leaves them out.
-        paths: of noise, whose lengths are averaged; 0 leaves them out.
+        paths: of noise, whose lengths are averaged, as many as there are reference samples at most; 0 leaves them out.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Evaluator:
     ):
         self.teacher, self.network, self.sampling = teacher, network, sampling or Sampling()
         self.seed, self.batch_size, self.minimum = seed, batch_size, minimum
-        self.manifold_samples, self.progress, self.paths = manifold_samples, progress, paths
+        self.manifold_samples, self.progress, self.paths = manifold_samples, progress, min(paths, reference_samples)
         self.precision, self.device = precision, teacher.codebook.device
         self.identity = identity(network)
         self._sample_reference(reference_samples)
