@@ -26,7 +26,8 @@ def adapted(tmp_path_factory):
         "optimizer": {"lr": 1e-3, "decay_from": 0.0},
     }
     config = adapt_config(root, data={"validation_size": 300}, input_iterations=400, ema_limit=0.9, **optimizers)
-    config["trainer"] |= {"max_steps": 500, "val_check_interval": 500}
+    config["trainer"] |= {"max_steps": 500, "val_check_interval": 500, "log_every_n_steps": 100}
+    config["checkpoint_every"] = 500
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "the adapted teacher")
         fit(config, root)
