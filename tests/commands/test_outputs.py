@@ -25,7 +25,8 @@ def model(tmp_path, monkeypatch):
     teacher = toy_teacher()
     write_teacher(tmp_path / "teacher", teacher)
     student = toy_student(teacher)
-    write_artifact(tmp_path / "csd", "csd", {"family": "table"}, {"generator": student.state_dict()})
+    config = {"family": "table", "teacher": {}, "head": {}, "head_time": 0.4}
+    write_artifact(tmp_path / "csd", "csd", config, {"generator": student.state_dict()})
     monkeypatch.setattr(artifacts, "load_generator", lambda _: OneStepGenerator(student, teacher.tokenizer, 0.4).eval())
     return tmp_path / "csd"
 

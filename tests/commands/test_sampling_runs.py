@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dd2_lightning import artifacts
-from dd2_lightning.artifacts import state_hash, write_artifact, write_teacher
+from dd2_lightning.artifacts import load_teacher, state_hash, write_artifact, write_teacher
 from dd2_lightning.cli import main
 from dd2_lightning.errors import ArtifactError
 from dd2_lightning.evaluation.samplers import OneStepSampler
@@ -21,6 +21,8 @@ from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import ImageFile, write_images
 from dd2_lightning.images.sample_sets import SampleSet
 from dd2_lightning.models.generator import OneStepGenerator
+from dd2_lightning.noise import SampleNoise
+from dd2_lightning.sampling import Sampling
 from processes import forked
 from runs import fails
 from toys import CLASSES, toy_student, toy_teacher
@@ -36,7 +38,8 @@ def model(tmp_path, monkeypatch):
     teacher = toy_teacher()
     write_teacher(tmp_path / "teacher", teacher)
     student = toy_student(teacher)
-    write_artifact(tmp_path / "csd", "csd", {"family": "table"}, {"generator": student.state_dict()})
+    config = {"family": "table", "teacher": {}, "head": {}, "head_time": 0.4}
+    write_artifact(tmp_path / "csd", "csd", config, {"generator": student.state_dict()})
     monkeypatch.setattr(artifacts, "load_generator", lambda _: OneStepGenerator(student, teacher.tokenizer, 0.4).eval())
     monkeypatch.setattr(artifacts, "load_teacher", lambda _: teacher)
     return tmp_path / "csd"
@@ -233,3 +236,19 @@ def test_the_hash_of_a_network_is_of_its_content():
     with torch.no_grad():
         network[0].weight[2, 2] += 1e-6
     assert state_hash(network) != first
+
+
+def test_a_teacher_is_drawn_at_all_its_steps(var_run, tmp_path, capsys):
+    """The images of its own sampler, whatever the batch size, with the guidance that is asked for."""
+    line = ["sample", "--model", str(var_run / "teacher"), "--num", "7", "--device", "cpu", "--labels", "0,1"]
+    line += ["--output", str(tmp_path / "x.npz"), "--batch_size", "3", "--sampling.guidance_scale"]
+    main([*line, "1.5"])
+    drawn = dict(np.load(tmp_path / "x.npz"))
+    teacher, labels = load_teacher(var_run / "teacher"), torch.arange(7) % 2
+    uniforms = SampleNoise(0, 0, 7).for_generators(teacher.layout.length, teacher.token_dim)[1]
+    expected = teacher.decode(teacher.sample(labels, Sampling(guidance_scale=1.5), uniforms=uniforms))
+    assert (drawn["arr_0"] == to_bytes(expected).permute(0, 2, 3, 1).numpy()).all()
+    main([*line, "4.0"])
+    assert (np.load(tmp_path / "x.npz")["arr_0"] != drawn["arr_0"]).any()
+    with fails(capsys, 2, "a teacher takes all its steps"):
+        main([*line, "1.5", "--steps", "2", "--teacher", str(var_run / "teacher")])

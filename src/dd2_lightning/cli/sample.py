@@ -13,6 +13,8 @@ from dd2_lightning.sampling import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dd2_lightning.models.generator import Generator
+
 
 def sample(
     model: str,
@@ -29,12 +31,13 @@ def sample(
     device: str = "auto",
     precision: str | int = "32",
 ) -> None:
-    """Draw images with a one-step generator, or with a model of the baseline DD1.
+    """Draw images with a one-step generator, with a model of the baseline DD1, or with a teacher at all its steps.
 
     An ``.npz`` file may be larger than memory; the same command continues after an interruption.
 
     Args:
-        model: directory of a finished csd, align, frechet or dd1 stage, or user/name of a model on the Hub.
+        model: directory of a finished csd, align, frechet or dd1 stage, or of a teacher, which takes all its steps; or
+            user/name of a model on the Hub.
         output: a ``.png``, ``.jpg``, ``.jpeg`` or ``.webp`` file for one grid, a ``.npz`` file (uint8, NHWC, ``arr_0``,
             and ``labels``), or a directory, without an ending, for one PNG file an image.
         labels: classes separated by commas, repeated in turn until there are ``num``; all classes by default.
@@ -44,7 +47,7 @@ def sample(
             with more the teacher re-samples the last k - 2 of the m positions before its second call, or all m with
             k = m + 1.
         teacher: directory of the teacher, for ``steps`` above 1, with a DD1 model above 2.
-        sampling: guidance and truncation of that teacher, like --sampling.guidance_scale 1.5.
+        sampling: guidance and truncation of the teacher, like --sampling.guidance_scale 1.5.
         split: of a DD1 model: how many positions come out as codes, if not as many as in its config.json.
         seed: of the noise; image i depends on the seed and i only.
         batch_size: images at a time; auto is the largest that fits the GPU's memory, or 4 GB on a CPU, up to 500.
@@ -55,16 +58,18 @@ def sample(
         dd2 sample --model runs/var/align --labels 3,1,4 --num 30 --output grid.png
         dd2 sample --model user/name@v1 --num 50000 --protocol openai --output samples.npz
         dd2 sample --model runs/var/align --steps 2 --teacher runs/var/teacher --output refined.png
+        dd2 sample --model runs/var/teacher --sampling.guidance_scale 1.0 --num 30 --output teacher.png
     """
     import torch
 
-    from dd2_lightning.artifacts import load_generator, load_teacher, state_hash
+    from dd2_lightning.artifacts import load_teacher, state_hash
     from dd2_lightning.cli.finish import finish
     from dd2_lightning.costs import largest_batch, peak_of, sampling_peak
     from dd2_lightning.devices import autocast, check_precision, resolve_device
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
     from dd2_lightning.images.sample_sets import SampleSet
+    from dd2_lightning.models.generator import WholeTeacher
     from dd2_lightning.noise import SampleNoise
 
     check_samples(seed, num=num, batch_size=None if batch_size == "auto" else batch_size)
@@ -74,9 +79,10 @@ def sample(
     kind, path, chosen = output_kind(output), Path(output), resolve_device(device)
     check_precision(chosen, precision)
     check_writable(path.parent)
-    generator = load_generator(model).to(chosen)
+    generator = open_model(model).to(chosen)
     classes = choose_labels(generator.num_classes, labels, num, protocol, seed)
     refiner = load_teacher(teacher).to(chosen) if teacher and steps > 1 else None
+    teaching = generator.teacher if isinstance(generator, WholeTeacher) else refiner  # who draws with --sampling
     tokens_of = generator.sampler(steps, refiner, sampling, split)
     n, C = generator.layout.length, generator.token_dim
 
@@ -90,12 +96,14 @@ def sample(
     def peak(size: int) -> int:
         classes, noise = torch.zeros(size, dtype=torch.long, device=chosen), torch.zeros(size, n, C, device=chosen)
         with torch.no_grad(), autocast(chosen, precision):
+            decoding = peak_of(lambda: generator.decode(noise))
+            if isinstance(generator, WholeTeacher):
+                return decoding
             sampler = generator.sampler(split=split)
-            once = peak_of(lambda: sampler(classes, noise, noise[..., 0]))
-            return max(once, peak_of(lambda: generator.decode(noise)))
+            return max(decoding, peak_of(lambda: sampler(classes, noise, noise[..., 0])))
 
     if batch_size == "auto":
-        peaks = [partial(sampling_peak, refiner, sampling=sampling)] if refiner else []
+        peaks = [partial(sampling_peak, teaching, sampling=sampling)] if teaching else []
         batch_size = largest_batch(chosen, len(classes), peak, *peaks)
     if kind == "npz":
         settings = {
@@ -105,7 +113,7 @@ def sample(
             "steps": steps,
             "split": split,
             "teacher": None if refiner is None else state_hash(refiner),
-            "sampling": None if refiner is None else asdict(refiner.resolve_sampling(sampling)),
+            "sampling": None if teaching is None else asdict(teaching.resolve_sampling(sampling)),
             "seed": seed,
             "device": chosen.type,
             "precision": str(precision),
@@ -115,6 +123,15 @@ def sample(
     else:
         write_images(draw, classes, batch_size, path)
     finish(f"sample {kind}", f"{len(classes)} images -> {output}", output=output, model=model)
+
+
+def open_model(path: str) -> "Generator":
+    """Open a generator or, to draw with all its steps, a teacher."""
+    from dd2_lightning.artifacts import Artifact, load_generator, load_teacher
+    from dd2_lightning.models.generator import WholeTeacher
+
+    artifact = Artifact.open(path, ("csd", "align", "frechet", "dd1", "teacher"), "generator")
+    return WholeTeacher(load_teacher(path)) if artifact.config["stage"] == "teacher" else load_generator(path)
 
 
 def choose_labels(

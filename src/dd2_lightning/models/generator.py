@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dd2_lightning.models.codebook_teacher import require_codebook
+from dd2_lightning.models.codebook_teacher import CodebookTeacher, require_codebook
 from dd2_lightning.models.dd1 import DD1Student
 from dd2_lightning.models.student import Student
 from dd2_lightning.models.teacher import Teacher, check_labels
@@ -66,6 +66,24 @@ class Generator(nn.Module, ABC):
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (B, n, C) -> images (B, channels, H, W) in [0, 1]."""
         return self.tokenizer.decode(tokens)
+
+
+class WholeTeacher(Generator):
+    """A teacher at its full number of steps, in the place of a generator: what published figures of it are made of."""
+
+    def __init__(self, teacher: CodebookTeacher):
+        nn.Module.__init__(self)
+        self.teacher, self.tokenizer = teacher, teacher.tokenizer
+        self.layout, self.num_classes, self.token_dim = teacher.layout, teacher.num_classes, teacher.token_dim
+
+    def sampler(
+        self, steps: int = 1, teacher: Teacher | None = None, sampling: Sampling | None = None, split: int | None = None
+    ) -> Sampler:
+        if steps > 1 or split is not None:
+            raise ValueError("a teacher takes all its steps: --model is one, so go without --steps and --split")
+        return lambda labels, noise, uniforms: self.teacher.embed(
+            self.teacher.sample(labels, sampling, uniforms=uniforms)
+        )
 
 
 class OneStepGenerator(Generator):
