@@ -66,6 +66,11 @@ KINDS: dict[str, Any] = {
 """Types of their values, where it matters."""
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a ``config.json``, with what version 0.1 called octaves under its present name."""
+    return json.loads(path.read_text().replace('"octaves"', '"frequencies"'))
+
+
 def state_hash(module: nn.Module) -> str:
     """Hash of a network's parameters and buffers: names, types, shapes and values, on any device."""
     digest = hashlib.sha256()
@@ -104,7 +109,7 @@ class Artifact:
         name = str(hub or directory)
         advice = "it is no model of dd2-lightning" if hub else "run its stage again"
         try:
-            config = json.loads(path.read_text().replace('"octaves"', '"frequencies"'))  # as version 0.1 has it
+            config = read_config(path)
             stage, version = config["stage"], config["format"]
         except KeyError as error:
             raise ArtifactError(f"{purpose}: {name}/config.json has no key {error}; {advice}") from error

