@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import yaml
 
-from benchmarks.speed import gpu
+from benchmarks.speed import gpu, scaling
 from benchmarks.speed.hours import hours
 from benchmarks.training import build
 from dd2_lightning.planning import make_plan
@@ -55,3 +55,24 @@ def test_hours_of_runs(root, tmp_path, capsys):
     assert found["var_d16"]["stages"]["csd"]["fits"]["one RTX 4090"] == plan.fits(24e9)
     assert found["llamagen_l"]["hours"]["8 A800"] == 0
     assert "| var_d16 | 0 | 0 | 0 | 116 |" in " ".join(capsys.readouterr().out.split())
+
+
+def test_scaling(tmp_path, monkeypatch, capsys):
+    """Every size is varied, fitted and drawn; the fit finds the line that it was given."""
+    small = scaling.Sizes(tokens=4, codes=16, draws=2, batch_size=2, width=16)
+    monkeypatch.setattr(scaling, "Sizes", lambda: small)
+    monkeypatch.setattr(scaling, "VARIED", {name: (size, 4 * size) for name, size in small._asdict().items()})
+    scaling.scaling(str(tmp_path / "scaling.json"), str(tmp_path / "scaling.png"), rounds=1)
+    found = json.loads((tmp_path / "scaling.json").read_text())
+    assert list(found["sizes"]) == list(small._fields) == list(scaling.SYMBOLS)
+    assert all(len(taken) == 1 for entry in found["sizes"].values() for taken in entry["seconds"].values())
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    fit = scaling.fitted([1, 2, 5], [0.3 + 0.2 * x**2 for x in (1, 2, 5)], 2)
+    assert (fit["constant"], fit["slope"]) == pytest.approx((0.3, 0.2)) and fit["largest_deviation"] < 1e-9
+
+
+def test_an_iteration_has_k_guidance_updates(monkeypatch):
+    calls = []
+    monkeypatch.setattr(scaling, "step_of", lambda stage, update, *_: lambda: calls.append(update.name))
+    scaling.iteration(scaling.Sizes(tokens=4, codes=16, batch_size=2, width=16, guidance_updates=3))()
+    assert calls == ["guidance"] * 3 + ["generator"]

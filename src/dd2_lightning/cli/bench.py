@@ -20,7 +20,7 @@ def bench_sample(
 ) -> dict[str, Any]:
     """Time a teacher against a one-step generator, at published sizes with random weights.
 
-    Weights do not change the time. Teacher, generator and decoder take turns.
+    Weights do not change the time. Teacher, generator, a pass of its backbone alone and the decoder take turns.
 
     Args:
         sampling: guidance and truncation of the teacher.
@@ -35,7 +35,8 @@ def bench_sample(
     return measure(
         partial(time_sampling, sampling=sampling, head=(head_width, head_depth), precision=precision, graphs=graphs),
         "{name}: teacher {median_seconds[teacher]:.3f} s in {steps} steps, "
-        "one step {median_seconds[one_step]:.3f} s ({ratio:.1f}x), "
+        "one step {median_seconds[one_step]:.3f} s ({ratio:.1f}x; {passes[seconds]:.2f} backbone passes, "
+        "{passes[flops]:.2f} by operations), "
         "decoder {median_seconds[decoder]:.3f} s ({ratio_with_decoder:.1f}x with it)",
         {"sampling": vars(sampling), "precision": str(precision), "graphs": graphs},
         **common,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd2_lightning.costs import count_flops
 from dd2_lightning.devices import PRECISIONS, autocast, check_precision
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
@@ -33,8 +34,9 @@ def time_sampling(
 ) -> dict[str, Any]:
     """Seconds a batch of teacher sequences, of one-step sequences, and of decoding them, with their ratios.
 
-    With ``graphs`` all three are replayed as CUDA graphs. On a GPU, ``bytes`` are the largest that each allocates,
-    weights included.
+    One step is compared with a pass of its backbone alone, too: what it takes beyond that is its velocity head.
+    ``flops`` are the operations of both. With ``graphs`` all are replayed as CUDA graphs. On a GPU, ``bytes`` are the
+    largest that each allocates, weights included.
     """
     with torch.device(device):
         teacher = require_codebook(teacher_from_config(family, architecture)).to(device).eval()
@@ -48,20 +50,23 @@ def time_sampling(
     for network in (teacher, student):
         cast_linears(network, PRECISIONS[str(precision)])
 
-    def timed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Tensor]:
-        def computed(*inputs: Tensor) -> Tensor:
-            with autocast(torch.device(device), precision):
-                return function(*inputs)
+    def computed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        with autocast(torch.device(device), precision):
+            return function(*inputs)
 
-        return partial(Replayed(computed) if graphs else computed, *inputs)
-
+    calls: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
+        "teacher": (lambda y, u: teacher.sample(y, sampling, uniforms=u), labels, uniforms),
+        "one_step": (lambda y, noise: generator.sample(y, noise=noise), labels, tokens),
+        "backbone": (lambda y, noise: student.backbone(noise, y), labels, tokens),
+        "decoder": (lambda y, tokens: generator.decode(tokens), labels, tokens),
+    }
+    plain = {name: partial(computed, function) for name, (function, *_) in calls.items()}
     functions = {
-        "teacher": timed(lambda y, u: teacher.sample(y, sampling, uniforms=u), labels, uniforms),
-        "one_step": timed(lambda y, noise: generator.sample(y, noise=noise), labels, tokens),
-        "decoder": timed(generator.decode, tokens),
+        name: partial(Replayed(plain[name]) if graphs else plain[name], *inputs) for name, (_, *inputs) in calls.items()
     }
     seconds = interleaved(functions, rounds, device)
     middle = {name: median(taken) for name, taken in seconds.items()}
+    flops = {name: operations(plain[name], *calls[name][1:]) for name in ("one_step", "backbone")}
     return {
         "steps": teacher.layout.num_positions,
         "tokens": teacher.layout.length,
@@ -72,9 +77,18 @@ def time_sampling(
         "seconds": seconds,
         "bytes": {name: allocated_bytes(function, device) for name, function in functions.items()},
         "median_seconds": middle,
+        "flops": flops,
+        "passes": {"seconds": middle["one_step"] / middle["backbone"], "flops": flops["one_step"] / flops["backbone"]},
         "ratio": middle["teacher"] / middle["one_step"],
         "ratio_with_decoder": (middle["teacher"] + middle["decoder"]) / (middle["one_step"] + middle["decoder"]),
     }
+
+
+def operations(function: Callable[..., Any], *inputs: Tensor) -> int:
+    """Floating-point operations of a call; a replayed graph would count none."""
+    with count_flops() as counter:
+        function(*inputs)
+    return counter.get_total_flops()
 
 
 def allocated_bytes(function: Callable[[], Any], device: str) -> int | None:
