@@ -12,6 +12,7 @@ from dd2_lightning.families.llamagen.config import LlamaGenConfig
 from dd2_lightning.families.llamagen.tokenizer import SphereVQ, as_map
 from dd2_lightning.images.files import to_bytes
 from dd2_lightning.images.npz import write_images
+from dd2_lightning.models.convnets import Upsample
 from reference import close, golden_llamagen
 from teachers import llamagen_teacher, var_teacher
 from toys import check_training, idle_parameters, stripes
@@ -108,6 +109,15 @@ def test_the_length_of_tokens_changes_no_picture_and_no_code():
     indices = unit.encode(images)
     assert torch.equal(long.encode(images), indices)
     close(long.decode(long.codebook[indices]), unit.decode(unit.codebook[indices]), 1e-6)
+
+
+def test_doubling_is_nearest_neighbour_and_a_convolution():
+    """One transposed convolution, and the two layers of the release, value and gradient."""
+    layer, x = Upsample(4).double(), torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    plain = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    torch.testing.assert_close(layer(x), plain)
+    probe, inputs = torch.randn_like(plain), (x, *layer.parameters())
+    torch.testing.assert_close(torch.autograd.grad(layer(x), inputs, probe), torch.autograd.grad(plain, inputs, probe))
 
 
 def test_maps_are_row_major():

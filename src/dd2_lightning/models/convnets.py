@@ -74,14 +74,20 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side: nearest neighbour, then a 3x3 convolution."""
+    """Double the side: nearest neighbour, then a 3x3 convolution.
+
+    A pixel of the result reads two rows and two columns of x, so weights that meet the same pixel of x are added up
+    first: one transposed convolution of 4x4 weights and stride 2, with 4/9 of the multiplications.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        flipped = self.conv.weight.flip(2, 3).transpose(0, 1)
+        weight = F.avg_pool2d(flipped, 2, stride=1, padding=1, divisor_override=1)  # sums of neighbours
+        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
 
 
 class Level(nn.Module):
