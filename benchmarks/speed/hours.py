@@ -27,8 +27,10 @@ SETTINGS_OF = {"llamagen_xxl": ("llamagen_l", "llamagen/XXL")}
 
 
 def count(path: Path, release: str | None) -> dict[str, Any]:
-    """Operations of a stage as its config has it, teacher sequences apart, the samples that fit each machine, and the
-    memory that its updates and phases take of a GPU at the micro-batch of the config."""
+    """Operations of a stage as its config has it, teacher sequences apart, the samples that fit each machine, and peaks.
+
+    These are the bytes that updates and phases take of a GPU at the micro-batch of the config.
+    """
     config = yaml.safe_load(path.read_text())
     stage, data = build(config, {}, {})
     plan = make_plan(stage, data, config["trainer"], release or config["release"], phases=True)

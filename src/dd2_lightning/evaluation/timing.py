@@ -1,7 +1,7 @@
 """Wall time of several things, measured in turn, so that a busy or warming machine treats all of them alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 
 def interleaved(
-    functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device | str = "cpu"
+    functions: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | str = "cpu"
 ) -> dict[str, list[float]]:
     """Call every function once a round on a device, which is waited for: name to the seconds of every round.
 
