@@ -27,7 +27,7 @@ SETTINGS_OF = {"llamagen_xxl": ("llamagen_l", "llamagen/XXL")}
 
 
 def count(path: Path, release: str | None) -> dict[str, Any]:
-    """Operations of a stage as its config has it, teacher sequences apart, the samples that fit each machine, and peaks.
+    """Operations of a stage by its config, teacher sequences apart, the samples that fit each machine, and peaks.
 
     These are the bytes that updates and phases take of a GPU at the micro-batch of the config.
     """
