@@ -102,6 +102,16 @@ def test_a_picture_depends_on_the_seed_and_its_index_only(model, tmp_path):
     assert len(np.unique(sets["more"].reshape(300, -1), axis=0)) == 300
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_captured_batches_hold_the_same_pictures(model, tmp_path, device):
+    """On a GPU the whole of a batch is one graph, replayed; elsewhere the option changes nothing."""
+    sets = {}
+    for name, option in (("called", []), ("captured", ["--graphs"])):
+        draw(model, tmp_path / f"{name}.npz", "--device", device, *option)
+        sets[name] = np.load(tmp_path / f"{name}.npz")["arr_0"].astype(int)
+    assert abs(sets["captured"] - sets["called"]).max() <= (device == "cuda")
+
+
 def test_the_file_holds_what_the_evaluation_measures(model, tmp_path):
     draw(model, tmp_path / "set.npz", "--protocol", "openai", batch=100)
     teacher = toy_teacher()

@@ -30,6 +30,7 @@ def sample(
     batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     precision: str | int = "32",
+    graphs: bool = False,
 ) -> None:
     """Draw images with a one-step generator, with a model of the baseline DD1, or with a teacher at all its steps.
 
@@ -53,6 +54,8 @@ def sample(
         batch_size: images at a time; auto is the largest that fits the GPU's memory, or 4 GB on a CPU, up to 500.
         device: where to compute: auto, cpu, cuda, cuda:1, mps.
         precision: of the networks: 32 or bf16; flows and look-ups of codes are in float32 in either.
+        graphs: replay CUDA graphs, which launch all kernels of a batch at once: several times as fast where batches are
+            small; on a CPU nothing changes.
 
     Examples:
         dd2 sample --model runs/var/align --labels 3,1,4 --num 30 --output grid.png
@@ -70,6 +73,7 @@ def sample(
     from dd2_lightning.images.files import output_kind
     from dd2_lightning.images.sample_sets import SampleSet
     from dd2_lightning.models.generator import TeacherGenerator
+    from dd2_lightning.models.graphs import Replayed
     from dd2_lightning.noise import SampleNoise
 
     check_samples(seed, num=num, batch_size=None if batch_size == "auto" else batch_size)
@@ -87,11 +91,15 @@ def sample(
     n, C = generator.layout.length, generator.token_dim
 
     @torch.no_grad()
+    def images_of(*inputs: "Tensor") -> "Tensor":
+        with autocast(chosen, precision):
+            return generator.decode(tokens_of(*inputs)).float()
+
+    drawn = Replayed(images_of) if graphs else images_of
+
     def draw(start: int, labels: "Tensor") -> "Tensor":
         noise = SampleNoise(seed, start, len(labels), chosen)
-        with autocast(chosen, precision):
-            tokens = tokens_of(labels.to(chosen), *noise.for_generators(n, C))
-            return generator.decode(tokens).float().cpu()
+        return drawn(labels.to(chosen), *noise.for_generators(n, C)).cpu()
 
     def peak(size: int) -> int:
         classes, noise = torch.zeros(size, dtype=torch.long, device=chosen), torch.zeros(size, n, C, device=chosen)
