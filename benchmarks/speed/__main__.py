@@ -1,14 +1,16 @@
-"""Processor time of our teacher samplers against the reference algorithm: ``python -m benchmarks.speed``."""
+"""Processor time of our samplers and decoders against the reference algorithm: ``python -m benchmarks.speed``."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.command import run_command
-from benchmarks.speed.reference import reference_sample
+from benchmarks.speed.reference import reference_decoder, reference_sample
 from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.files import write_atomically
@@ -20,25 +22,49 @@ from dd2_lightning.sampling import Sampling
 SAMPLING = {"var": Sampling(guidance_scale=2.0, top_k=900, top_p=0.95), "llamagen": Sampling(guidance_scale=2.0)}
 
 
-def compare(name: str, batch_size: int, rounds: int, depth: int | None, grid: int | None) -> dict[str, Any]:
-    """Seconds of both samplers in turn, after one round to warm up, the ratio of every round, and equal tokens."""
+def in_turn(functions: dict[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Processor seconds of ``ours`` and the ``reference``, their ratios, and the last results."""
+    seconds: dict[str, list[float]] = {key: [] for key in functions}
+    results = {}
+    for _ in range(rounds + 1):
+        for key, function in functions.items():
+            start = time.process_time()
+            results[key] = function()
+            seconds[key].append(time.process_time() - start)
+    kept = {key: taken[1:] for key, taken in seconds.items()}
+    ratios = [b / a for a, b in zip(kept["ours"], kept["reference"], strict=True)]
+    return {"seconds": kept, "ratios": ratios, "median_ratio": median(ratios)}, results
+
+
+def compare_samplers(name: str, batch_size: int, rounds: int, depth: int | None, grid: int | None) -> dict[str, Any]:
+    """Time and tokens of a teacher's two samplers."""
     family, sizes = published(name)
     changed = {"pixels": False, "depth": depth, "grid": grid if family == "llamagen" else None}
     sizes |= {key: value for key, value in changed.items() if value is not None}
     teacher = require_codebook(teacher_from_config(family, sizes)).eval().requires_grad_(False)
-    labels, uniforms = torch.arange(batch_size), torch.rand(batch_size, teacher.layout.length)
-    functions = {"ours": lambda *x: teacher.sample(*x[1:3], uniforms=x[3]), "reference": reference_sample}
-    seconds: dict[str, list[float]] = {key: [] for key in functions}
-    tokens = {}
-    for _ in range(rounds + 1):
-        for key, function in functions.items():
-            start = time.process_time()
-            tokens[key] = function(teacher, labels, SAMPLING[family], uniforms)
-            seconds[key].append(time.process_time() - start)
-    kept = {key: taken[1:] for key, taken in seconds.items()}
-    ratios = [b / a for a, b in zip(kept["ours"], kept["reference"], strict=True)]
+    inputs = (torch.arange(batch_size), SAMPLING[family])
+    uniforms = torch.rand(batch_size, teacher.layout.length)
+    found, tokens = in_turn(
+        {
+            "ours": lambda: teacher.sample(*inputs, uniforms=uniforms),
+            "reference": lambda: reference_sample(teacher, *inputs, uniforms),
+        },
+        rounds,
+    )
     equal = tokens["ours"].eq(tokens["reference"]).double().mean().item()
-    return {"seconds": kept, "ratios": ratios, "median_ratio": median(ratios), "equal_tokens": equal, "sizes": changed}
+    return {**found, "equal_tokens": equal, "sizes": changed}
+
+
+@torch.no_grad()
+def compare_decoders(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Time and images of a tokenizer's two decoders, whose transformer is cut to a layer."""
+    family, sizes = published(name)
+    teacher = require_codebook(teacher_from_config(family, {**sizes, "depth": 1})).eval()
+    ours, reference = teacher.tokenizer, reference_decoder(teacher.tokenizer)
+    tokens = torch.randn(batch_size, teacher.layout.length, teacher.token_dim)
+    functions = {"ours": lambda: ours.decode(tokens), "reference": lambda: reference.decode(tokens)}
+    found, images = in_turn(functions, rounds)
+    return {**found, "largest_difference": (images["ours"] - images["reference"]).abs().max().item()}
 
 
 def teachers(
@@ -49,7 +75,7 @@ def teachers(
     depth: int | None = None,
     grid: int | None = None,
 ) -> None:
-    """Compare teachers of published sizes, with random weights, on one thread.
+    """Compare teacher samplers of published sizes, with random weights, on one thread.
 
     Args:
         output: JSON file.
@@ -59,15 +85,34 @@ def teachers(
         depth: layers, if not all.
         grid: tokens a side of LlamaGen, if not as published.
     """
+    write_comparison(output, models, batch_size, rounds, lambda *sizes: compare_samplers(*sizes, depth, grid))
+
+
+def decoders(output: str, models: list[str], batch_size: int = 1, rounds: int = 5) -> None:
+    """Compare decoders of published sizes, with random weights, on one thread.
+
+    Args:
+        output: JSON file.
+        models: var/d16, llamagen/B, …
+        batch_size: images at a time.
+        rounds: how often each is timed.
+    """
+    write_comparison(output, models, batch_size, rounds, compare_decoders)
+
+
+def write_comparison(
+    output: str, models: list[str], batch_size: int, rounds: int, compare: Callable[[str, int, int], dict[str, Any]]
+) -> None:
+    """Compare model by model, and write the report after each."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report: dict[str, Any] = {"hardware": hardware("cpu"), "torch": torch.__version__, "commit": commit()}
     report |= {"batch_size": batch_size, "rounds": rounds, "models": {}}
     for name in models:
-        found = report["models"][name] = compare(name, batch_size, rounds, depth, grid)
-        print(f"{name}: {found['median_ratio']:.2f} of {found['ratios']}, equal {found['equal_tokens']}", flush=True)
+        found = report["models"][name] = compare(name, batch_size, rounds)
+        print(name, {key: value for key, value in found.items() if key != "seconds"}, flush=True)
         write_atomically(Path(output), to_json(report))
 
 
 if __name__ == "__main__":
-    run_command("benchmarks.speed", teachers)
+    run_command("benchmarks.speed", {"teachers": teachers, "decoders": decoders})

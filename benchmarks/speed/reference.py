@@ -1,11 +1,13 @@
-"""The reference algorithm: the public samplers step by step, on the weights of our teachers.
+"""The reference algorithm: the public samplers and decoders step by step, on the weights of our teachers.
 
 VAR's keys and values grow by concatenation, its modulations are computed again at every scale, and its logits are
 sorted as a whole. LlamaGen attends to a cache of full length under a mask, token by token. Only the last line differs:
 tokens are found by the inverse distribution function, so that they can be compared with ours.
 """
 
+import copy
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from torch import Tensor
 from dd2_lightning.families.llamagen.model import LlamaGenTeacher
 from dd2_lightning.families.var.model import VARTeacher
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
+from dd2_lightning.models.convnets import ConvAttention, Upsample
+from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
 
 
@@ -132,3 +136,29 @@ def reference_sample(teacher: CodebookTeacher, labels: Tensor, sampling: Samplin
         return sample_var(teacher, labels, sampling, uniforms)
     assert isinstance(teacher, LlamaGenTeacher)
     return sample_llamagen(teacher, labels, sampling, uniforms)
+
+
+def doubled(layer: Upsample, x: Tensor) -> Tensor:
+    """Nearest neighbour, then a 3x3 convolution of the larger map."""
+    return layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def attended(layer: ConvAttention, x: Tensor) -> Tensor:
+    """Attention whose weights are held as a whole."""
+    B, C, H, W = x.shape
+    y = layer.norm(x)
+    maps = layer.qkv(y).chunk(3, 1) if layer.fused else (layer.q(y), layer.k(y), layer.v(y))
+    q, k, v = (m.reshape(B, C, H * W) for m in maps)
+    weights = (torch.bmm(q.transpose(1, 2), k) * C**-0.5).softmax(-1)
+    return x + layer.proj_out(torch.bmm(v, weights.transpose(1, 2)).view(B, C, H, W))
+
+
+def reference_decoder(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy of a tokenizer that decodes as the public ones do."""
+    tokenizer = copy.deepcopy(tokenizer)
+    for module in tokenizer.modules():
+        if isinstance(module, Upsample):
+            module.forward = partial(doubled, module)  # type: ignore[method-assign]
+        elif isinstance(module, ConvAttention):
+            module.forward = partial(attended, module)  # type: ignore[method-assign]
+    return tokenizer

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import yaml
 
+from benchmarks.speed import __main__ as speed
 from benchmarks.speed import gpu, scaling
 from benchmarks.speed.hours import hours
 from benchmarks.training import build
@@ -41,6 +42,20 @@ def test_every_piece(family, tmp_path, monkeypatch):
     assert "TimeoutError" in found["late"]["error"]
     assert found["equal"]["teacher_equal"] == 1 and found["equal"]["one_step_difference"] == 0
     assert {"guidance", "generator", "bare forward"} <= found["training"]["seconds"].keys()
+
+
+@pytest.mark.parametrize("family", ["var", "llamagen"])
+def test_against_the_reference(family, tmp_path, monkeypatch):
+    """The same tokens, and images that differ by rounding, in turn as often as asked for."""
+    monkeypatch.setitem(speed.SAMPLING, family, gpu.Sampling(guidance_scale=2.0, top_k=5))
+    name = f"{family}/{release_files(tmp_path, family)['sizes.json']}"
+    path = tmp_path / "report.json"
+    speed.teachers(str(path), [name], batch_size=2, rounds=2)
+    found = json.loads(path.read_text())["models"][name]
+    assert found["equal_tokens"] == 1 and len(found["ratios"]) == 2
+    speed.decoders(str(path), [name], rounds=1)
+    found = json.loads(path.read_text())["models"][name]
+    assert 0 < found["largest_difference"] < 1e-4 and len(found["seconds"]["ours"]) == 1
 
 
 def test_hours_of_runs(root, tmp_path, capsys):
