@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from benchmarks.command import run_command
 from benchmarks.speed.reference import reference_decoder, reference_sample
 from dd2_lightning.evaluation.report import to_json
+from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.files import write_atomically
 from dd2_lightning.hub.cards import published
@@ -24,16 +26,14 @@ SAMPLING = {"var": Sampling(guidance_scale=2.0, top_k=900, top_p=0.95), "llamage
 
 def in_turn(functions: dict[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Processor seconds of ``ours`` and the ``reference``, their ratios, and the last results."""
-    seconds: dict[str, list[float]] = {key: [] for key in functions}
-    results = {}
-    for _ in range(rounds + 1):
-        for key, function in functions.items():
-            start = time.process_time()
-            results[key] = function()
-            seconds[key].append(time.process_time() - start)
-    kept = {key: taken[1:] for key, taken in seconds.items()}
-    ratios = [b / a for a, b in zip(kept["ours"], kept["reference"], strict=True)]
-    return {"seconds": kept, "ratios": ratios, "median_ratio": median(ratios)}, results
+    results: dict[str, Tensor] = {}
+
+    def call(key: str) -> None:
+        results[key] = functions[key]()
+
+    seconds = interleaved({key: partial(call, key) for key in functions}, rounds, clock=time.process_time)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["reference"], strict=True)]
+    return {"seconds": seconds, "ratios": ratios, "median_ratio": median(ratios)}, results
 
 
 def compare_samplers(name: str, batch_size: int, rounds: int, depth: int | None, grid: int | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""How an iteration of stage 2 grows with every size, on one CPU thread: ``python -m benchmarks.speed.scaling``."""
+"""Processor time of an iteration of stage 2 against every size: ``python -m benchmarks.speed.scaling``."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.command import run_command
+from benchmarks.scale.report import logarithmic
 from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
@@ -79,21 +81,21 @@ def fitted(values: list[float], seconds: list[float], power: int) -> dict[str, A
     return {"constant": float(a), "slope": float(b), "power": power, "largest_deviation": float(worst)}
 
 
-def scaling(output: str, figure: str = "docs/images/scaling.png", rounds: int = 5, threads: int = 1) -> None:
-    """Vary one size at a time, fit the seconds of an iteration, write and draw both.
+def scaling(output: str, figure: str = "docs/images/scaling.png", rounds: int = 5) -> None:
+    """Vary one size at a time, on one thread, fit the seconds of an iteration, write and draw both.
 
     Args:
         output: JSON file.
         figure: PNG file.
         rounds: how often each is timed, all values of a size in turn; medians count.
-        threads: of the CPU.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     report: dict[str, Any] = {"hardware": hardware("cpu"), "torch": torch.__version__, "commit": commit()}
     report |= {"rounds": rounds, "around": Sizes()._asdict(), "sizes": {}}
     for name, values in VARIED.items():
-        timed = interleaved({str(v): iteration(Sizes()._replace(**{name: v})) for v in values}, rounds)
+        functions = {str(v): iteration(Sizes()._replace(**{name: v})) for v in values}
+        timed = interleaved(functions, rounds, clock=time.process_time)
         middle = [median(taken) for taken in timed.values()]
         fit = fitted(list(values), middle, POWERS[name])
         report["sizes"][name] = {"values": values, "seconds": timed, "median_seconds": middle, "fit": fit}
@@ -115,10 +117,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         ax.plot(line, fit["constant"] + fit["slope"] * line ** fit["power"], color="0.4", lw=1)
         square = f"{symbol}²" if fit["power"] == 2 else symbol
         ax.set_title(f"{fit['constant']:.2g} + {fit['slope']:.2g} {square}", fontsize=10)
-        ax.set(xscale="log", yscale="log", xlabel=symbol)
+        for which in ("x", "y"):
+            logarithmic(ax, which)
         ax.set_xticks(entry["values"], [f"{value:,}" for value in entry["values"]])
-        ax.set_xticks([], minor=True)
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_xlabel(symbol)
     for ax in panels[:, 0]:
         ax.set_ylabel("seconds of an iteration")
     page.tight_layout()
