@@ -18,10 +18,9 @@ class DD1Generator(Generator):
     second call.
     """
 
-    student: DD1Student
-
     def __init__(self, student: DD1Student, tokenizer: Tokenizer, split: int, second: int):
         super().__init__(student, tokenizer)
+        self.student = student
         N = self.layout.num_positions
         if not 1 <= second < N:
             raise ValueError(f"second must be in 1..{N - 1} for {N} positions, got {second}")

@@ -20,16 +20,15 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Generator(nn.Module, ABC):
-    """A distilled network, usually with EMA weights, and its teacher's tokenizer, which decodes its tokens."""
-
-    trained_on: tuple[str, ...] = ()  # identities of the feature networks that it was trained on
-
-    def __init__(self, student: Student | DD1Student, tokenizer: Tokenizer):
-        super().__init__()
-        self.student, self.tokenizer = student, tokenizer
-        self.layout, self.num_classes, self.token_dim = student.layout, student.num_classes, student.token_dim
+    """Draws tokens with a network, and decodes them with the tokenizer of its teacher."""
 
     directory: Path | None = None  # the directory that it was loaded from
+    trained_on: tuple[str, ...] = ()  # identities of the feature networks that it was trained on
+
+    def __init__(self, network: Student | DD1Student | CodebookTeacher, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.layout, self.num_classes, self.token_dim = network.layout, network.num_classes, network.token_dim
 
     def push_to_hub(self, repo: str, **options: Any) -> None:
         """Publish it as ``user/name``; ``options`` are those of :func:`dd2_lightning.push_to_hub`.
@@ -72,9 +71,8 @@ class TeacherGenerator(Generator):
     """A teacher at its full number of steps, in the place of a generator: what published figures of it are made of."""
 
     def __init__(self, teacher: CodebookTeacher):
-        nn.Module.__init__(self)
-        self.teacher, self.tokenizer = teacher, teacher.tokenizer
-        self.layout, self.num_classes, self.token_dim = teacher.layout, teacher.num_classes, teacher.token_dim
+        super().__init__(teacher, teacher.tokenizer)
+        self.teacher = teacher
 
     def sampler(
         self, steps: int = 1, teacher: Teacher | None = None, sampling: Sampling | None = None, split: int | None = None
@@ -87,13 +85,14 @@ class TeacherGenerator(Generator):
 
 
 class OneStepGenerator(Generator):
-    """A distilled student, its head called at t_g = ``head_time``; more steps are :meth:`CodebookTeacher.refine`."""
+    """A distilled student, usually of EMA weights, its head called at t_g = ``head_time``.
 
-    student: Student
+    More steps are :meth:`CodebookTeacher.refine`.
+    """
 
     def __init__(self, student: Student, tokenizer: Tokenizer, head_time: float):
         super().__init__(student, tokenizer)
-        self.head_time = head_time
+        self.student, self.head_time = student, head_time
 
     @torch.no_grad()
     def sample(self, labels: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
