@@ -1,4 +1,4 @@
-"""Processor time of our samplers and decoders against the reference algorithm: ``python -m benchmarks.speed``."""
+"""Processor time of samplers, passes and decoders against the reference algorithm: ``python -m benchmarks.speed``."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.command import run_command
-from benchmarks.speed.reference import reference_decoder, reference_sample
+from benchmarks.speed.reference import reference_backbone, reference_decoder, reference_sample
 from dd2_lightning.evaluation.report import to_json
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
@@ -56,6 +56,18 @@ def compare_samplers(name: str, batch_size: int, rounds: int, depth: int | None,
 
 
 @torch.no_grad()
+def compare_passes(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Time and features of two passes over whole sequences, of four layers."""
+    family, sizes = published(name)
+    teacher = require_codebook(teacher_from_config(family, {**sizes, "depth": 4, "pixels": False})).eval()
+    ours, reference = teacher.backbone, reference_backbone(teacher)
+    tokens, labels = torch.randn(batch_size, teacher.layout.length, teacher.token_dim), torch.arange(batch_size)
+    functions = {"ours": lambda: ours(tokens, labels), "reference": lambda: reference(tokens, labels)}
+    found, features = in_turn(functions, rounds)
+    return {**found, "largest_difference": (features["ours"] - features["reference"]).abs().max().item()}
+
+
+@torch.no_grad()
 def compare_decoders(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
     """Time and images of a tokenizer's two decoders, whose transformer is cut to a layer."""
     family, sizes = published(name)
@@ -88,6 +100,18 @@ def teachers(
     write_comparison(output, models, batch_size, rounds, lambda *sizes: compare_samplers(*sizes, depth, grid))
 
 
+def passes(output: str, models: list[str], batch_size: int = 1, rounds: int = 5) -> None:
+    """Compare passes over whole sequences, with random weights, on one thread: as many scores as are seen, or a mask.
+
+    Args:
+        output: JSON file.
+        models: var/d16, llamagen/B, …
+        batch_size: sequences at a time.
+        rounds: how often each is timed.
+    """
+    write_comparison(output, models, batch_size, rounds, compare_passes)
+
+
 def decoders(output: str, models: list[str], batch_size: int = 1, rounds: int = 5) -> None:
     """Compare decoders of published sizes, with random weights, on one thread.
 
@@ -115,4 +139,4 @@ def write_comparison(
 
 
 if __name__ == "__main__":
-    run_command("benchmarks.speed", {"teachers": teachers, "decoders": decoders})
+    run_command("benchmarks.speed", {"teachers": teachers, "passes": passes, "decoders": decoders})

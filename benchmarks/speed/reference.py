@@ -1,4 +1,4 @@
-"""The reference algorithm: the public samplers and decoders step by step, on the weights of our teachers.
+"""The reference algorithm: the public samplers, passes and decoders step by step, on the weights of our teachers.
 
 VAR's keys and values grow by concatenation, its modulations are computed again at every scale, and its logits are
 sorted as a whole. LlamaGen attends to a cache of full length under a mask, token by token. Only the last line differs:
@@ -11,14 +11,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd2_lightning.families.llamagen.model import LlamaGenTeacher
 from dd2_lightning.families.var.model import VARTeacher
+from dd2_lightning.models.backbone import Backbone
 from dd2_lightning.models.codebook_teacher import CodebookTeacher
 from dd2_lightning.models.convnets import ConvAttention, Upsample
+from dd2_lightning.models.layers import visibility
 from dd2_lightning.models.tokenizer import Tokenizer
 from dd2_lightning.sampling import Sampling
+from dd2_lightning.stages.execution import blocks_of
 
 
 def inverse(p: Tensor, uniforms: Tensor) -> Tensor:
@@ -136,6 +139,21 @@ def reference_sample(teacher: CodebookTeacher, labels: Tensor, sampling: Samplin
         return sample_var(teacher, labels, sampling, uniforms)
     assert isinstance(teacher, LlamaGenTeacher)
     return sample_llamagen(teacher, labels, sampling, uniforms)
+
+
+def masked(block: nn.Module, mask: Tensor, x: Tensor, condition: Tensor, *_: object) -> Tensor:
+    """A transformer block whose attention computes all scores and hides those above the mask."""
+    return type(block).forward(block, x, condition, mask)
+
+
+def reference_backbone(teacher: CodebookTeacher) -> Backbone:
+    """A copy of a teacher's backbone that goes over whole sequences with a mask."""
+    backbone = copy.deepcopy(teacher.backbone)
+    mask = visibility(teacher.layout, slice(0, teacher.layout.length))
+    assert mask is not None
+    for block in blocks_of(backbone):
+        block.forward = partial(masked, block, mask)  # type: ignore[method-assign]
+    return backbone
 
 
 def doubled(layer: Upsample, x: Tensor) -> Tensor:
