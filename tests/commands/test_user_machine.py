@@ -22,8 +22,6 @@ from runs import any_config, fails, stage_config
 
 pytestmark = pytest.mark.slow
 MODULE = (sys.executable, "-m", "dd2_lightning")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d")
-TORCHRUN = (*TORCHRUN, "--rdzv_endpoint", "localhost:0")
 FINISHED = ("config.json", "generator.safetensors")
 
 
@@ -45,11 +43,11 @@ def tree(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("program", "devices"),
-    [(MODULE, 2), ((sys.executable, "-m", "dd2_lightning.cli"), 1), ((*TORCHRUN, str(DD2)), 2)],
-    ids=["python -m dd2_lightning", "python -m dd2_lightning.cli", "torchrun"],
+    [(MODULE, 2), ((sys.executable, "-m", "dd2_lightning.cli"), 1)],
+    ids=["python -m dd2_lightning", "python -m dd2_lightning.cli"],
 )
 def test_every_way_to_launch(root, tmp_path, program, devices):
-    """The script itself is launched below."""
+    """The script itself and torchrun are launched below."""
     config = write(root, tmp_path / "run", devices=devices)
     (tmp_path / "elsewhere").mkdir()
     ended = dd2("fit", "--config", config, program=program, cwd=tmp_path / "elsewhere")
@@ -204,8 +202,9 @@ def test_a_terminal_gets_one_line(root, tmp_path):
 def test_two_machines_of_torchrun(root, tmp_path):
     """Two agents, as docs/scaling.md starts them."""
     config = write(root, tmp_path / "run", devices=1, num_nodes=2)
-    line = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "csd")
-    line = (*TORCHRUN[:3], *line, "--rdzv_endpoint", f"127.0.0.1:{free_port()}", str(DD2), "fit", "--config", config)
+    run = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1")
+    meet = ("--rdzv_backend", "c10d", "--rdzv_id", "csd", "--rdzv_endpoint", f"127.0.0.1:{free_port()}")
+    line = (*run, *meet, str(DD2), "fit", "--config", config)
     machines = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [machine.communicate(timeout=120)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], texts
