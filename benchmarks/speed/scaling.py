@@ -121,6 +121,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             logarithmic(ax, which)
         ax.set_xticks(entry["values"], [f"{value:,}" for value in entry["values"]])
         ax.set_xlabel(symbol)
+        ax.set_ylim(ends.min() / 1.5, 1.5 * ends.max())
     for ax in panels[:, 0]:
         ax.set_ylabel("seconds of an iteration")
     page.tight_layout()
