@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,12 +36,10 @@ def in_turn(functions: dict[str, Callable[[], Tensor]], rounds: int) -> tuple[di
     return {"seconds": seconds, "ratios": ratios, "median_ratio": median(ratios)}, results
 
 
-def compare_samplers(name: str, batch_size: int, rounds: int, depth: int | None, grid: int | None) -> dict[str, Any]:
-    """Time and tokens of a teacher's two samplers."""
+def teachers(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Time and tokens of two samplers of a teacher."""
     family, sizes = published(name)
-    changed = {"pixels": False, "depth": depth, "grid": grid if family == "llamagen" else None}
-    sizes |= {key: value for key, value in changed.items() if value is not None}
-    teacher = require_codebook(teacher_from_config(family, sizes)).eval().requires_grad_(False)
+    teacher = require_codebook(teacher_from_config(family, {**sizes, "pixels": False})).eval()
     inputs = (torch.arange(batch_size), SAMPLING[family])
     uniforms = torch.rand(batch_size, teacher.layout.length)
     found, tokens = in_turn(
@@ -51,92 +49,62 @@ def compare_samplers(name: str, batch_size: int, rounds: int, depth: int | None,
         },
         rounds,
     )
-    equal = tokens["ours"].eq(tokens["reference"]).double().mean().item()
-    return {**found, "equal_tokens": equal, "sizes": changed}
+    return {**found, "equal_tokens": tokens["ours"].eq(tokens["reference"]).double().mean().item()}
 
 
-@torch.no_grad()
-def compare_passes(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Time and features of two passes over whole sequences, of four layers."""
+def passes(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Time and features of two passes over whole sequences, of four layers: as many scores as are seen, or a mask."""
     family, sizes = published(name)
     teacher = require_codebook(teacher_from_config(family, {**sizes, "depth": 4, "pixels": False})).eval()
     ours, reference = teacher.backbone, reference_backbone(teacher)
     tokens, labels = torch.randn(batch_size, teacher.layout.length, teacher.token_dim), torch.arange(batch_size)
-    functions = {"ours": lambda: ours(tokens, labels), "reference": lambda: reference(tokens, labels)}
-    found, features = in_turn(functions, rounds)
+    found, features = in_turn(
+        {"ours": lambda: ours(tokens, labels), "reference": lambda: reference(tokens, labels)}, rounds
+    )
     return {**found, "largest_difference": (features["ours"] - features["reference"]).abs().max().item()}
 
 
-@torch.no_grad()
-def compare_decoders(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Time and images of a tokenizer's two decoders, whose transformer is cut to a layer."""
+def decoders(name: str, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Time and images of two decoders; the transformer is cut to a layer."""
     family, sizes = published(name)
     teacher = require_codebook(teacher_from_config(family, {**sizes, "depth": 1})).eval()
     ours, reference = teacher.tokenizer, reference_decoder(teacher.tokenizer)
     tokens = torch.randn(batch_size, teacher.layout.length, teacher.token_dim)
-    functions = {"ours": lambda: ours.decode(tokens), "reference": lambda: reference.decode(tokens)}
-    found, images = in_turn(functions, rounds)
+    found, images = in_turn(
+        {"ours": lambda: ours.decode(tokens), "reference": lambda: reference.decode(tokens)}, rounds
+    )
     return {**found, "largest_difference": (images["ours"] - images["reference"]).abs().max().item()}
 
 
-def teachers(
+COMPARISONS = {"teachers": teachers, "passes": passes, "decoders": decoders}
+
+
+@torch.no_grad()
+def main(
+    what: Literal["teachers", "passes", "decoders"],
     output: str,
     models: list[str],
     batch_size: int = 1,
-    rounds: int = 3,
-    depth: int | None = None,
-    grid: int | None = None,
+    rounds: int = 5,
 ) -> None:
-    """Compare teacher samplers of published sizes, with random weights, on one thread.
+    """Compare published sizes with random weights, on one thread.
 
     Args:
-        output: JSON file.
+        what: samplers of teachers, passes over whole sequences, or decoders.
+        output: JSON file, written after each model.
         models: var/d16, llamagen/B, …
-        batch_size: sequences at a time; guidance doubles them.
-        rounds: how often each is timed.
-        depth: layers, if not all.
-        grid: tokens a side of LlamaGen, if not as published.
-    """
-    write_comparison(output, models, batch_size, rounds, lambda *sizes: compare_samplers(*sizes, depth, grid))
-
-
-def passes(output: str, models: list[str], batch_size: int = 1, rounds: int = 5) -> None:
-    """Compare passes over whole sequences, with random weights, on one thread: as many scores as are seen, or a mask.
-
-    Args:
-        output: JSON file.
-        models: var/d16, llamagen/B, …
-        batch_size: sequences at a time.
+        batch_size: sequences or images at a time; guidance doubles them.
         rounds: how often each is timed.
     """
-    write_comparison(output, models, batch_size, rounds, compare_passes)
-
-
-def decoders(output: str, models: list[str], batch_size: int = 1, rounds: int = 5) -> None:
-    """Compare decoders of published sizes, with random weights, on one thread.
-
-    Args:
-        output: JSON file.
-        models: var/d16, llamagen/B, …
-        batch_size: images at a time.
-        rounds: how often each is timed.
-    """
-    write_comparison(output, models, batch_size, rounds, compare_decoders)
-
-
-def write_comparison(
-    output: str, models: list[str], batch_size: int, rounds: int, compare: Callable[[str, int, int], dict[str, Any]]
-) -> None:
-    """Compare model by model, and write the report after each."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report: dict[str, Any] = {"hardware": hardware("cpu"), "torch": torch.__version__, "commit": commit()}
     report |= {"batch_size": batch_size, "rounds": rounds, "models": {}}
     for name in models:
-        found = report["models"][name] = compare(name, batch_size, rounds)
+        found = report["models"][name] = COMPARISONS[what](name, batch_size, rounds)
         print(name, {key: value for key, value in found.items() if key != "seconds"}, flush=True)
         write_atomically(Path(output), to_json(report))
 
 
 if __name__ == "__main__":
-    run_command("benchmarks.speed", {"teachers": teachers, "passes": passes, "decoders": decoders})
+    run_command("benchmarks.speed", main)

@@ -50,11 +50,11 @@ def test_against_the_reference(family, tmp_path, monkeypatch):
     monkeypatch.setitem(speed.SAMPLING, family, gpu.Sampling(guidance_scale=2.0, top_k=5))
     name = f"{family}/{release_files(tmp_path, family)['sizes.json']}"
     path = tmp_path / "report.json"
-    speed.teachers(str(path), [name], batch_size=2, rounds=2)
+    speed.main("teachers", str(path), [name], batch_size=2, rounds=2)
     found = json.loads(path.read_text())["models"][name]
     assert found["equal_tokens"] == 1 and len(found["ratios"]) == 2
-    for command in (speed.passes, speed.decoders):
-        command(str(path), [name], rounds=1)
+    for what in ("passes", "decoders"):
+        speed.main(what, str(path), [name], rounds=1)
         found = json.loads(path.read_text())["models"][name]
         assert found["largest_difference"] < 1e-4 and len(found["seconds"]["ours"]) == 1
 
