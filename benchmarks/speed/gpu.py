@@ -27,13 +27,12 @@ from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import require_codebook
 from dd2_lightning.models.graphs import Replayed, cast_linears
 from dd2_lightning.models.student import build_student
-from dd2_lightning.planning import blank_batch
 from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import CSDDistill
 from dd2_lightning.timing.flows import time_flow
 from dd2_lightning.timing.sampling import allocated_bytes, time_sampling
-from dd2_lightning.timing.training import step_of
+from dd2_lightning.timing.training import set_up, step_of
 
 DEVICE = "cuda"
 GUIDED = {
@@ -95,9 +94,7 @@ def training(name: str, micro_batch: int, rounds: int = 2) -> dict[str, Any]:
     with torch.device(DEVICE):
         teacher = require_codebook(teacher_from_config(family, {**sizes, "pixels": False})).eval()
         stage = CSDDistill("", "", GUIDED[family])
-        stage.teacher = teacher.to(DEVICE).requires_grad_(False)
-        stage.build({"head": HEAD})
-        batch = blank_batch(stage, micro_batch)
+    batch = set_up(stage, teacher.to(DEVICE).requires_grad_(False), HEAD, micro_batch, DEVICE)
     steps = {update.name: step_of(stage, update, batch, "bf16-mixed", DEVICE) for update in stage.updates()}
     noise = torch.randn(micro_batch, teacher.layout.length, teacher.token_dim, device=DEVICE)
 

@@ -18,11 +18,10 @@ from dd2_lightning.files import write_atomically
 from dd2_lightning.hub.cards import published
 from dd2_lightning.images.figures import blank_figure, write_figure
 from dd2_lightning.models.codebook_teacher import require_codebook
-from dd2_lightning.planning import blank_batch
 from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import CSDDistill
-from dd2_lightning.timing.training import step_of
+from dd2_lightning.timing.training import set_up, step_of
 
 
 class Sizes(NamedTuple):
@@ -59,9 +58,7 @@ def iteration(sizes: Sizes) -> Callable[[], None]:
     architecture |= {"grid": side, "codes": sizes.codes, "width": sizes.width, "depth": 4, "heads": 4, "pixels": False}
     teacher = require_codebook(teacher_from_config(family, architecture)).eval().requires_grad_(False)
     stage = CSDDistill("", "", draws=sizes.draws, teacher_sampling=Sampling(guidance_scale=2.0))
-    stage.teacher = teacher
-    stage.build({"head": {"width": sizes.width, "depth": 4}})
-    batch = blank_batch(stage, sizes.batch_size)
+    batch = set_up(stage, teacher, {"width": sizes.width, "depth": 4}, sizes.batch_size)
     steps = {update.name: step_of(stage, update, batch, "32-true", "cpu") for update in stage.updates()}
 
     def run() -> None:

@@ -4,7 +4,6 @@ An update gives gradients to one network of a stage, so DDP has to look for the 
 through the graph of operations, whose number the depth decides and the width does not: the networks here are narrow.
 """
 
-import socket
 import time
 from pathlib import Path
 from statistics import median
@@ -20,10 +19,10 @@ from dd2_lightning.families.registry import teacher_from_config
 from dd2_lightning.files import write_atomically
 from dd2_lightning.hub.cards import published
 from dd2_lightning.models.codebook_teacher import require_codebook
-from dd2_lightning.planning import blank_batch
 from dd2_lightning.provenance import commit, hardware
 from dd2_lightning.sampling import Sampling
 from dd2_lightning.stages import CSDDistill
+from dd2_lightning.timing.training import set_up
 
 NARROW = {"width": 64, "heads": 4, "codes": 64, "pixels": False}
 
@@ -33,9 +32,7 @@ def search(name: str, rounds: int) -> dict[str, Any]:
     family, architecture = published(name)
     teacher = require_codebook(teacher_from_config(family, architecture | NARROW)).eval().requires_grad_(False)
     stage = CSDDistill("", "", draws=1, teacher_sampling=Sampling(guidance_scale=2.0))
-    stage.teacher = teacher
-    stage.build({"head": {"width": 16, "depth": 4}})
-    batch = blank_batch(stage, 1)
+    batch = set_up(stage, teacher, {"width": 16, "depth": 4}, 1)
     wrapped = nn.parallel.DistributedDataParallel(stage, find_unused_parameters=True)
     found: dict[str, Any] = {"depth": architecture["depth"], "seconds": {}}
     for update in stage.updates():
@@ -63,10 +60,7 @@ def main(output: str, models: list[str] = ["var/d16", "llamagen/L"], rounds: int
         rounds: how often each is timed, after one to warm up; medians count.
     """
     torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     report: dict[str, Any] = {"hardware": hardware("cpu"), "torch": torch.__version__, "commit": commit()}
     try:
         report["models"] = {name: search(name, rounds) for name in models}

@@ -207,9 +207,7 @@ def flow_flops(teacher: CodebookTeacher) -> int:
     """One evaluation of the flow at every token of a sequence."""
     n = teacher.layout.length
     flow = flows.CodebookFlow(teacher.codebook, torch.zeros(1, n, len(teacher.codebook)))
-    with count_flops() as flops:
-        flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1))
-    return flops.get_total_flops()
+    return flops_of(lambda: flow.denoise(torch.zeros(1, n, 1, teacher.token_dim), torch.ones(1, n, 1)))
 
 
 @torch.no_grad()
@@ -236,6 +234,13 @@ def sampling_peak(teacher: CodebookTeacher, size: int, sampling: Sampling | None
         else:
             draw(flow, torch.zeros(size, last, device=device))
     return ledger.peak
+
+
+def flops_of(function: Callable[[], Any]) -> int:
+    """Floating-point operations of a function; a replayed CUDA graph has none that are counted."""
+    with count_flops() as counter:
+        function()
+    return counter.get_total_flops()
 
 
 def peak_of(function: Callable[[], Any]) -> int:

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import gpu, scaling
+from benchmarks.speed import gpu, scaling, unused
 from benchmarks.speed.hours import hours
 from benchmarks.training import build
 from dd2_lightning.planning import make_plan
+from processes import forked
 from reference import release_files
 from runs import stage_config
 
@@ -57,6 +58,16 @@ def test_against_the_reference(family, tmp_path, monkeypatch):
         speed.main(what, str(path), [name], rounds=1)
         found = json.loads(path.read_text())["models"][name]
         assert found["largest_difference"] < 1e-4 and len(found["seconds"]["ours"]) == 1
+    assert found["largest_difference"] > 0  # another decoder, not ours once more
+
+
+def test_the_search_for_unused_parameters(tmp_path):
+    name = f"llamagen/{release_files(tmp_path, 'llamagen')['sizes.json']}"
+    status, text = forked(partial(unused.main, str(tmp_path / "unused.json"), [name], rounds=2), tmp_path / "log")
+    assert status == 0, text
+    found = json.loads((tmp_path / "unused.json").read_text())["models"][name]
+    assert {update: len(taken) for update, taken in found["seconds"].items()} == {"guidance": 2, "generator": 2}
+    assert all(taken > 0 for taken in found["median_seconds"].values())
 
 
 def test_hours_of_runs(root, tmp_path, capsys):

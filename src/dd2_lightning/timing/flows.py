@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dd2_lightning import flow
-from dd2_lightning.costs import Ledger
+from dd2_lightning.costs import peak_of
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import build_meta
 from dd2_lightning.flow import codebook_posterior_mean
@@ -59,12 +59,5 @@ def time_flow(
         "channels": C,
         "seconds": seconds,
         "median_seconds": {name: median(taken) for name, taken in seconds.items()},
-        "bytes": {name: peak_bytes(function) for name, function in functions.items()},
+        "bytes": {name: peak_of(function) for name, function in functions.items()},
     }
-
-
-def peak_bytes(function: Callable[[], Any]) -> int:
-    """The largest number of bytes alive at once that a call allocated."""
-    with Ledger() as ledger:
-        function()
-    return ledger.peak

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd2_lightning.costs import count_flops
+from dd2_lightning.costs import flops_of
 from dd2_lightning.devices import PRECISIONS, autocast, check_precision
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
@@ -66,7 +66,7 @@ def time_sampling(
     }
     seconds = interleaved(functions, rounds, device)
     middle = {name: median(taken) for name, taken in seconds.items()}
-    flops = {name: operations(plain[name], *calls[name][1:]) for name in ("one_step", "backbone")}
+    flops = {name: flops_of(partial(plain[name], *calls[name][1:])) for name in ("one_step", "backbone")}
     return {
         "steps": teacher.layout.num_positions,
         "tokens": teacher.layout.length,
@@ -82,13 +82,6 @@ def time_sampling(
         "ratio": middle["teacher"] / middle["one_step"],
         "ratio_with_decoder": (middle["teacher"] + middle["decoder"]) / (middle["one_step"] + middle["decoder"]),
     }
-
-
-def operations(function: Callable[..., Any], *inputs: Tensor) -> int:
-    """Floating-point operations of a call; a replayed graph would count none."""
-    with count_flops() as counter:
-        function(*inputs)
-    return counter.get_total_flops()
 
 
 def allocated_bytes(function: Callable[[], Any], device: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dd2_lightning.costs import computing_in, count_flops
+from dd2_lightning.costs import computing_in, flops_of
 from dd2_lightning.data.batch import Batch
 from dd2_lightning.evaluation.timing import interleaved
 from dd2_lightning.families.registry import teacher_from_config
@@ -58,18 +58,13 @@ def time_updates(
     device: str,
 ) -> dict[str, dict[str, Any]]:
     """Time the updates of a stage, by name; ``flops`` are those of a sample, ``tflops`` 10¹² operations a second."""
-    with torch.device(device):
-        stage.teacher = teacher
-        stage.build({"head": head})
-        batch = blank_batch(stage, batch_size)
+    batch = set_up(stage, teacher, head, batch_size, device)
     results = {}
     updates = {UPDATES[update.name]: update for update in stage.updates() if update.count(iterations=1)}
     steps = {name: step_of(stage, update, batch, precision, device) for name, update in updates.items()}
     timed = interleaved(steps, rounds, device)
     for name, step in steps.items():
-        with count_flops() as flops:
-            step()
-        seconds, operations = median(timed[name]), flops.get_total_flops()
+        seconds, operations = median(timed[name]), flops_of(step)
         results[name] = {
             "parameters": count_parameters(updates[name].network),
             "flops": operations // batch_size,
@@ -78,6 +73,16 @@ def time_updates(
             "tflops": operations / seconds / 1e12,
         }
     return results
+
+
+def set_up(
+    stage: DistillationStage, teacher: CodebookTeacher, head: dict[str, int], batch_size: int, device: str = "cpu"
+) -> Batch:
+    """Give a stage its teacher and networks with random weights; returns a batch for it."""
+    with torch.device(device):
+        stage.teacher = teacher
+        stage.build({"head": head})
+        return blank_batch(stage, batch_size)
 
 
 def step_of(stage: DistillationStage, update: Update, batch: Batch, precision: str, device: str) -> Callable[[], None]:
