@@ -90,6 +90,11 @@ def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, 
     return (one_step, teacher, other) if other > teacher else None
 
 
+def first_of_each_kind(rows: dict[str, Row]) -> list[Row]:
+    """The first row of each kind of sampler."""
+    return list({row["kind"]: row for row in reversed(rows.values())}.values())
+
+
 def ratios(rows: dict[str, Row]) -> dict[str, float | None]:
     """How much of the independent tokens' error is left in DD2's one step: 0 is the teacher, 1 is independent.
 
@@ -97,8 +102,7 @@ def ratios(rows: dict[str, Row]) -> dict[str, float | None]:
     reference; ``nll`` is the same of likelihoods. Each is of the first row of its kind. None where a number is missing
     or independent tokens are no worse than the teacher.
     """
-    first = list({row["kind"]: row for row in reversed(rows.values())}.values())
-    found = {metric: numbers(first, metric, "independent") for metric in RATIOS}
+    found = {metric: numbers(first_of_each_kind(rows), metric, "independent") for metric in RATIOS}
     return {metric: three and (three[0] - three[1]) / (three[2] - three[1]) for metric, three in found.items()}
 
 
@@ -106,9 +110,10 @@ def gap_closed(rows: dict[str, Row]) -> dict[str, float | None]:
     """How much of DD1's error DD2's one step does away with: 1 is the teacher, 0 is DD1, below 0 is worse than it.
 
     ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), ``nll`` the same of likelihoods; see :func:`ratios`. DD1 is
-    the best of those in one step, for each metric.
+    the best of those in one step, for each metric; the others are the first of their kind.
     """
-    drawn = [row for row in rows.values() if not row["snapped"] and (row["steps"] == 1 or row["kind"] == "teacher")]
+    dd1 = [row for row in rows.values() if row["kind"] == "dd1" and row["steps"] == 1]
+    drawn = [*(row for row in first_of_each_kind(rows) if row["kind"] != "dd1"), *dd1]
     found = {metric: numbers(drawn, metric, "dd1") for metric in RATIOS}
     return {metric: three and (three[2] - three[0]) / (three[2] - three[1]) for metric, three in found.items()}
 
