@@ -56,13 +56,13 @@ BENCH_align_var      := 200
 BENCH_align_llamagen := 300
 BENCH_dd1_var        := 11000
 BENCH_dd1_llamagen   := 20000
-BENCH_init_mnist_var       := 1000
+BENCH_init_mnist_var       := 400
 BENCH_init_mnist_llamagen  := 400
-BENCH_csd_mnist_var        := 1200
+BENCH_csd_mnist_var        := 600
 BENCH_csd_mnist_llamagen   := 1200
-BENCH_align_mnist_var      := 200
+BENCH_align_mnist_var      := 120
 BENCH_align_mnist_llamagen := 120
-BENCH_dd1_mnist_var        := 4000
+BENCH_dd1_mnist_var        := 3000
 BENCH_dd1_mnist_llamagen   := 4500
 
 # sequences and iterations of DD1 of `make scarce`
