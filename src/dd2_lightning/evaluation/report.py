@@ -74,25 +74,27 @@ def make_report(
 RATIOS = {"frechet": "Fréchet", "nll": "NLL"}  # metrics in which one step is placed between the teacher and a baseline
 
 
-def numbers(rows: list[Row], metric: str, baseline: str) -> tuple[float, float, float] | None:
-    """The least numbers of one step, teacher and a baseline; None where one is missing or the baseline is no worse.
+def of_kind(rows: dict[str, Row], kind: str) -> list[Row]:
+    """The rows of a kind of sampler, in their order."""
+    return [row for row in rows.values() if row["kind"] == kind]
 
-    The distance of a model that was trained on the features it is measured in counts as missing.
+
+def numbers(rows: dict[str, Row], metric: str, baselines: list[Row]) -> tuple[float, float, float] | None:
+    """The numbers of the first one-step model and teacher and of the best baseline.
+
+    None where one is missing or the baseline is no worse than the teacher. The distance of a model that was trained on
+    the features it is measured in counts as missing.
     """
 
     def number(row: Row) -> Any:
         return None if metric == "frechet" and row.get("trained_on") else row[metric]
 
-    found = [[number(row) for row in rows if row["kind"] == kind] for kind in ("one_step", "teacher", baseline)]
+    kinds = of_kind(rows, "one_step")[:1], of_kind(rows, "teacher")[:1], baselines
+    found = [[number(row) for row in several] for several in kinds]
     if any(not several or None in several for several in found):
         return None
     one_step, teacher, other = map(min, found)
     return (one_step, teacher, other) if other > teacher else None
-
-
-def first_of_each_kind(rows: dict[str, Row]) -> list[Row]:
-    """The first row of each kind of sampler."""
-    return list({row["kind"]: row for row in reversed(rows.values())}.values())
 
 
 def ratios(rows: dict[str, Row]) -> dict[str, float | None]:
@@ -102,7 +104,8 @@ def ratios(rows: dict[str, Row]) -> dict[str, float | None]:
     reference; ``nll`` is the same of likelihoods. Each is of the first row of its kind. None where a number is missing
     or independent tokens are no worse than the teacher.
     """
-    found = {metric: numbers(first_of_each_kind(rows), metric, "independent") for metric in RATIOS}
+    independent = of_kind(rows, "independent")[:1]
+    found = {metric: numbers(rows, metric, independent) for metric in RATIOS}
     return {metric: three and (three[0] - three[1]) / (three[2] - three[1]) for metric, three in found.items()}
 
 
@@ -112,9 +115,8 @@ def gap_closed(rows: dict[str, Row]) -> dict[str, float | None]:
     ``frechet`` is (F(DD1) - F(one-step)) / (F(DD1) - F0), ``nll`` the same of likelihoods; see :func:`ratios`. DD1 is
     the best of those in one step, for each metric; the others are the first of their kind.
     """
-    dd1 = [row for row in rows.values() if row["kind"] == "dd1" and row["steps"] == 1]
-    drawn = [*(row for row in first_of_each_kind(rows) if row["kind"] != "dd1"), *dd1]
-    found = {metric: numbers(drawn, metric, "dd1") for metric in RATIOS}
+    dd1 = [row for row in of_kind(rows, "dd1") if row["steps"] == 1]
+    found = {metric: numbers(rows, metric, dd1) for metric in RATIOS}
     return {metric: three and (three[2] - three[0]) / (three[2] - three[1]) for metric, three in found.items()}
 
 
