@@ -143,13 +143,20 @@ def unknown_option(message: str) -> str | None:
 
 
 def raise_usage_error(program: str, message: str, options: Iterable[str], arguments: list[str]) -> NoReturn:
-    """Turn a parser's message into a :class:`UsageError` of one line, with one of ``options`` for an unknown one."""
+    """Turn a parser's message into a :class:`UsageError` of one line, with a known name for an unknown one.
+
+    Names are ``options`` with their dashes, and the settings of groups without: ``--model.draws`` is a ``draws``.
+    """
     if (option := unknown_option(message)) is None:
         raise UsageError(program, one_line(message))
-    known = {name.lstrip("-") for name in options}
     name = option.lstrip("-")
     last = name.rpartition(".")[2]
-    dashes = "--" if option.startswith("-") else ""
-    suggestion = did_you_mean(name, known, dashes) or did_you_mean(last, known, dashes)
-    file = None if dashes else config_with(arguments, last)
-    raise UsageError(program, f"unknown setting {option}{f' in {file}' if file else ''}{suggestion}")
+    # the parser leaves out the group of a setting
+    whole = re.compile(rf"--((model|data)\.(init_args\.)?)?{re.escape(name)}")
+    words = (argument.partition("=")[0] for argument in arguments)
+    typed = next((word for word in words if whole.fullmatch(word)), option)
+    dashes, file = ("--", None) if typed.startswith("-") else ("", config_with(arguments, last))
+    names = list(options)
+    suggestion = did_you_mean(name, [known.lstrip("-") for known in names if known.startswith("-")], dashes)
+    suggestion = suggestion or did_you_mean(last, names, typed.removesuffix(last))
+    raise UsageError(program, f"unknown setting {typed}{f' in {file}' if file else ''}{suggestion}")
