@@ -59,9 +59,9 @@ BENCH_dd1_llamagen   := 20000
 BENCH_init_mnist_var       := 400
 BENCH_init_mnist_llamagen  := 400
 BENCH_csd_mnist_var        := 600
-BENCH_csd_mnist_llamagen   := 1200
+BENCH_csd_mnist_llamagen   := 750
 BENCH_align_mnist_var      := 120
-BENCH_align_mnist_llamagen := 120
+BENCH_align_mnist_llamagen := 60
 BENCH_dd1_mnist_var        := 3000
 BENCH_dd1_mnist_llamagen   := 4500
 
