@@ -63,7 +63,7 @@ BENCH_csd_mnist_llamagen   := 750
 BENCH_align_mnist_var      := 120
 BENCH_align_mnist_llamagen := 60
 BENCH_dd1_mnist_var        := 3000
-BENCH_dd1_mnist_llamagen   := 4500
+BENCH_dd1_mnist_llamagen   := 3900
 
 # sequences and iterations of DD1 of `make scarce`
 SCARCE     := 1000
