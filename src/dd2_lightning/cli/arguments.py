@@ -156,7 +156,8 @@ def raise_usage_error(program: str, message: str, options: Iterable[str], argume
     words = (argument.partition("=")[0] for argument in arguments)
     typed = next((word for word in words if whole.fullmatch(word)), option)
     dashes, file = ("--", None) if typed.startswith("-") else ("", config_with(arguments, last))
-    names = list(options)
-    suggestion = did_you_mean(name, [known.lstrip("-") for known in names if known.startswith("-")], dashes)
-    suggestion = suggestion or did_you_mean(last, names, typed.removesuffix(last))
+    names = set(options)
+    settings = {known for known in names if not known.startswith("-")}
+    suggestion = did_you_mean(name, {known.lstrip("-") for known in names - settings}, dashes)
+    suggestion = suggestion or did_you_mean(last, settings, typed.removesuffix(last))
     raise UsageError(program, f"unknown setting {typed}{f' in {file}' if file else ''}{suggestion}")
